@@ -1,0 +1,52 @@
+"""Names of all result slots, derived from ``key_added`` in one place."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Slot names of one analysis."""
+
+    key_added: str = "agl"
+    """Prefix of every slot, and the name of the prediction layer and of the ``uns`` entry."""
+
+    def __post_init__(self) -> None:
+        if not self.key_added.isidentifier():
+            msg = f"key_added={self.key_added!r} is not a plain name; use letters, digits and underscores, e.g. 'agl'."
+            raise ValueError(msg)
+
+    @property
+    def layer(self) -> str:
+        return self.key_added
+
+    @property
+    def uns(self) -> str:
+        return self.key_added
+
+    @property
+    def features(self) -> str:
+        return f"{self.key_added}_features"
+
+    @property
+    def split(self) -> str:
+        return f"{self.key_added}_split"
+
+    @property
+    def role(self) -> str:
+        return f"{self.key_added}_role"
+
+    @property
+    def prior_rank(self) -> str:
+        return f"{self.key_added}_prior_rank"
+
+    @property
+    def weight(self) -> str:
+        return f"{self.key_added}_weight"
+
+    @property
+    def selected(self) -> str:
+        return f"{self.key_added}_selected"
+
+    def metric(self, name: str) -> str:
+        """Column of ``var`` that holds a test metric."""
+        return f"{self.key_added}_{name}"
