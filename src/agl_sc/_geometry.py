@@ -1,5 +1,7 @@
 """Physical scale: spot pitch of the named technologies and the microns per pixel that follow from it."""
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -9,6 +11,8 @@ FloatArray = NDArray[np.float64]
 PITCH_UM = {"st": 200.0, "visium": 100.0}
 """Centre-to-centre distance of neighbouring spots."""
 _NEIGHBOURS = {"st": 4, "visium": 6}
+_ADJACENT = 1.2
+"""Neighbours beyond this many median distances are diagonal ones; within 0.4 % of a lattice fitted to HER2ST."""
 _TOLERANCE = 0.05
 
 
@@ -24,7 +28,8 @@ def spot_pitch_px(centres: FloatArray, technology: str) -> float:
 
     Returns
     -------
-    Median distance to the 4 (square) or 6 (hexagonal) nearest neighbours, in pixels. NaN with fewer than two spots.
+    Median distance, in pixels, to those of the 4 (square) or 6 (hexagonal) nearest neighbours that are adjacent: a spot
+    at an edge also has diagonal ones among them, 1.4 to 1.7 pitches away. NaN with fewer than two spots.
     """
     if technology not in PITCH_UM:
         msg = f"technology={technology!r} is unknown; use one of {sorted(PITCH_UM)}, or None and pass image_mpp."
@@ -34,7 +39,8 @@ def spot_pitch_px(centres: FloatArray, technology: str) -> float:
     if n_neighbours < 1:
         return float("nan")
     distances, _ = cKDTree(known).query(known, k=n_neighbours + 1)
-    return float(np.median(distances[:, 1:]))
+    distances = distances[:, 1:]
+    return float(np.median(distances[distances <= _ADJACENT * np.median(distances)]))
 
 
 def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | None, *, name: str) -> float:
@@ -60,7 +66,7 @@ def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | No
     ValueError
         Nothing is known, the value is not positive, or it disagrees with the spot pitch by more than 5 %.
     """
-    if image_mpp is not None and not (np.isfinite(image_mpp) and image_mpp > 0):
+    if image_mpp is not None and not _is_positive_number(image_mpp):
         msg = f"image_mpp={image_mpp!r} of {name!r} is not a positive number of microns per pixel."
         raise ValueError(msg)
     if technology is None:
@@ -72,10 +78,10 @@ def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | No
             raise ValueError(msg)
         return float(image_mpp)
     pitch = spot_pitch_px(centres, technology)
-    from_pitch = PITCH_UM[technology] / pitch
+    from_pitch = PITCH_UM[technology] / pitch if pitch > 0 else float("nan")
     if image_mpp is None:
         if not np.isfinite(from_pitch):
-            msg = f"{name!r} has fewer than two spots, too few to derive microns per pixel; pass image_mpp=."
+            msg = f"{name!r} has fewer than two distinct spots, too few to derive microns per pixel; pass image_mpp=."
             raise ValueError(msg)
         return from_pitch
     if abs(from_pitch / image_mpp - 1) > _TOLERANCE:
@@ -85,3 +91,7 @@ def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | No
         )
         raise ValueError(msg)
     return float(image_mpp)
+
+
+def _is_positive_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < float("inf")

@@ -1,0 +1,315 @@
+"""The one place that touches SpatialData: elements in as arrays, results out as slots."""
+
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from numpy.typing import NDArray
+
+from agl_sc._geometry import check_mpp
+from agl_sc._keys import Keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Names = str | Sequence[str] | None
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One region of the table with its image, as arrays."""
+
+    name: str
+    """Region: the shapes element's key."""
+    rows: IntArray
+    """Rows of the table, (n_spots,)."""
+    image_key: str
+    """Key of the image element."""
+    levels: tuple[Any, ...]
+    """Lazy dask arrays (3, y, x) uint8, finest first."""
+    centres: FloatArray
+    """Spot centres in pixels of the finest level as (x, y), (n_spots, 2); NaN where the shape has none."""
+    radius: float
+    """Median spot radius in pixels of the finest level."""
+    image_mpp: float | None
+    """Microns per pixel of the finest level as the image's metadata state it."""
+    technology: str | None
+    """``"st"``, ``"visium"`` or None."""
+
+    def mpp(self, stated: float | None = None) -> float:
+        """Microns per pixel of the finest level; ``stated`` by the user goes before metadata and spot pitch."""
+        known = self.image_mpp if stated is None else stated
+        return check_mpp(known, self.centres, self.technology, name=self.image_key)
+
+
+def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
+    """``", did you mean A, B"`` for the names closest to the first of ``names``; empty when nothing is close."""
+    lower = {str(name).lower(): str(name) for name in known}
+    close = [lower[hit] for name in list(names)[:3] for hit in difflib.get_close_matches(name.lower(), lower, n=2)]
+    return f"; did you mean {', '.join(dict.fromkeys(close))}" if close else ""
+
+
+def get_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
+    """Table of the SpatialData; the only one when ``table_key`` is None."""
+    from spatialdata import SpatialData
+
+    if not isinstance(sdata, SpatialData):
+        msg = (
+            f"sdata is a {type(sdata).__name__}, not a SpatialData; read sections with agl_sc.io, "
+            "or convert an AnnData with agl_sc.io.from_anndata."
+        )
+        raise TypeError(msg)
+    tables = sorted(sdata.tables)
+    if not tables:
+        msg = "sdata has no table; add one that annotates the spots, e.g. with agl_sc.io.read_st or read_visium."
+        raise KeyError(msg)
+    if table_key is None and len(tables) > 1:
+        msg = f"sdata has several tables ({', '.join(tables)}); name one with table_key=."
+        raise ValueError(msg)
+    if table_key is not None and table_key not in tables:
+        msg = f"table_key={table_key!r} is not in sdata; its tables are {', '.join(tables)}."
+        raise KeyError(msg)
+    table: AnnData = sdata.tables[tables[0] if table_key is None else table_key]
+    check_unique_genes(table)
+    return table
+
+
+def check_unique_genes(table: "AnnData") -> None:
+    """Refuse a table in which a gene name stands twice."""
+    if not table.var_names.is_unique:
+        twice = sorted(set(table.var_names[table.var_names.duplicated()]))
+        msg = (
+            f"{len(twice)} gene names stand twice in the table ({', '.join(twice[:3])}); "
+            "make them unique with table.var_names_make_unique()."
+        )
+        raise ValueError(msg)
+
+
+def region_of(table: "AnnData") -> "pd.Series[str]":
+    """Region of every spot, from ``uns["spatialdata_attrs"]``."""
+    attrs = table.uns.get("spatialdata_attrs")
+    if not attrs or attrs.get("region_key") not in table.obs:
+        msg = (
+            'The table annotates no shapes (no uns["spatialdata_attrs"] with a region_key); '
+            "set it with spatialdata.models.TableModel.parse(table, region=, region_key=, instance_key=)."
+        )
+        raise ValueError(msg)
+    return table.obs[attrs["region_key"]].astype(str)
+
+
+def section_of(table: "AnnData") -> "pd.Series[str]":
+    """Section of every spot: ``obs["section"]``, or the region where there is no such column."""
+    return table.obs["section"].astype(str) if "section" in table.obs else region_of(table)
+
+
+def sections(
+    sdata: "SpatialData",
+    table: "AnnData",
+    *,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+) -> list[Section]:
+    """Every region of the table with the one image that shares a coordinate system with it.
+
+    Parameters
+    ----------
+    sdata
+        Holds images and shapes.
+    table
+        One of its tables.
+    image_key
+        Image elements to consider (all by default).
+    shapes_key
+        Regions to consider (all by default).
+    coordinate_system
+        Coordinate system that joins image and shapes; by default the one they share.
+    """
+    regions = region_of(table)
+    names = _subset(sorted(set(regions)), shapes_key, "shapes_key", "the regions of the table")
+    images = _subset(sorted(sdata.images), image_key, "image_key", "the images of sdata")
+    if not images:
+        msg = "sdata has no image, and features come from one; read it with agl_sc.io or add it with sdata.images[...] = ...."
+        raise KeyError(msg)
+    metadata = sdata.attrs.get("agl_sc", {})
+    instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
+    found = []
+    for name in names:
+        if name not in sdata.shapes:
+            msg = f"Region {name!r} of the table is not a shapes element; the shapes are {', '.join(sorted(sdata.shapes)) or 'none'}."
+            raise KeyError(msg)
+        rows = np.flatnonzero((regions == name).to_numpy())
+        key, affine = _image_of(sdata, name, images, coordinate_system)
+        points, radius = _points(sdata.shapes[name], instances.iloc[rows], name)
+        found.append(
+            Section(
+                name=name,
+                rows=rows,
+                image_key=key,
+                levels=_levels(sdata.images[key], key),
+                centres=points @ affine[:2, :2].T + affine[:2, 2],
+                radius=radius * float(np.sqrt(abs(np.linalg.det(affine[:2, :2])))),
+                image_mpp=metadata.get("image_mpp", {}).get(key),
+                technology=metadata.get("technology", {}).get(name),
+            )
+        )
+    return found
+
+
+def _subset(available: list[str], wanted: Names, argument: str, what: str) -> list[str]:
+    if wanted is None:
+        return available
+    chosen = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [name for name in chosen if name not in available]
+    if unknown:
+        msg = f"{argument}={unknown[0]!r} is not among {what}: {', '.join(available) or 'none'}{near_matches(unknown, available)}."
+        raise KeyError(msg)
+    return chosen
+
+
+def _affines(element: Any) -> dict[str, FloatArray]:
+    """Matrix (3, 3) from an element's own (x, y) to each of its coordinate systems."""
+    from spatialdata.transformations import get_transformation
+
+    systems = get_transformation(element, get_all=True)
+    axes = ("x", "y")
+    return {name: t.to_affine_matrix(input_axes=axes, output_axes=axes) for name, t in systems.items()}
+
+
+def _image_of(sdata: "SpatialData", name: str, images: list[str], system: str | None) -> tuple[str, FloatArray]:
+    """The image of a region, and the matrix (3, 3) from the shapes to its pixels."""
+    shapes = _affines(sdata.shapes[name])
+    candidates: dict[str, dict[str, FloatArray]] = {}
+    for key in images:
+        image = _affines(sdata.images[key])
+        shared = [s for s in shapes if s in image and system in (None, s)]
+        if shared:
+            candidates[key] = {s: np.linalg.inv(image[s]) @ shapes[s] for s in shared}
+    if not candidates:
+        asked = f" named {system!r}" if system else ""
+        msg = (
+            f"No image shares a coordinate system{asked} with {name!r}, whose systems are {', '.join(sorted(shapes))}; "
+            "set a transformation with spatialdata.transformations.set_transformation."
+        )
+        raise ValueError(msg)
+    if len(candidates) > 1:
+        msg = f"{name!r} shares a coordinate system with several images ({', '.join(candidates)}); name one with image_key=."
+        raise ValueError(msg)
+    (key, affines), *_ = candidates.items()
+    first, *others = affines.values()
+    if not all(np.allclose(first, other, rtol=1e-4, atol=1e-2) for other in others):
+        msg = f"{name!r} and {key!r} share several coordinate systems that disagree ({', '.join(affines)}); name one with coordinate_system=."
+        raise ValueError(msg)
+    return key, first
+
+
+def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float]:
+    missing = ~instances.isin(shapes.index)
+    if missing.any():
+        msg = (
+            f"{int(missing.sum())} spots of the table have no shape in {name!r} (e.g. {instances[missing].iloc[0]!r}); "
+            "drop them from the table, or mend its instance_key."
+        )
+        raise ValueError(msg)
+    rows = shapes.loc[instances]
+    centroids = rows.geometry.centroid
+    radius = rows["radius"] if "radius" in rows else np.sqrt(rows.geometry.area / np.pi)
+    return np.column_stack([centroids.x, centroids.y]).astype(float), float(np.median(radius))
+
+
+def _levels(image: Any, key: str) -> tuple[Any, ...]:
+    from xarray import DataTree
+
+    arrays = [next(iter(level.values())) for level in image.values()] if isinstance(image, DataTree) else [image]
+    finest = arrays[0]
+    if finest.dtype != np.uint8:
+        msg = (
+            f"Image {key!r} is {finest.dtype}, not uint8; convert it first, e.g. (image / image.max() * 255).astype('uint8') "
+            "for a linear image."
+        )
+        raise ValueError(msg)
+    if tuple(finest.dims) != ("c", "y", "x") or finest.sizes["c"] != 3:
+        msg = f"Image {key!r} has dimensions {dict(finest.sizes)}, not 3 channels (c, y, x); keep red, green and blue."
+        raise ValueError(msg)
+    return tuple(array.data for array in arrays)
+
+
+def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
+    """Raw counts of the table as CSR float32, (n_spots, n_genes); anything that is not raw counts is refused.
+
+    Parameters
+    ----------
+    table
+        The table.
+    layer
+        Layer with raw counts; X by default.
+    """
+    if layer is not None and layer not in table.layers:
+        msg = f"layer={layer!r} is not in the table; its layers are {', '.join(table.layers) or 'none'} (None means X)."
+        raise KeyError(msg)
+    matrix = table.X if layer is None else table.layers[layer]
+    where = "X" if layer is None else f"layers[{layer!r}]"
+    if matrix is None:
+        msg = "The table has no X; pass layer= with the layer of raw counts."
+        raise ValueError(msg)
+    counts = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
+    values = counts.data
+    if np.isnan(values).any():
+        fault = "NaN"
+    elif (values < 0).any():
+        fault = "negative values"
+    elif (values != np.round(values)).any():
+        fault = "values that are not whole numbers, as after normalisation"
+    else:
+        return counts
+    msg = f"{where} holds {fault}; raw counts are needed, pass layer= with the layer that has them."
+    raise ValueError(msg)
+
+
+_SLOTS = ("layers", "obsm")
+_COLUMNS = ("obs", "var")
+
+
+@contextmanager
+def unchanged_on_failure(table: "AnnData", keys: Keys) -> Iterator[None]:
+    """Restore every slot of this analysis when the body fails or is interrupted."""
+    names = {keys.layer, keys.features}
+    before = {slot: {n: getattr(table, slot)[n] for n in names if n in getattr(table, slot)} for slot in _SLOTS}
+    columns = {axis: getattr(table, axis).copy(deep=False) for axis in _COLUMNS}
+    uns = dict(table.uns.get(keys.uns, {})) if keys.uns in table.uns else None
+    try:
+        yield
+    except BaseException:
+        for slot in _SLOTS:
+            for name in names & set(getattr(table, slot)):
+                del getattr(table, slot)[name]
+            for name, value in before[slot].items():
+                getattr(table, slot)[name] = value
+        for axis in _COLUMNS:
+            setattr(table, axis, columns[axis])
+        if uns is not None:
+            table.uns[keys.uns] = uns
+        else:
+            table.uns.pop(keys.uns, None)
+        raise
+
+
+def record(table: "AnnData", keys: Keys, entries: Mapping[str, Any]) -> None:
+    """Put entries into ``uns[key_added]``, leaving what is there."""
+    table.uns[keys.uns] = {**table.uns.get(keys.uns, {}), **entries}
+
+
+def recorded(table: "AnnData", keys: Keys, name: str) -> Any:
+    """Entry of ``uns[key_added]``, or None."""
+    return table.uns.get(keys.uns, {}).get(name)

@@ -1,0 +1,27 @@
+"""Output paths are refused before any work, not after it."""
+
+import tempfile
+from pathlib import Path
+
+
+def check_parent(path: str | Path) -> Path:
+    """Absolute ``path``, whose folder exists and can be written to.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder does not exist.
+    PermissionError
+        The folder cannot be written to.
+    """
+    path = Path(path).absolute()
+    parent = path.parent
+    if not parent.is_dir():
+        msg = f"The folder {parent} does not exist; make it, or choose another path."
+        raise FileNotFoundError(msg)
+    try:
+        tempfile.TemporaryFile(dir=parent).close()  # permissions alone do not tell: read-only mounts, root
+    except OSError as error:
+        msg = f"The folder {parent} cannot be written to ({error.strerror}); choose another path."
+        raise PermissionError(msg) from error
+    return path

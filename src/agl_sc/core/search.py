@@ -1,0 +1,194 @@
+"""Where to cut the ranking of auxiliary genes: by closed form along the whole path, or by hyper-gradient."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from agl_sc.core import metrics
+from agl_sc.core.gate import soft_top_k
+from agl_sc.core.hypergradient import AdamState, Parameters, hypergradient
+from agl_sc.core.losses import pearson_loss, weighted_mean
+from agl_sc.core.network import LowRank, RidgeBasis, reduced_rank_path, ridge_coefficients
+
+FloatArray = NDArray[np.float64]
+
+ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 17))
+"""Ridge penalties tried, per feature."""
+RANKS = (4, 8, 16, 32, 64)
+"""Widths of the trunk tried."""
+TRACE_COLUMNS = ("step", "cutoff", "k", "validation_pearson")
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Validation spots of the target genes."""
+
+    features: FloatArray
+    """Scaled as the training features, (n_spots, n_features)."""
+    targets: FloatArray
+    """Measured expression, (n_spots, n_targets)."""
+    sections: NDArray[np.int64]
+    """Section of every spot, (n_spots,)."""
+
+    def per_gene(self, predicted: FloatArray) -> FloatArray:
+        """Pearson of every target within sections, averaged over sections, (n_targets,); NaN where undefined."""
+        return section_pearson(self.targets, predicted, self.sections)
+
+    def score(self, predicted: FloatArray) -> float:
+        """Mean Pearson over targets; an undefined one counts 0."""
+        return float(np.nan_to_num(self.per_gene(predicted)).mean())
+
+
+def section_pearson(measured: FloatArray, predicted: FloatArray, codes: NDArray[np.int64]) -> FloatArray:
+    """Pearson of every gene within sections, averaged over the sections where it is defined, (n_genes,)."""
+    per_section = np.stack([metrics.pearson(measured[codes == c], predicted[codes == c]) for c in np.unique(codes)])
+    defined = np.isfinite(per_section).sum(axis=0)
+    return np.where(defined > 0, np.nansum(per_section, axis=0) / np.maximum(defined, 1), np.nan)
+
+
+def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
+    """Ridge penalty with the best mean validation Pearson of the targets."""
+    n_targets = validation.targets.shape[1]
+    n_features = validation.features.shape[1]
+    grid = [n_features * alpha for alpha in ALPHAS]
+    scores = [validation.score(validation.features @ ridge_coefficients(basis, a, n_targets)) for a in grid]
+    return grid[int(np.argmax(scores))]
+
+
+def choose_rank(start: LowRank, validation: Validation) -> int:
+    """Rank of the trunk with the best mean validation Pearson of the targets."""
+    n_targets = validation.targets.shape[1]
+    ranks = _ranks(start.trunk.shape[1])
+    targets = LowRank(start.trunk, start.head[:, :n_targets])
+    return ranks[int(np.argmax([validation.score(targets.cut(r).predict(validation.features)) for r in ranks]))]
+
+
+def path_search(
+    basis: RidgeBasis, validation: Validation, *, alpha: float, rank: int | None = None, n_cutoffs: int = 64
+) -> tuple[float, pd.DataFrame]:
+    """Cutoff from the closed-form fit at every number of auxiliary genes.
+
+    Validation scores are smoothed over neighbouring cutoffs, and the best rank of the trunk is kept; of the cutoffs whose
+    paired difference to the best is within one standard error over target genes, the one with the fewest genes is taken.
+
+    Parameters
+    ----------
+    basis
+        Training spots; genes are the targets, then the auxiliary genes by prior rank.
+    validation
+        Validation spots.
+    alpha
+        Ridge penalty on the features' scale.
+    rank
+        Width of the trunk; chosen on the validation spots if None.
+    n_cutoffs
+        Number of cutoffs tried, evenly over the rank axis.
+
+    Returns
+    -------
+    The cutoff in [0, 1], and the trace: step, cutoff, k, validation_pearson.
+    """
+    n_targets = validation.targets.shape[1]
+    n_auxiliary = basis.genes.shape[1] - n_targets
+    widest = min(len(basis.singular_values), RANKS[-1] if rank is None else rank)
+    ranks = _ranks(widest) if rank is None else [widest]
+    k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))
+    path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
+    scores = np.stack([_by_rank(solution, ranks, validation) for solution in path])
+    smooth = _smooth(scores)
+    best = int(np.argmax(smooth.mean(axis=2).max(axis=0)))
+    cutoffs = k / n_auxiliary
+    trace = {"step": np.arange(len(k)), "cutoff": cutoffs, "k": k, "validation_pearson": scores[:, best].mean(axis=1)}
+    return float(cutoffs[_one_standard_error(smooth[:, best])]), pd.DataFrame(trace)
+
+
+def _ranks(widest: int) -> list[int]:
+    return [rank for rank in RANKS if rank < widest] + [widest] if widest < RANKS[-1] else list(RANKS)
+
+
+def _by_rank(solution: LowRank, ranks: list[int], validation: Validation) -> FloatArray:
+    """Validation Pearson of every target at every rank, undefined ones 0, (n_ranks, n_targets)."""
+    return np.stack([np.nan_to_num(validation.per_gene(solution.cut(r).predict(validation.features))) for r in ranks])
+
+
+def _smooth(scores: FloatArray, reach: int = 2) -> FloatArray:
+    """Running mean over the first axis, the window cut at the ends."""
+    windows = [scores[max(i - reach, 0) : i + reach + 1] for i in range(len(scores))]
+    return np.stack([window.mean(axis=0) for window in windows])
+
+
+def _one_standard_error(scores: FloatArray) -> int:
+    """First row whose paired difference to the best row is within one standard error over columns."""
+    best = scores[np.argmax(scores.mean(axis=1))]
+    difference = best - scores
+    error = difference.std(axis=1) / np.sqrt(scores.shape[1])
+    return int(np.argmax(difference.mean(axis=1) <= error))
+
+
+@dataclass(slots=True)
+class GradientSearch:
+    """The paper's search: one Adam step on the cutoff per training batch, along the unrolled hyper-gradient."""
+
+    cutoff: torch.Tensor
+    """Scalar in [0, 1]."""
+    prior_rank: torch.Tensor
+    """Scaled ranks of the auxiliary genes, (n_auxiliary,)."""
+    temperature: float
+    """Width of the soft edge."""
+    inner_steps: int
+    """Adam steps differentiated through."""
+    inner_lr: float
+    """Their learning rate."""
+    optimizer: torch.optim.Adam
+    """Of the cutoff."""
+
+    def step(
+        self,
+        predict: Callable[[Parameters, torch.Tensor, int], torch.Tensor],
+        parameters: Parameters,
+        state: AdamState,
+        batches: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    ) -> float:
+        """Move the cutoff against the hyper-gradient of one training and one validation batch; return that derivative.
+
+        Parameters
+        ----------
+        predict
+            From parameters, inputs and a number of genes to predictions.
+        parameters
+            Where the inner steps start.
+        state
+            Adam's moments there.
+        batches
+            Inputs and expression of all active genes for training, inputs and expression of the targets for validation.
+        """
+        (inputs, expression), (validation_inputs, targets) = batches
+        n_targets, n_genes = targets.shape[1], expression.shape[1]
+        ones = torch.ones(n_targets, dtype=expression.dtype, device=expression.device)
+        ranks = self.prior_rank[: n_genes - n_targets]
+
+        def inner(at: Parameters, cutoff: torch.Tensor) -> torch.Tensor:
+            weights = torch.cat([ones, soft_top_k(cutoff, ranks, self.temperature)])
+            return weighted_mean(pearson_loss(predict(at, inputs, n_genes), expression), weights)
+
+        def outer(at: Parameters) -> torch.Tensor:
+            return pearson_loss(predict(at, validation_inputs, n_targets), targets).mean()
+
+        _, derivative = hypergradient(
+            inner,
+            outer,
+            parameters,
+            self.cutoff.detach(),
+            state=state,
+            inner_steps=self.inner_steps,
+            inner_lr=self.inner_lr,
+        )
+        self.cutoff.grad = derivative
+        self.optimizer.step()
+        with torch.no_grad():
+            self.cutoff.clamp_(0, 1)
+        return float(derivative)

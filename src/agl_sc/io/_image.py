@@ -1,0 +1,293 @@
+"""Opening images lazily, and the multiscale element every reader writes."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import tifffile
+import zarr
+from numpy.typing import NDArray
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Identity
+
+CHUNK_PX = 512
+_SMALLEST_LEVEL_PX = 1024
+_META = np.empty((0, 0, 0), np.uint8)
+_MEND = "convert it to 8-bit RGB first, e.g. PIL.Image.open(path).convert('RGB').save('rgb.png')"
+_MEND_TIFF = (
+    "convert it to 8-bit RGB first, e.g. tifffile.imwrite('rgb.tif', pixels, photometric='rgb', tile=(512, 512))"
+)
+_TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+# Pillow's Image.open refuses images beyond a global pixel limit ("decompression bomb"), which nearly every slide
+# exceeds. Its per-format classes read the same header without that check, so the user's global limit stays as it is.
+_PILLOW_CLASSES: dict[bytes, type[ImageFile]] = {b"\xff\xd8\xff": JpegImageFile, b"\x89PNG": PngImageFile}
+
+Image = NDArray[np.uint8] | da.Array
+
+_from_array: Callable[..., da.Array] = da.from_array
+_rechunk: Callable[..., da.Array] = da.rechunk
+_transpose: Callable[..., da.Array] = da.transpose
+
+
+def open_image(path: Path | str) -> da.Array:
+    """Open a JPEG, PNG or TIFF file as a lazy array; only its header is read.
+
+    Parameters
+    ----------
+    path
+        File holding one 3-channel 8-bit image.
+
+    Returns
+    -------
+    Image, (c, y, x), uint8, chunks of (3, 512, 512).
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is not JPEG, PNG or TIFF, or its image is not 3-channel uint8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"The image file '{path}' does not exist."
+        raise FileNotFoundError(msg)
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic in _TIFF_MAGIC:
+        return _open_tiff(path)
+    for prefix in _PILLOW_CLASSES:
+        if magic.startswith(prefix):
+            return _open_pillow(path, prefix)
+    msg = f"'{path}' is not a JPEG, PNG or TIFF image (it starts with {magic!r}); convert it to one of these."
+    raise ValueError(msg)
+
+
+def check_image(image: Any, *, name: str) -> None:
+    """Refuse what is not a 3-channel uint8 image.
+
+    Parameters
+    ----------
+    image
+        Array with ``shape`` and ``dtype``, expected (c, y, x).
+    name
+        What the message calls the image.
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        msg = (
+            f"The image of {name!r} has shape {tuple(image.shape)} (c, y, x) and dtype {image.dtype}, "
+            "but must have 3 channels of uint8; convert it to 8-bit RGB first."
+        )
+        raise ValueError(msg)
+
+
+def rgb_from_array(pixels: Any, *, name: str) -> Image:
+    """Bring an image held in memory, as scanpy and squidpy keep it, to (c, y, x) uint8.
+
+    Parameters
+    ----------
+    pixels
+        (y, x, c) or (c, y, x): uint8, or floats in [0, 1] as matplotlib and scanpy read PNG files. A fourth channel
+        is dropped if it is opaque everywhere. A dask array must be uint8 with 3 channels and stays lazy.
+    name
+        What the message calls the image.
+
+    Returns
+    -------
+    Image, (3, y, x), uint8; shares memory with ``pixels`` where nothing had to be converted.
+    """
+    if not isinstance(pixels, np.ndarray | da.Array):
+        msg = f"The image of {name!r} is a {type(pixels).__name__}; give a path, a numpy array or a dask array."
+        raise TypeError(msg)
+    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
+        pixels = pixels.transpose(2, 0, 1)
+    if isinstance(pixels, np.ndarray):
+        pixels = _drop_opaque_alpha(_to_uint8(pixels))
+    check_image(pixels, name=name)
+    image: Image = pixels
+    return image
+
+
+def _to_uint8(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Undo the division by 255 of readers that return floats; everything else stays as it is."""
+    if np.issubdtype(pixels.dtype, np.floating) and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
+        rounded: NDArray[np.uint8] = np.rint(pixels * 255).astype(np.uint8)
+        return rounded
+    return pixels
+
+
+def _drop_opaque_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
+    if pixels.ndim == 3 and pixels.shape[0] == 4 and pixels.dtype == np.uint8 and (pixels[3] == 255).all():
+        return pixels[:3]
+    return pixels
+
+
+def image_element(image: Image, *, name: str) -> Any:
+    """Multiscale image element of a section, halved until its longest side is below 1,024 px; lazy on every level.
+
+    Parameters
+    ----------
+    image
+        Level 0, (c, y, x), uint8, 3 channels.
+    name
+        Section; also the coordinate system, whose unit is the level-0 pixel.
+
+    Returns
+    -------
+    ``DataTree`` that spatialdata accepts as an image.
+    """
+    check_image(image, name=name)
+    chunks = (3, CHUNK_PX, CHUNK_PX)
+    # Naming an in-memory array by its content would hash all of it; a random name is enough here.
+    lazy = _rechunk(image, chunks) if isinstance(image, da.Array) else _from_array(image, chunks=chunks, name=False)
+    return Image2DModel.parse(
+        lazy,
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        scale_factors=_scale_factors(max(image.shape[1:])),
+        chunks=chunks,
+        transformations={name: Identity()},
+    )
+
+
+def _scale_factors(longest_px: int) -> list[int]:
+    factors = []
+    while longest_px >= _SMALLEST_LEVEL_PX:
+        longest_px //= 2
+        factors.append(2)
+    return factors
+
+
+@dataclass(frozen=True, slots=True)
+class _PillowImage:
+    """What dask slices: pixels of a JPEG or PNG file, decoded when first asked for."""
+
+    path: Path
+    """The file."""
+    prefix: bytes
+    """First bytes, which name the format."""
+    stamp: tuple[int, int]
+    """Modification time and size of the file: a replaced file is another image."""
+    shape: tuple[int, int, int]
+    """(3, y, x)."""
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        return np.dtype(np.uint8)
+
+    @property
+    def ndim(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        # A copy, so that a chunk kept by somebody does not keep the whole slide.
+        return np.array(_last_decoded.get(self).transpose(2, 0, 1)[index], order="C")
+
+    def decode(self) -> NDArray[np.uint8]:
+        with _PILLOW_CLASSES[self.prefix](str(self.path)) as image:
+            return np.asarray(image)
+
+
+class _LastDecoded:
+    """Keeps the last decoded image, so that the chunks of one slide share one decoding.
+
+    JPEG and PNG cannot be decoded in part. Chunks wait for one another under the lock rather than decode twice.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._source: _PillowImage | None = None
+        self._pixels: NDArray[np.uint8] | None = None
+
+    def get(self, source: _PillowImage) -> NDArray[np.uint8]:
+        with self._lock:
+            if self._pixels is None or self._source != source:
+                self._source, self._pixels = None, None  # make room before decoding the next
+                self._pixels = source.decode()
+                self._source = source
+            return self._pixels
+
+
+_last_decoded = _LastDecoded()
+
+
+def _open_pillow(path: Path, prefix: bytes) -> da.Array:
+    try:
+        with _PILLOW_CLASSES[prefix](str(path)) as image:
+            mode, (width, height), rawmode = image.mode, image.size, _rawmode(image)
+    except (SyntaxError, OSError, struct.error) as error:  # what Pillow raises for a broken header
+        msg = f"'{path}' cannot be read as an image ({error}); is the file complete?"
+        raise ValueError(msg) from error
+    if mode != "RGB" or "16" in rawmode:  # Pillow would quietly drop the low byte of 16-bit RGB
+        found = f"{rawmode} (16 bit)" if "16" in rawmode else mode
+        msg = f"The image '{path}' has mode {found}, not 8-bit RGB; {_MEND}."
+        raise ValueError(msg)
+    source = _PillowImage(path.resolve(), prefix, _stamp(path), (3, height, width))
+    return _from_array(source, chunks=(3, CHUNK_PX, CHUNK_PX), fancy=False, meta=_META)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _rawmode(image: ImageFile) -> str:
+    args = image.tile[0].args if image.tile else ""
+    return str(args if isinstance(args, str) else args[0] if args else "")
+
+
+def _open_tiff(path: Path) -> da.Array:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            axes, shape, dtype, is_tiled = series.axes, series.shape, series.dtype, series.keyframe.is_tiled
+    except (tifffile.TiffFileError, IndexError, struct.error) as error:
+        msg = f"'{path}' cannot be read as a TIFF ({error}); is the file complete?"
+        raise ValueError(msg) from error
+    channel = next((axis for axis in "SC" if axis in axes), "")
+    is_rgb = sorted(axes) == sorted(f"YX{channel}") and channel and shape[axes.index(channel)] == 3
+    if not is_rgb or dtype != np.uint8:
+        msg = f"The image '{path}' has axes {axes}, shape {shape} and dtype {dtype}, not 3 channels of uint8; {_MEND_TIFF}."
+        raise ValueError(msg)
+    sizes = dict(zip(axes, shape, strict=True))
+    source = _TiffImage(path.resolve(), _stamp(path), axes, (3, sizes["Y"], sizes["X"]))
+    # A strip spans the width of the slide: read bands of rows, and cut them afterwards.
+    bands = _from_array(source, chunks=(3, CHUNK_PX, CHUNK_PX if is_tiled else -1), fancy=False, meta=_META)
+    return _rechunk(bands, (3, CHUNK_PX, CHUNK_PX))
+
+
+@dataclass(frozen=True, slots=True)
+class _TiffImage:
+    """What dask slices: pixels of a TIFF file, of which only the tiles or strips in question are decoded."""
+
+    path: Path
+    """The file; opened for every chunk, so that no handle stays open and the array can travel to other machines."""
+    stamp: tuple[int, int]
+    """Modification time and size of the file: a replaced file is another image."""
+    axes: str
+    """Order of the axes in the file: Y, X and either S or C, in tifffile's letters."""
+    shape: tuple[int, int, int]
+    """(3, y, x)."""
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        return np.dtype(np.uint8)
+
+    @property
+    def ndim(self) -> int:
+        return 3
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
+        order = [self.axes.index(axis) for axis in ("S" if "S" in self.axes else "C", "Y", "X")]
+        native = dict(zip(order, index, strict=True))
+        with tifffile.imread(self.path, aszarr=True, series=0, level=0) as store:
+            pixels = zarr.open_array(store, mode="r")[tuple(native[axis] for axis in range(3))]
+        return np.ascontiguousarray(np.transpose(np.asarray(pixels), order))

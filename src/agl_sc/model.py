@@ -1,0 +1,197 @@
+"""A trained model: predicts, saves and loads; no pickle, no code runs on load."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from agl_sc._paths import check_parent
+from agl_sc.core.encoder import Encoder, load_encoder
+from agl_sc.core.network import network_from
+from agl_sc.core.scaling import center_per_section, scale_features
+
+FloatArray = NDArray[np.float64]
+
+FORMAT = 1
+_CARD, _WEIGHTS = "model.json", "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A trained predictor of gene expression from H&E."""
+
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    """Parameters ``network.*`` and, when fine-tuned, ``encoder.*``; ``feature_scale`` (n_features,); ``slope`` and
+    ``intercept`` (n_predicted,)."""
+    genes: list[str] = field(repr=False)
+    """Modelled genes: targets, then auxiliary genes by prior rank."""
+    weights: FloatArray = field(repr=False)
+    """Weight of every modelled gene in training, in [0, 1], (n_genes,)."""
+    n_targets: int
+    """Number of leading genes that are targets."""
+    n_predicted: int
+    """Number of leading genes that are predicted: targets and selected auxiliary genes."""
+    method: str
+    """``"pgl"``, ``"agl"`` or ``"dkgsb"``."""
+    search: str | None
+    """``"path"``, ``"gradient"``, or None without a learned cutoff."""
+    cutoff: float | None
+    """Learned cutoff on the rank axis, in [0, 1], or None."""
+    best_epoch: int
+    """Epoch that validation picked; 0 is the closed-form start."""
+    card: dict[str, Any] = field(repr=False)
+    """What it was made from: features (encoder, digest, tile_px, mpp), normalize, params, versions, training sections."""
+    history: pd.DataFrame = field(repr=False)
+    """epoch, loss, validation_pearson, cutoff, k."""
+    cutoff_trace: pd.DataFrame = field(repr=False)
+    """step, cutoff, k, validation_pearson; empty without a learned cutoff."""
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the target genes."""
+        return self.genes[: self.n_targets]
+
+    @property
+    def predicted_genes(self) -> list[str]:
+        """Names of the genes that are predicted."""
+        return self.genes[: self.n_predicted]
+
+    @property
+    def finetuned(self) -> bool:
+        """Whether the model brings an encoder of its own."""
+        return any(name.startswith("encoder.") for name in self.tensors)
+
+    def encoder(self) -> Encoder:
+        """The encoder its features come from, with its own weights where it was fine-tuned."""
+        base = load_encoder(self.card["features"]["encoder"])
+        if self.finetuned:
+            base.module.load_state_dict(_part(self.tensors, "encoder."))
+        return base
+
+    def predict(self, features: NDArray[np.floating[Any]], sections: NDArray[Any]) -> NDArray[np.float32]:
+        """Predict from encoder features.
+
+        Parameters
+        ----------
+        features
+            Of the model's own encoder, (n_spots, n_features); rows with NaN give NaN.
+        sections
+            Section of every spot, (n_spots,); features are centred within each.
+
+        Returns
+        -------
+        Expression in the units of the training layer, (n_spots, n_predicted).
+
+        Raises
+        ------
+        ValueError
+            The features have another width than the model's.
+        """
+        scale = self.tensors["feature_scale"].numpy()
+        if features.ndim != 2 or features.shape[1] != len(scale):
+            msg = f"features have shape {features.shape}, but the model needs (n_spots, {len(scale)}); embed with its encoder."
+            raise ValueError(msg)
+        codes = pd.factorize(np.asarray(sections))[0].astype(np.int64)
+        inputs = scale_features(center_per_section(features.astype(float), codes), scale).astype(np.float32)
+        network = network_from(_part(self.tensors, "network."))
+        with torch.inference_mode():
+            raw = torch.cat([network(batch) for batch in torch.from_numpy(inputs).split(8192)])
+        return (raw * self.tensors["slope"] + self.tensors["intercept"]).numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder with ``model.safetensors`` and ``model.json``, replacing an older model there in one move.
+
+        Parameters
+        ----------
+        path
+            The folder.
+
+        Raises
+        ------
+        FileExistsError
+            There is something else than a model at ``path``.
+        PermissionError
+            The place cannot be written to.
+        """
+        path = check_model_path(path)
+        data = save_tensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
+        card = json.dumps({**self._fields(), "sha256": hashlib.sha256(data).hexdigest()}, indent=1)
+        staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            (staged / _WEIGHTS).write_bytes(data)
+            (staged / _CARD).write_text(card, encoding="utf-8")
+            if path.exists():
+                path.rename(staged / "replaced")
+            (fresh := staged / "fresh").mkdir()
+            for name in (_WEIGHTS, _CARD):
+                (staged / name).rename(fresh / name)
+            fresh.rename(path)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _fields(self) -> dict[str, Any]:
+        plain = ("genes", "n_targets", "n_predicted", "method", "search", "cutoff", "best_epoch", "card")
+        tables = {name: json.loads(getattr(self, name).to_json(orient="split")) for name in ("history", "cutoff_trace")}
+        return {"format": FORMAT, **{k: getattr(self, k) for k in plain}, "weights": self.weights.tolist(), **tables}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Model":
+        """Read a model written by :meth:`save`.
+
+        Parameters
+        ----------
+        path
+            The folder.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no model at ``path``.
+        ValueError
+            The files are truncated or altered, or of a newer format.
+        """
+        path = Path(path)
+        for name in (_CARD, _WEIGHTS):
+            if not (path / name).is_file():
+                msg = f"{path} is not a model: {name} is missing; pass a folder written by Model.save."
+                raise FileNotFoundError(msg)
+        data = (path / _WEIGHTS).read_bytes()
+        try:
+            fields = json.loads((path / _CARD).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            msg = f"{path / _CARD} is truncated or altered ({error}); save the model again."
+            raise ValueError(msg) from error
+        if fields.pop("format", None) != FORMAT:
+            msg = f"{path} is of another model format than {FORMAT}; load it with the agl-sc version that wrote it."
+            raise ValueError(msg)
+        if fields.pop("sha256") != hashlib.sha256(data).hexdigest():
+            msg = (
+                f"{path / _WEIGHTS} is truncated or altered: its checksum is not that of {_CARD}; save the model again."
+            )
+            raise ValueError(msg)
+        tables = {name: pd.DataFrame(**fields.pop(name)) for name in ("history", "cutoff_trace")}
+        weights = np.array(fields.pop("weights"), dtype=float)
+        return cls(tensors=load_tensors(data), weights=weights, **tables, **fields)
+
+
+def check_model_path(path: str | Path) -> Path:
+    """Refuse a place where :meth:`Model.save` would fail or overwrite something else, before any work."""
+    path = check_parent(path)
+    if path.exists() and not (path / _CARD).is_file():
+        msg = f"{path} exists and is not a model; choose another path."
+        raise FileExistsError(msg)
+    return path
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

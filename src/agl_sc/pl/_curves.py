@@ -1,0 +1,338 @@
+"""What training did: loss and score by epoch, the search for the cutoff, the weights of the genes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from agl_sc.pl._finish import check_save, finish, one_axes
+
+if TYPE_CHECKING:
+    from agl_sc.model import Model
+
+FloatArray = NDArray[np.float64]
+
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5A5A5A"
+"""Okabe and Ito's colours, which colour-blind readers tell apart."""
+_FONT = 8.0
+_SMALL = 7.0
+_NEGLIGIBLE = 0.01
+"""Genes of a lower weight are not worth a name."""
+_PEARSON = "validation Pearson"
+_BOTTOM = -0.04
+"""Lower limit of the axis of weights."""
+_STRIP_PT = 38.0
+"""Width of the strip of target genes, enough for the word under it."""
+
+
+def history(
+    model: "Model", *, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
+) -> Axes:
+    """Draw training loss and validation Pearson against epoch, with the epoch that was kept.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    ax
+        Axes to draw on; a new figure by default. The Pearson gets a second axis on the right.
+    show
+        Whether to show the figure; by default new figures are shown in interactive sessions, such as notebooks.
+    save
+        File to save the figure to, at 200 dpi; the ending tells the format.
+
+    Returns
+    -------
+    Axes of the loss.
+
+    Raises
+    ------
+    ValueError
+        The model has no history.
+    TypeError
+        ``model`` is not a model, or ``ax`` not an Axes.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> model = agl_sc.tl.train(agl_sc.datasets.toy_tissue())
+    >>> agl_sc.pl.history(model, save="history.png")
+    """
+    path = check_save(save)
+    frame = _frame(model, "history")
+    if frame.empty:
+        msg = f"The model (method {model.method!r}) has no history: it was not trained by epochs."
+        raise ValueError(msg)
+    axes = one_axes(ax, height_in=2.8)
+    lines = [_curve(axes, frame, x="epoch", y="loss", label="training loss", colour=_BLUE)]
+    if frame["validation_pearson"].notna().any():
+        twin = _twin(axes, _PEARSON, _ORANGE)
+        lines.append(_curve(twin, frame, x="epoch", y="validation_pearson", label=_PEARSON, colour=_ORANGE))
+    lines.append(_mark(axes, model.best_epoch, f"kept: epoch {model.best_epoch}"))
+    _label(axes, x="epoch", y="training loss", colour=_BLUE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes, lines)
+    finish(axes, is_new=ax is None, show=show, path=path)
+    return axes
+
+
+def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None) -> Axes:
+    """Draw the search for the cutoff, with the one that was chosen.
+
+    A search along a path of cutoffs is drawn as validation Pearson against the number k of auxiliary genes that a
+    cutoff selects; a search by hypergradient as cutoff and validation Pearson against outer step.
+
+    Parameters
+    ----------
+    model
+        A trained model of a method that learns a cutoff.
+    ax
+        Axes to draw on; a new figure by default. A search by hypergradient adds a second axis on the right.
+    show
+        Whether to show the figure; by default new figures are shown in interactive sessions, such as notebooks.
+    save
+        File to save the figure to, at 200 dpi; the ending tells the format.
+
+    Returns
+    -------
+    Axes of the validation Pearson (path) or of the cutoff (hypergradient).
+
+    Raises
+    ------
+    ValueError
+        The method of the model has no cutoff.
+    TypeError
+        ``model`` is not a model, or ``ax`` not an Axes.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> model = agl_sc.tl.train(agl_sc.datasets.toy_tissue(), method="dkgsb")
+    >>> agl_sc.pl.cutoff(model, save="cutoff.png")
+    """
+    path = check_save(save)
+    trace = _frame(model, "cutoff_trace")
+    if trace.empty or model.cutoff is None:
+        msg = f"Method {model.method!r} has no cutoff to draw; method='dkgsb' learns one."
+        raise ValueError(msg)
+    axes = one_axes(ax, height_in=2.8)
+    draw = _draw_steps if model.search == "gradient" else _draw_path
+    _legend(axes, draw(axes, trace, model.cutoff))
+    finish(axes, is_new=ax is None, show=show, path=path)
+    return axes
+
+
+def gene_weights(
+    model: "Model",
+    *,
+    n_names: int = 10,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw the learned weight of every gene against its prior rank, target genes in a strip of their own.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    n_names
+        Auxiliary genes to name: those of the largest weight, the better prior rank first among equals. Fewer are
+        named when they would overlap, and none of a weight below 0.01.
+    ax
+        Axes to draw on; a new figure by default.
+    show
+        Whether to show the figure; by default new figures are shown in interactive sessions, such as notebooks.
+    save
+        File to save the figure to, at 200 dpi; the ending tells the format.
+
+    Returns
+    -------
+    Axes of the weights. The label of its x axis counts the auxiliary genes with a weight of at least 0.5.
+
+    Raises
+    ------
+    ValueError
+        ``n_names`` is negative.
+    TypeError
+        ``model`` is not a model, or ``ax`` not an Axes.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> model = agl_sc.tl.train(agl_sc.datasets.toy_tissue())
+    >>> agl_sc.pl.gene_weights(model, n_names=5, save="weights.png")
+    """
+    path = check_save(save)
+    if n_names < 0:
+        msg = f"n_names={n_names!r} is negative; pass 0 for no names."
+        raise ValueError(msg)
+    _check_model(model, "weights")
+    axes = one_axes(ax, height_in=3.2)
+    weights = np.asarray(model.weights, dtype=np.float64)
+    auxiliary = weights[model.n_targets :]
+    span = max(len(auxiliary), 2)
+    width_pt, _ = _size_pt(axes)
+    fraction = max(_STRIP_PT / width_pt, 0.1)
+    strip = -fraction / (1 - fraction) * span, -0.02 * span
+    _draw_weights(axes, weights[: model.n_targets], auxiliary, strip=strip)
+    axes.set_xlim(strip[0] - 0.01 * span, span * 1.01)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < span])
+    n_selected = int((auxiliary >= 0.5).sum())
+    counts = f"({n_selected:,} of {len(auxiliary):,} auxiliary genes have weight ≥ 0.5)"
+    _label(axes, x=f"prior rank\n{counts}", y="weight")
+    _name_genes(axes, model.genes[model.n_targets :], auxiliary, n_names=n_names)
+    finish(axes, is_new=ax is None, show=show, path=path)
+    return axes
+
+
+def _check_model(model: Any, attribute: str) -> None:
+    if not hasattr(model, attribute):
+        msg = f"model is a {type(model).__name__}, not an agl_sc.Model; train one with agl_sc.tl.train."
+        raise TypeError(msg)
+
+
+def _frame(model: Any, attribute: str) -> pd.DataFrame:
+    _check_model(model, attribute)
+    frame: pd.DataFrame = getattr(model, attribute)
+    return frame
+
+
+def _curve(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, label: str, colour: str) -> Line2D:
+    """One column against another, over the rows that have it; points are marked while they are few."""
+    known = frame[[x, y]].dropna()
+    marker = "o" if len(known) <= 50 else ""
+    (line,) = ax.plot(known[x], known[y], color=colour, label=label, marker=marker, markersize=3, linewidth=1.2)
+    return line
+
+
+def _mark(ax: Axes, x: float, label: str) -> Line2D:
+    return ax.axvline(x, color=_GREY, linestyle="--", linewidth=1, label=label, zorder=1)
+
+
+def _twin(ax: Axes, label: str, colour: str) -> Axes:
+    twin = ax.twinx()
+    twin.set_ylabel(label, color=colour, fontsize=_FONT)
+    twin.tick_params(axis="y", colors=colour, labelsize=_SMALL)
+    twin.spines["top"].set_visible(False)
+    return twin
+
+
+def _label(ax: Axes, *, x: str, y: str, colour: str = "black") -> None:
+    ax.set_xlabel(x, fontsize=_FONT)
+    ax.set_ylabel(y, fontsize=_FONT, color=colour)
+    ax.tick_params(labelsize=_SMALL)
+    ax.tick_params(axis="y", colors=colour)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(ax: Axes, lines: Sequence[Line2D]) -> None:
+    """Legend above the axes, where no curve runs."""
+    ax.legend(
+        handles=lines,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(lines),
+        frameon=False,
+        fontsize=_SMALL,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
+
+
+def _draw_path(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:
+    k = int(trace["k"].iloc[int((trace["cutoff"] - chosen).abs().to_numpy().argmin())])
+    curve = _curve(ax, trace.sort_values("k"), x="k", y="validation_pearson", label=_PEARSON, colour=_BLUE)
+    _label(ax, x="auxiliary genes selected, k", y=_PEARSON)
+    return [curve, _mark(ax, k, f"chosen: k = {k:,} (cutoff {chosen:.3g})")]
+
+
+def _draw_steps(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:
+    lines = [_curve(ax, trace, x="step", y="cutoff", label="cutoff", colour=_BLUE)]
+    if trace["validation_pearson"].notna().any():
+        twin = _twin(ax, _PEARSON, _ORANGE)
+        lines.append(_curve(twin, trace, x="step", y="validation_pearson", label=_PEARSON, colour=_ORANGE))
+    label = f"chosen: cutoff {chosen:.3g}"
+    lines.append(ax.axhline(chosen, color=_GREY, linestyle="--", linewidth=1, label=label, zorder=1))
+    _label(ax, x="outer step", y="cutoff", colour=_BLUE)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return lines
+
+
+def _draw_weights(ax: Axes, targets: FloatArray, auxiliary: FloatArray, *, strip: tuple[float, float]) -> None:
+    ax.add_patch(Rectangle((strip[0], _BOTTOM), strip[1] - strip[0], 1 - 2 * _BOTTOM, color="0.93", lw=0, zorder=0))
+    inset = 0.1 * (strip[1] - strip[0])
+    places = np.linspace(strip[0] + inset, strip[1] - inset, len(targets))
+    style: dict[str, Any] = {"linestyle": "none", "clip_on": False, "rasterized": len(auxiliary) > 20_000}
+    ax.plot(places, targets, marker="D", markersize=2.5, color=_ORANGE, label="target genes", **style)
+    ax.plot(
+        np.arange(len(auxiliary)), auxiliary, marker="o", markersize=2.5, color=_BLUE, label="auxiliary genes", **style
+    )
+    ax.annotate(
+        f"{len(targets)}\ntargets",
+        (sum(strip) / 2, 0),
+        xycoords=ax.get_xaxis_transform(),
+        xytext=(0, -5),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize=_SMALL,
+        color=_ORANGE,
+    )
+
+
+def _size_pt(ax: Axes) -> FloatArray:
+    """Width and height of the axes in points."""
+    box, figure_in = ax.get_position(), ax.figure.canvas.figure.get_size_inches()
+    size: FloatArray = np.array([box.width, box.height]) * figure_in * 72
+    return size
+
+
+def _name_genes(ax: Axes, genes: Sequence[str], weights: FloatArray, *, n_names: int) -> None:
+    """Name the leading genes in a band above weight 1, side by side in order of rank, each with a line to its point."""
+    width_pt, height_pt = _size_pt(ax)
+    low, high = ax.get_xlim()
+    step = 1.3 * _SMALL / width_pt * (high - low)
+    n_fit = int((high - 0) / step)
+    leading = np.argsort(-weights, kind="stable")[: min(n_names, n_fit)]
+    leading = np.sort(leading[weights[leading] >= _NEGLIGIBLE])
+    longest_pt = max((len(genes[i]) for i in leading), default=0) * 0.58 * _SMALL
+    band = min((longest_pt + 20) / height_pt, 0.6) if len(leading) else 0.03
+    top = 1 + band / (1 - band) * (1 - _BOTTOM)
+    ax.set_ylim(_BOTTOM, top)
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.spines["left"].set_bounds(_BOTTOM, 1)
+    ax.yaxis.label.set_y((0.5 - _BOTTOM) / (top - _BOTTOM))
+    for i, place in zip(leading, _spread(leading.astype(float), step, high), strict=True):
+        ax.annotate(
+            genes[i],
+            (i, weights[i]),
+            xytext=(place, 1 + 16 / height_pt * (top - _BOTTOM)),
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=_SMALL,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "0.6",
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 2,
+                "relpos": (0.5, 0),
+            },
+        )
+
+
+def _spread(places: FloatArray, step: float, high: float) -> FloatArray:
+    """Places at least ``step`` apart and at most ``high``, in the same order, as little moved to the right as that takes."""
+    offsets = step * np.arange(len(places))
+    moved = np.maximum.accumulate(places - offsets) + offsets
+    spread: FloatArray = np.minimum(moved, high - offsets[::-1])
+    return spread

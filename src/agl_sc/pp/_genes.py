@@ -1,0 +1,257 @@
+"""Normalisation, target genes and prior ranks of auxiliary genes, fitted on training spots only."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from numpy.typing import NDArray
+
+from agl_sc._boundary import counts_of, get_table, near_matches, record, recorded
+from agl_sc._keys import Keys
+from agl_sc.pp._split import training_spots
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+Normalize = Literal["log1p_cp10k", "log1p"]
+FloatArray = NDArray[np.float64]
+ROLES = ("target", "auxiliary", "excluded")
+_SCORES = ("dispersion", "mean", "variance", "random")
+_MIN_SPOTS = 3
+
+logger = logging.getLogger(__name__)
+
+
+def target_genes(
+    sdata: "SpatialData",
+    *,
+    genes: int | Sequence[str] = 50,
+    min_detected: float = 0.3,
+    normalize: Normalize = "log1p_cp10k",
+    table_key: str | None = None,
+    layer: str | None = None,
+    key_added: str = "agl",
+) -> None:
+    """Choose the genes to be predicted and evaluated; all other usable genes become auxiliary.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    genes
+        How many genes of highest variance to take, or their names.
+    min_detected
+        Genes chosen by variance are detected in more than this fraction of the training spots.
+    normalize
+        Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
+    table_key
+        Table to use; the only one by default.
+    layer
+        Layer with raw counts; X by default.
+    key_added
+        Prefix of all slots.
+
+    Returns
+    -------
+    Nothing; writes ``var["agl_role"]``, categorical: target, auxiliary, or excluded (in fewer than 3 training spots, or
+    constant there).
+
+    Raises
+    ------
+    KeyError
+        A named gene is not in the table; near matches are suggested.
+    ValueError
+        The counts are not raw, or a named gene is constant over the training spots.
+    """
+    table = get_table(sdata, table_key)
+    keys = Keys(key_added)
+    check_targets(table, genes)
+    expression = training_expression(table, keys, layer, normalize)
+    role = assign_roles(expression, table.var_names, genes, min_detected)
+    table.var[keys.role] = pd.Categorical(role, categories=list(ROLES))
+    record(table, keys, {"params": {**(recorded(table, keys, "params") or {}), "normalize": normalize}})
+    logger.info('Wrote var["%s"]: %s.', keys.role, ", ".join(f"{(role == name).sum()} {name}" for name in ROLES))
+
+
+def rank_auxiliary(
+    sdata: "SpatialData",
+    *,
+    score: str = "dispersion",
+    table_key: str | None = None,
+    layer: str | None = None,
+    key_added: str = "agl",
+    seed: int = 0,
+) -> None:
+    """Rank auxiliary genes by how promising they look before training, 0 = most promising.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    score
+        ``"dispersion"`` (scanpy's normalised dispersion, flavour seurat, as in the paper), ``"mean"``, ``"variance"``,
+        ``"random"``, or a numeric column of ``var``; the highest score is ranked first.
+    table_key
+        Table to use; the only one by default.
+    layer
+        Layer with raw counts; X by default.
+    key_added
+        Prefix of all slots.
+    seed
+        Seed of the random score.
+
+    Returns
+    -------
+    Nothing; writes ``var["agl_prior_rank"]``, 0 .. n_auxiliary - 1, NaN for other genes.
+
+    Raises
+    ------
+    KeyError
+        ``score`` is unknown, or :func:`target_genes` has not run.
+    """
+    table = get_table(sdata, table_key)
+    keys = Keys(key_added)
+    check_score(table, score)
+    role = role_of(table, keys)
+    values = _scores(table, keys, score, layer=layer, seed=seed)
+    table.var[keys.prior_rank] = ranks(values, role == "auxiliary")
+    logger.info('Wrote var["%s"] by %s: %d auxiliary genes.', keys.prior_rank, score, (role == "auxiliary").sum())
+
+
+def normalize_counts(counts: scipy.sparse.csr_matrix, normalize: Normalize) -> scipy.sparse.csr_matrix:
+    """Raw counts (n_spots, n_genes) in the units that are modelled; spots without counts stay 0."""
+    if normalize not in get_args(Normalize):
+        msg = f"normalize={normalize!r} is not one of {', '.join(map(repr, get_args(Normalize)))}."
+        raise ValueError(msg)
+    scaled = counts.astype(np.float32, copy=True)
+    if normalize == "log1p_cp10k":
+        totals = np.asarray(counts.sum(axis=1)).ravel()
+        scaled.data *= np.repeat(1e4 / np.where(totals > 0, totals, 1), np.diff(counts.indptr)).astype(np.float32)
+    scaled.data = np.log1p(scaled.data)
+    return scaled
+
+
+def training_expression(
+    table: "AnnData", keys: Keys, layer: str | None, normalize: Normalize
+) -> scipy.sparse.csr_matrix:
+    """Normalised expression of the training spots only, (n_train, n_genes)."""
+    return normalize_counts(counts_of(table, layer)[training_spots(table, keys)], normalize)
+
+
+def normalize_of(table: "AnnData", keys: Keys) -> Normalize:
+    """Units in which genes are modelled, as :func:`target_genes`, training or prediction recorded them."""
+    params = recorded(table, keys, "params") or {}
+    normalize: Normalize = params.get("normalize", "log1p_cp10k")
+    return normalize
+
+
+def role_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
+    """Role of every gene, (n_genes,) of str."""
+    if keys.role not in table.var:
+        msg = f'var["{keys.role}"] is missing; run agl_sc.pp.target_genes(sdata) first.'
+        raise KeyError(msg)
+    role: NDArray[Any] = table.var[keys.role].astype(str).to_numpy()
+    return role
+
+
+def check_targets(table: "AnnData", genes: int | Sequence[str]) -> None:
+    """Refuse names that are not in the table, and counts that make no sense."""
+    if isinstance(genes, int):
+        if not 1 <= genes <= table.n_vars:
+            msg = f"genes={genes} is not between 1 and the {table.n_vars} genes of the table."
+            raise ValueError(msg)
+        return
+    names = [genes] if isinstance(genes, str) else list(genes)
+    unknown = [name for name in names if name not in table.var_names]
+    if unknown or not names:
+        which = f"{', '.join(unknown[:3])} not in the table" if unknown else "no gene named"
+        msg = f"{len(unknown)} target genes are missing: {which}{near_matches(unknown, table.var_names)}."
+        raise KeyError(msg)
+
+
+def check_score(table: "AnnData", score: str) -> None:
+    """Refuse an unknown score."""
+    columns = [str(name) for name in table.var.columns if pd.api.types.is_numeric_dtype(table.var[name])]
+    if score not in (*_SCORES, *columns):
+        msg = f"score={score!r} is neither one of {', '.join(_SCORES)} nor a numeric column of var ({', '.join(columns) or 'there is none'})."
+        raise KeyError(msg)
+
+
+def moments(expression: scipy.sparse.csr_matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, variance and fraction of spots detected of every gene, (n_genes,) each."""
+    n_spots = expression.shape[0]
+    mean = np.asarray(expression.mean(axis=0), dtype=float).ravel()
+    square = np.asarray(expression.multiply(expression).mean(axis=0), dtype=float).ravel()
+    return mean, np.maximum(square - mean**2, 0), expression.getnnz(axis=0) / n_spots
+
+
+def assign_roles(
+    expression: scipy.sparse.csr_matrix, names: Sequence[str], genes: int | Sequence[str], min_detected: float
+) -> NDArray[Any]:
+    """Role of every gene from the expression of training spots (n_train, n_genes)."""
+    _, variance, detected = moments(expression)
+    usable = (detected * expression.shape[0] >= _MIN_SPOTS) & (variance > 0)
+    if isinstance(genes, int):
+        eligible = np.flatnonzero(usable & (detected > min_detected))
+        chosen = eligible[np.argsort(-variance[eligible], kind="stable")][:genes]
+        _tell_shortage(len(chosen), genes, min_detected)
+    else:
+        chosen = pd.Index(names).get_indexer([genes] if isinstance(genes, str) else list(genes))
+        constant = [str(names[i]) for i in chosen if variance[i] == 0]
+        if constant:
+            msg = f"Target genes {', '.join(constant[:3])} are constant over the training spots; leave them out."
+            raise ValueError(msg)
+    role = np.where(usable, "auxiliary", "excluded")
+    role[chosen] = "target"
+    return role
+
+
+def _tell_shortage(n_found: int, n_wanted: int, min_detected: float) -> None:
+    if n_found == 0:
+        msg = f"No gene is detected in more than {min_detected:.0%} of the training spots; lower min_detected, or name the genes."
+        raise ValueError(msg)
+    if n_found < n_wanted:
+        logger.warning(
+            "Only %d of %d target genes are detected in more than %.0f %% of spots.",
+            n_found,
+            n_wanted,
+            100 * min_detected,
+        )
+
+
+def _scores(table: "AnnData", keys: Keys, score: str, *, layer: str | None, seed: int) -> FloatArray:
+    if score == "random":
+        return np.random.default_rng(seed).random(table.n_vars)
+    if score not in _SCORES:
+        return table.var[score].to_numpy(dtype=float)
+    expression = training_expression(table, keys, layer, normalize_of(table, keys))
+    if score == "dispersion":
+        return dispersion(expression)
+    mean, variance, _ = moments(expression)
+    return mean if score == "mean" else variance
+
+
+def dispersion(expression: scipy.sparse.csr_matrix) -> FloatArray:
+    """Normalised dispersion (scanpy, flavour seurat: log variance / mean in 20 bins of the mean); NaN where undefined."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    detected = np.flatnonzero(expression.getnnz(axis=0))
+    subset = AnnData(scipy.sparse.csr_matrix(expression[:, detected]))
+    table = sc.pp.highly_variable_genes(subset, flavor="seurat", inplace=False)
+    values = np.full(expression.shape[1], np.nan)
+    values[detected] = table["dispersions_norm"].to_numpy()
+    return values
+
+
+def ranks(score: FloatArray, auxiliary: NDArray[np.bool_]) -> FloatArray:
+    """Position of every auxiliary gene by falling score, NaN scores last, ties in table order; NaN for other genes."""
+    order = np.argsort(-np.where(np.isnan(score), -np.inf, score), kind="stable")
+    order = order[auxiliary[order]]
+    rank = np.full(len(score), np.nan)
+    rank[order] = np.arange(len(order))
+    return rank

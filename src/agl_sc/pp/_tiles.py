@@ -1,0 +1,69 @@
+"""Tile geometry: one specification, integer boxes per spot on the right pyramid level."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from agl_sc._boundary import Section
+from agl_sc.core.tiles import Boxes
+
+Mpp = float | Literal["image"]
+_MAX_UPSAMPLING = 2.0
+_SLACK = 1.01
+
+
+@dataclass(frozen=True, slots=True)
+class TileSpec:
+    """Size and scale of every tile."""
+
+    tile_px: int = 224
+    """Side of a tile in pixels, as the encoder sees it."""
+    mpp: Mpp = 0.5
+    """Microns per pixel of a tile, or ``"image"`` for the image's own, whatever it is."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tile_px, int) or self.tile_px < 8:
+            msg = f"tile_px={self.tile_px!r} is not a whole number of at least 8 pixels; 224 is usual."
+            raise ValueError(msg)
+        if self.mpp != "image" and (isinstance(self.mpp, str) or not self.mpp > 0):
+            msg = f"mpp={self.mpp!r} is neither a positive number of microns per pixel nor 'image'; 0.5 is usual."
+            raise ValueError(msg)
+
+
+def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
+    """Boxes of a section's tiles on the coarsest pyramid level that is at least as fine as the tile.
+
+    Parameters
+    ----------
+    section
+        Spots and image; spots with a NaN centre must have been taken out.
+    spec
+        Size and scale of the tiles.
+    image_mpp
+        Microns per pixel of the finest level.
+
+    Raises
+    ------
+    ValueError
+        The image is so coarse that tiles would be up-sampled by more than 2x.
+    """
+    mpp = image_mpp if spec.mpp == "image" else float(spec.mpp)
+    if image_mpp / mpp > _MAX_UPSAMPLING * _SLACK:
+        msg = (
+            f"A tile at mpp={mpp:g} needs {image_mpp / mpp:.1f}x up-sampling of {section.image_key!r}, whose own resolution is "
+            f"{image_mpp:.3g} um/px ({spec.tile_px * mpp:.0f} um are only {spec.tile_px * mpp / image_mpp:.0f} px there); "
+            "read a finer image, or ask for mpp='image'."
+        )
+        raise ValueError(msg)
+    finest = section.levels[0].shape[1:]
+    scales = [finest[0] / level.shape[1] for level in section.levels]
+    index = max(i for i, scale in enumerate(scales) if i == 0 or image_mpp * scale <= mpp * _SLACK)
+    level, scale = section.levels[index], scales[index]
+    side = max(1, round(spec.tile_px * mpp / (image_mpp * scale)))
+    corners = section.centres[:, ::-1] / scale - side / 2
+    overview = np.ascontiguousarray(section.levels[-1])
+    background = np.percentile(overview, 95, axis=(1, 2)).astype(np.uint8)
+    digest = hashlib.sha256(overview.tobytes()).hexdigest()
+    return Boxes(level, np.round(corners).astype(np.int64), side, mpp, background, digest)

@@ -1,0 +1,205 @@
+"""From table slots to the arrays that are trained on, everything fitted on training spots."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+
+from agl_sc._boundary import counts_of, recorded, section_of, sections
+from agl_sc._keys import Keys
+from agl_sc.core.encoder import load_encoder
+from agl_sc.core.fit import FitResult, Method, Spots, TrainConfig, fit
+from agl_sc.core.network import network_from
+from agl_sc.core.scaling import calibrate, center_per_section, scale_features, spread
+from agl_sc.core.search import Validation
+from agl_sc.core.sources import EncodedTiles, Source
+from agl_sc.core.tiles import tile_batches
+from agl_sc.pp._embed import check_provenance, pick_device, place_section
+from agl_sc.pp._genes import normalize_counts, normalize_of, role_of
+from agl_sc.pp._split import split_of
+from agl_sc.pp._tiles import TileSpec
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Arrays of one table; targets first, then auxiliary genes by prior rank."""
+
+    genes: list[str]
+    """Names of targets and auxiliary genes."""
+    n_targets: int
+    """Number of leading genes that are targets."""
+    features: FloatArray
+    """Of all spots, centred per section, scaled and clipped, (n_obs, n_features); NaN where there are none."""
+    feature_scale: FloatArray
+    """What they were divided by, (n_features,)."""
+    expression: scipy.sparse.csr_matrix
+    """Of all spots in the units of the layer, (n_obs, n_genes)."""
+    sections: NDArray[np.int64]
+    """Section of every spot, (n_obs,)."""
+    train: BoolArray
+    """Usable training spots, (n_obs,)."""
+    validation: BoolArray
+    """Usable validation spots, (n_obs,)."""
+    section_digests: dict[str, str]
+    """Digest of the tiles of every section that has training or validation spots."""
+    sources: tuple[EncodedTiles, EncodedTiles] | None = None
+    """Tiles of training and validation spots with the encoder to fine-tune."""
+
+    def measured(self, rows: BoolArray, n_genes: int | None = None) -> FloatArray:
+        """Expression (n_rows, n_genes) of the leading genes, dense."""
+        dense: FloatArray = self.expression[rows][:, :n_genes].toarray().astype(float)
+        return dense
+
+    def spots(self, rows: BoolArray, n_genes: int | None = None) -> Spots:
+        """Rows ready for training, scaled by the spread of the training spots."""
+        codes = self.sections
+        training = center_per_section(self.measured(self.train, n_genes), codes[self.train])
+        values = training if rows is self.train else center_per_section(self.measured(rows, n_genes), codes[rows])
+        return Spots(self.features[rows], values / spread(training), codes[rows])
+
+    def held_out(self) -> Validation:
+        """Validation spots of the targets."""
+        rows = self.validation
+        return Validation(self.features[rows], self.measured(rows, self.n_targets), self.sections[rows])
+
+    def calibrated(self, result: FitResult, n_predicted: int) -> dict[str, torch.Tensor]:
+        """Tensors of a model: parameters, the head cut to the predicted genes, and the calibration of its output."""
+        parts = dict(result.state)
+        network = network_from(
+            {k.removeprefix("network."): v for k, v in parts.items() if k.startswith("network.")}, n_predicted
+        )
+        rows = self.train
+        if self.sources is None:
+            inputs = torch.from_numpy(self.features[rows].astype(np.float32))
+        else:
+            tiles = self.sources[0]
+            tiles.load(parts)
+            inputs = torch.cat([batch.cpu() for batch in tiles.all_inputs()])
+        with torch.inference_mode():
+            predicted = network(inputs).double().numpy()
+        slope, intercept = calibrate(predicted, self.measured(rows, n_predicted))
+        scale = {"feature_scale": self.feature_scale, "slope": slope, "intercept": intercept}
+        encoder = {name: tensor for name, tensor in parts.items() if name.startswith("encoder.")}
+        return {
+            **{f"network.{name}": tensor for name, tensor in network.state_dict().items()},
+            **encoder,
+            **{name: torch.from_numpy(values.astype(np.float32)) for name, values in scale.items()},
+        }
+
+
+def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingData:
+    """Collect features, expression and sets from the slots that :mod:`agl_sc.pp` wrote."""
+    raw = np.asarray(table.obsm[keys.features], dtype=float)
+    names = section_of(table)
+    codes = pd.factorize(names, sort=True)[0].astype(np.int64)
+    counts = counts_of(table, layer)
+    usable = np.isfinite(raw).all(axis=1) & (np.asarray(counts.sum(axis=1)).ravel() > 0)
+    assigned = split_of(table, keys)
+    train, validation = (usable & (assigned == name) for name in ("train", "validation"))
+    _tell_unusable(usable, assigned)
+    centred = center_per_section(raw, codes)
+    scale = spread(centred[train])
+    genes, n_targets = ordered_genes(table, keys)
+    expression = normalize_counts(counts, normalize_of(table, keys))
+    digests = recorded(table, keys, "features")["sections"]
+    fitted = set(names[train | validation])
+    return TrainingData(
+        genes=genes,
+        n_targets=n_targets,
+        features=scale_features(centred, scale),
+        feature_scale=scale,
+        expression=expression[:, table.var_names.get_indexer(genes)],
+        sections=codes,
+        train=train,
+        validation=validation,
+        section_digests={name: digest for name, digest in digests.items() if name in fitted},
+    )
+
+
+def ordered_genes(table: "AnnData", keys: Keys) -> tuple[list[str], int]:
+    """Targets in table order, then auxiliary genes by prior rank, and the number of targets."""
+    role = role_of(table, keys)
+    targets = list(table.var_names[role == "target"])
+    if keys.prior_rank not in table.var:
+        msg = f'var["{keys.prior_rank}"] is missing; run agl_sc.pp.rank_auxiliary(sdata) first.'
+        raise KeyError(msg)
+    rank = table.var[keys.prior_rank]
+    auxiliary = list(rank[role == "auxiliary"].sort_values(kind="stable").index)
+    return [*targets, *auxiliary], len(targets)
+
+
+def _tell_unusable(usable: BoolArray, assigned: NDArray[Any]) -> None:
+    n_left = int((~usable & np.isin(assigned, ("train", "validation"))).sum())
+    if n_left:
+        logger.warning("%d training or validation spots have no tile or no counts and are left out.", n_left)
+
+
+def finetune_data(
+    sdata: "SpatialData", table: "AnnData", where: dict[str, Any], data: TrainingData, keys: Keys
+) -> TrainingData:
+    """The same data with the tiles of training and validation spots and the encoder to fine-tune."""
+    made_from = recorded(table, keys, "features")
+    encoder = load_encoder(made_from["encoder"])
+    check_provenance(made_from, encoder)
+    spec = TileSpec(int(made_from["tile_px"]), float(made_from["mpp"]))
+    elements = {name: where[name] for name in ("image_key", "shapes_key", "coordinate_system")}
+    placed = [place_section(section, spec, None) for section in sections(sdata, table, **elements)]
+
+    def source(rows: BoolArray) -> EncodedTiles:
+        tiles = torch.zeros((int(rows.sum()), 3, spec.tile_px, spec.tile_px), dtype=torch.uint8)
+        position = np.cumsum(rows) - 1
+        for section, boxes in placed:
+            wanted = np.flatnonzero(rows[section.rows])
+            chosen = replace(boxes, origins=boxes.origins[wanted])
+            for index, batch in tile_batches(chosen, spec.tile_px, 64):
+                tiles[position[section.rows[wanted[index]]]] = batch
+        return EncodedTiles(
+            tiles, data.sections[rows], data.feature_scale, encoder=encoder, batch_size=64, device=pick_device(None)
+        )
+
+    return replace(data, sources=(source(data.train), source(data.validation)))
+
+
+def fit_arm(
+    data: TrainingData,
+    method: Method,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    on_improvement: Callable[[FitResult], None] | None = None,
+) -> FitResult:
+    """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so."""
+    if method != "pgl" and len(data.genes) == data.n_targets:
+        logger.warning("There are no auxiliary genes: method=%r becomes 'pgl'.", method)
+        method = "pgl"
+    n_genes = data.n_targets if method == "pgl" else None
+    sources: tuple[Source, Source | None] | None = data.sources
+    arm = {"method": method, "config": config, "device": device, "seed": seed}
+    result = fit(
+        data.spots(data.train, n_genes),
+        data.held_out(),
+        data.n_targets,
+        sources=sources,
+        on_improvement=on_improvement,
+        **arm,
+    )
+    if not config.refit or sources is not None:
+        return result
+    merged = data.spots(data.train | data.validation, n_genes)
+    return replace(result, state=fit(merged, None, data.n_targets, choices=result.choices, **arm).state)

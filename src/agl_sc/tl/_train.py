@@ -1,0 +1,209 @@
+"""Train a model on a SpatialData and write what it predicts and which genes it chose."""
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from agl_sc._boundary import (
+    Names,
+    counts_of,
+    get_table,
+    record,
+    recorded,
+    section_of,
+    unchanged_on_failure,
+)
+from agl_sc._keys import Keys
+from agl_sc.core.fit import FitResult, Method, TrainConfig
+from agl_sc.model import Model, check_model_path
+from agl_sc.pp._embed import embed, pick_device
+from agl_sc.pp._genes import normalize_of, rank_auxiliary, role_of, target_genes
+from agl_sc.pp._split import split, split_of
+from agl_sc.tl._data import TrainingData, finetune_data, fit_arm, training_data
+from agl_sc.tl._predict import write_predictions
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+_PACKAGES = ("agl-sc", "anndata", "numpy", "spatialdata", "timm", "torch")
+_MANY_SECTIONS = 3
+
+
+def train(
+    sdata: "SpatialData",
+    *,
+    method: Method = "dkgsb",
+    finetune: bool = False,
+    config: TrainConfig | None = None,
+    checkpoint: str | Path | None = None,
+    table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    layer: str | None = None,
+    key_added: str = "agl",
+    seed: int = 0,
+) -> Model:
+    """Learn to predict gene expression from H&E, with auxiliary genes.
+
+    What :mod:`agl_sc.pp` has not prepared yet is prepared with its defaults: a split by section (by spatial block with
+    fewer than three sections), the 50 most variable genes as targets, prior ranks by dispersion, and features of the
+    offline encoder. A linear trunk and head start in closed form (reduced-rank ridge under the gene weights), and are
+    then trained by 1 - Pearson per gene; validation spots pick penalty, cutoff and epoch. Test spots are not touched.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    method
+        ``"pgl"`` (targets only), ``"agl"`` (all auxiliary genes) or ``"dkgsb"`` (the leading auxiliary genes, their
+        number learned).
+    finetune
+        Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
+    config
+        Settings of training; :class:`agl_sc.tl.TrainConfig` with its defaults if None.
+    checkpoint
+        Folder of a model that is written at every epoch that is the best so far; an interrupted training leaves it there.
+    table_key
+        Table to use; the only one by default.
+    image_key
+        Image element or elements to take tiles from; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    layer
+        Layer with raw counts; X by default.
+    key_added
+        Prefix of all slots.
+    seed
+        Seed of split, initial weights and batches.
+
+    Returns
+    -------
+    The model. Writes ``layers["agl"]``, predicted expression of targets and selected auxiliary genes, float32, in the
+    units of training (log1p CP10k by default), NaN elsewhere; ``var["agl_role"]``, ``var["agl_prior_rank"]``,
+    ``var["agl_weight"]``, ``var["agl_selected"]``; ``obs["agl_split"]``; ``obsm["agl_features"]``; ``uns["agl"]``.
+    On an error or an interrupt every slot is as it was.
+
+    Raises
+    ------
+    ValueError
+        Counts are not raw, the split leaves a set empty, or there are fewer training spots than a batch.
+    KeyError
+        A table, layer or element does not exist.
+
+    References
+    ----------
+    Shiku et al., Auxiliary Gene Learning, AAAI 2026, arXiv 2511.18336.
+    """
+    if method not in get_args(Method):
+        msg = f"method={method!r} is not one of {', '.join(map(repr, get_args(Method)))}."
+        raise ValueError(msg)
+    config = TrainConfig() if config is None else config
+    path = None if checkpoint is None else check_model_path(checkpoint)
+    table = get_table(sdata, table_key)
+    counts_of(table, layer)
+    keys = Keys(key_added)
+    where: dict[str, Any] = {
+        "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system
+    }  # fmt: skip
+    with unchanged_on_failure(table, keys):
+        _prepare(sdata, table, where, (keys, layer, seed, config))
+        data = training_data(table, keys, layer)
+        if finetune:
+            data = finetune_data(sdata, table, where, data, keys)
+        save = (
+            None
+            if path is None
+            else lambda result: _model(table, keys, data, (method, config, seed), result).save(path)
+        )
+        result = fit_arm(data, method, config, device=pick_device(None), seed=seed, on_improvement=save)
+        model = _model(table, keys, data, (method, config, seed), result)
+        _write(table, keys, model)
+        write_predictions(sdata, table, keys, model, where)
+        if path is not None:
+            model.save(path)
+    return model
+
+
+def _prepare(
+    sdata: "SpatialData", table: "AnnData", where: dict[str, Any], how: tuple[Keys, str | None, int, TrainConfig]
+) -> None:
+    """Whatever is missing, the quick and the refusals first, the features last."""
+    keys, layer, seed, config = how
+    common: dict[str, Any] = {"table_key": where["table_key"], "key_added": keys.key_added}
+    if keys.split not in table.obs:
+        by_section = section_of(table).nunique() >= _MANY_SECTIONS
+        split(sdata, by="section" if by_section else "block", seed=seed, **common)
+    assigned = split_of(table, keys)
+    n_train = int((assigned == "train").sum())
+    if n_train < config.batch_size:
+        msg = f"There are {n_train} training spots, fewer than batch_size={config.batch_size}; pass config=TrainConfig(batch_size={max(8, n_train // 2)})."
+        raise ValueError(msg)
+    if not (assigned == "validation").any():
+        msg = f'obs["{keys.split}"] has no validation spot, and validation picks the epoch; run agl_sc.pp.split(sdata, validation=0.2).'
+        raise ValueError(msg)
+    if keys.role not in table.var:
+        target_genes(sdata, genes=min(50, table.n_vars), layer=layer, **common)
+    if keys.prior_rank not in table.var:
+        rank_auxiliary(sdata, layer=layer, **common)
+    if keys.features not in table.obsm:
+        embed(sdata, **where, key_added=keys.key_added)
+    if recorded(table, keys, "features") is None:
+        msg = f'obsm["{keys.features}"] was not made by agl_sc.pp.embed; run it, so that the model knows its encoder and tiles.'
+        raise ValueError(msg)
+
+
+def _model(
+    table: "AnnData", keys: Keys, data: TrainingData, how: tuple[Method, TrainConfig, int], result: FitResult
+) -> Model:
+    method, config, seed = how
+    n_predicted = data.n_targets + int((result.weights[data.n_targets :] >= 0.5).sum())
+    learned = method == "dkgsb"
+    params = {name: getattr(config, name) for name in config.__slots__}
+    card = {
+        "features": recorded(table, keys, "features"),
+        "normalize": normalize_of(table, keys),
+        "params": {"method": method, "seed": seed, "alpha": result.choices.alpha, **params},
+        "versions": {name: version(name) for name in _PACKAGES},
+        "fitted_on": data.section_digests,
+    }
+    return Model(
+        tensors=data.calibrated(result, n_predicted),
+        genes=data.genes,
+        weights=result.weights,
+        n_targets=data.n_targets,
+        n_predicted=n_predicted,
+        method=method,
+        search=config.search if learned else None,
+        cutoff=result.choices.cutoff if learned else None,
+        best_epoch=result.choices.n_epochs,
+        card=card,
+        history=result.history,
+        cutoff_trace=result.cutoff_trace,
+    )
+
+
+def _write(table: "AnnData", keys: Keys, model: Model) -> None:
+    weight = pd.Series(np.nan, index=table.var_names)
+    weight[model.genes] = model.weights
+    table.var[keys.weight] = weight.to_numpy()
+    table.var[keys.selected] = (weight >= 0.5).to_numpy() & (role_of(table, keys) == "auxiliary")
+    trace = {name: model.cutoff_trace[name].to_numpy() for name in model.cutoff_trace}
+    entries = {
+        "params": {**model.card["params"], "normalize": model.card["normalize"]},
+        "versions": model.card["versions"],
+        "history": {name: model.history[name].to_numpy() for name in model.history},
+        "cutoff_trace": trace,
+        "best_epoch": model.best_epoch,
+    }
+    record(table, keys, entries if model.cutoff is None else {**entries, "cutoff": model.cutoff})
+    selected = int(table.var[keys.selected].sum())
+    logger.info('Wrote var["%s"], var["%s"]: %d auxiliary genes selected.', keys.weight, keys.selected, selected)

@@ -1,0 +1,147 @@
+"""The SpatialData that every reader writes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import spatialdata as sd
+from scipy.sparse import csr_matrix
+from spatialdata import SpatialData, get_element_instances
+from spatialdata.transformations import Identity, get_transformation
+
+from agl_sc.io._layout import SectionData, assemble, per_section
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning"),  # anndata, on every zarr write
+    pytest.mark.filterwarnings("ignore:Call to deprecated class Scaler:DeprecationWarning"),  # ome-zarr, on import
+]
+
+
+def section(name: str, genes: list[str], n_spots: int = 4, **changes: Any) -> SectionData:
+    rng = np.random.default_rng(len(genes) + n_spots)
+    data = SectionData(
+        name=name,
+        image=rng.integers(0, 256, (3, 60, 80), dtype=np.uint8),
+        counts=csr_matrix(rng.integers(0, 4, (n_spots, len(genes)))),
+        genes=genes,
+        spots=[f"{i}x1" for i in range(n_spots)],
+        centres_px=rng.random((n_spots, 2)) * 50,
+        radius_px=7.0,
+        patient="P",
+        image_mpp=0.5,
+        technology="st",
+    )
+    return replace(data, **changes)
+
+
+@pytest.fixture
+def two() -> list[SectionData]:
+    return [
+        section("A", ["g2", "g1"], 4),
+        section("B", ["g1", "g3", "g2"], 3, patient="Q", image_mpp=None, technology=None),
+    ]
+
+
+def check_layout(sdata: SpatialData, sections: list[SectionData]) -> None:
+    assert set(sdata.images) == {f"{s.name}_image" for s in sections}
+    assert set(sdata.shapes) == {s.name for s in sections}
+    assert set(sdata.coordinate_systems) == {s.name for s in sections}
+    table = sdata["table"]
+    assert table.uns["spatialdata_attrs"]["region_key"] == "region"
+    assert table.uns["spatialdata_attrs"]["instance_key"] == "spot_id"
+    assert sorted(table.uns["spatialdata_attrs"]["region"]) == sorted(s.name for s in sections)
+    for s in sections:
+        rows = table[table.obs["region"] == s.name]
+        assert rows.obs_names.tolist() == [f"{s.name}_{spot}" for spot in s.spots]
+        assert rows.obs["spot_id"].tolist() == get_element_instances(sdata[s.name]).tolist() == list(s.spots)
+        assert set(rows.obs["section"]) == {s.name}
+        assert set(rows.obs["patient"]) == {s.patient}
+        np.testing.assert_array_equal(rows.obsm["spatial"], s.centres_px)
+        np.testing.assert_array_equal(sdata[s.name].get_coordinates().to_numpy(), s.centres_px)
+        assert set(sdata[s.name]["radius"]) == {s.radius_px}
+        np.testing.assert_array_equal(rows[:, list(s.genes)].X.toarray(), s.counts.toarray())
+        for element in (sdata[s.name], sdata[f"{s.name}_image"]):
+            assert get_transformation(element, get_all=True) == {s.name: Identity()}
+
+
+def test_layout(two: list[SectionData]) -> None:
+    sdata = assemble(two)
+    check_layout(sdata, two)
+    table = sdata["table"]
+    assert isinstance(table.X, csr_matrix)
+    assert table.X.dtype == np.float32
+    assert table.X.has_sorted_indices
+    assert {table.obs[key].dtype.name for key in ("region", "section", "patient")} == {"category"}
+    assert sdata.attrs["agl_sc"] == {"image_mpp": {"A_image": 0.5}, "technology": {"A": "st"}}
+
+
+def test_genes_are_the_union_in_order_of_appearance(two: list[SectionData]) -> None:
+    table = assemble(two)["table"]
+    assert table.var_names.tolist() == ["g2", "g1", "g3"]
+    assert table[table.obs["section"] == "A", "g3"].X.nnz == 0
+
+
+def test_zarr_round_trip(two: list[SectionData], tmp_path: Path) -> None:
+    sdata = assemble(two)
+    sdata.write(tmp_path / "a.zarr")
+    back = sd.read_zarr(tmp_path / "a.zarr")
+    check_layout(back, two)
+    assert back.attrs["agl_sc"] == sdata.attrs["agl_sc"]
+    np.testing.assert_array_equal(back["A_image"].to_numpy(), two[0].image)
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, np.nan, np.inf], ids=str)
+def test_counts_that_are_not_raw(value: float) -> None:
+    counts = np.ones((4, 2))
+    counts[2, 1] = value
+    with pytest.raises(
+        ValueError, match=rf"Section 'A' has 1 values that are not raw counts, e.g. {value} for gene 'g2' in spot '2x1'"
+    ):
+        section("A", ["g1", "g2"], counts=csr_matrix(counts))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"genes": ["g1", "g1"]}, "gene names of section 'A' must be unique, but 1 appear more than once: g1;"),
+        (
+            {"spots": ["a", "b", "b", "a"]},
+            "spot names of section 'A' must be unique, but 2 appear more than once: b, a;",
+        ),
+        ({"genes": ["g1"]}, r"Section 'A' has 4 spots and 1 genes, but counts of shape \(4, 2\)"),
+        ({"centres_px": np.ones((3, 2))}, r"centres of shape \(3, 2\)"),
+        ({"centres_px": np.full((4, 2), np.nan)}, "4 of 4 spots of 'A' have no finite centre"),
+        ({"centres_px": np.full((4, 2), 99.0)}, "No spot of 'A' lies inside its image of 80 x 60 px"),
+        ({"image": np.zeros((1, 60, 80), np.uint8)}, "image of 'A' has shape .* must have 3 channels of uint8"),
+    ],
+)
+def test_sections_that_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(section("A", ["g1", "g2"]), **changes)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "__a"])
+def test_names_that_cannot_be_stored(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be stored; use letters, digits, underscores, dots and hyphens"):
+        assemble([section(name, ["g1"])])
+
+
+@pytest.mark.parametrize("other", ["A", "a", "A_image"])
+def test_names_that_clash(other: str) -> None:
+    with pytest.raises(ValueError, match="element names of the sections must be unique"):
+        assemble([section("A", ["g1"]), section(other, ["g1"])])
+
+
+def test_no_section() -> None:
+    with pytest.raises(ValueError, match="No section was given"):
+        assemble([])
+
+
+def test_arguments_given_once_or_per_section() -> None:
+    given: Any = {"B": 1, "A": 2, "C": 3}
+    assert per_section(0.5, ["A", "B"], argument="mpp") == {"A": 0.5, "B": 0.5}
+    assert per_section(given, ["A", "B"], argument="mpp") == {"A": 2, "B": 1}
+    with pytest.raises(KeyError, match="mpp has no entry for Y, Z; it has B, A, C"):
+        per_section(given, ["A", "Y", "Z"], argument="mpp")

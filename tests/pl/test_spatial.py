@@ -1,0 +1,324 @@
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from numpy.typing import NDArray
+from scipy.stats import pearsonr
+from spatialdata import SpatialData, get_pyramid_levels
+
+from agl_sc import pl
+
+C2, C6 = slice(0, 30), slice(30, 54)
+
+
+def spots(ax: Axes) -> EllipseCollection:
+    (found,) = [artist for artist in ax.collections if isinstance(artist, EllipseCollection)]
+    return found
+
+
+def values(ax: Axes) -> NDArray[np.float64]:
+    return np.ma.filled(np.ma.asarray(spots(ax).get_array()).astype(float), np.nan)
+
+
+def colour_bars(ax: Axes) -> list[Axes]:
+    return [axes for axes in ax.figure.canvas.figure.axes if axes.get_label() == "<colorbar>"]
+
+
+def log1p_cp10k(sdata: SpatialData) -> NDArray[np.float64]:
+    counts = sdata.tables["table"].X.toarray().astype(float)
+    return np.asarray(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4))
+
+
+def set_split(sdata: SpatialData, section: slice, parts: dict[str, int]) -> None:
+    column = sdata.tables["table"].obs["agl_split"].astype(object).to_numpy()
+    column[section] = np.repeat(list(parts), list(parts.values()))
+    sdata.tables["table"].obs["agl_split"] = pd.Categorical(column)
+
+
+class TestValues:
+    def test_measured_and_predicted_are_drawn_gene_by_gene(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, ["KRT8", "ERBB2"])
+        assert axes.shape == (4, 2)
+        measured, predicted = log1p_cp10k(sdata), sdata.tables["table"].layers["agl"]
+        for row, (rows, gene) in enumerate([(C2, 1), (C6, 1), (C2, 0), (C6, 0)]):
+            np.testing.assert_allclose(values(axes[row, 0]), measured[rows, gene], rtol=1e-5)
+            np.testing.assert_array_equal(values(axes[row, 1]), predicted[rows, gene])
+
+    def test_spots_stand_at_their_centres_at_true_size(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, "ERBB2", size=1.5)
+        centres = sdata.tables["table"].obsm["spatial"]
+        for ax, rows in zip(axes.ravel(), [C2, C2, C6, C6], strict=True):
+            np.testing.assert_allclose(np.asarray(spots(ax).get_offsets()), centres[rows])
+            np.testing.assert_allclose(np.asarray(spots(ax).get_widths()), 2 * 5.0 * 1.5)
+            np.testing.assert_allclose(np.asarray(spots(ax).get_heights()), 2 * 5.0 * 1.5)
+
+    def test_layer_holds_the_counts_when_x_does_not(self, sdata: SpatialData) -> None:
+        table, expected = sdata.tables["table"], log1p_cp10k(sdata)
+        table.layers["raw"] = table.X
+        table.X = table.X / 2
+        with pytest.raises(ValueError, match="X holds values that are not whole numbers"):
+            pl.spatial_pred(sdata, "ERBB2")
+        axes = pl.spatial_pred(sdata, "ERBB2", layer="raw")
+        np.testing.assert_allclose(values(axes[0, 0]), expected[C2, 0], rtol=1e-5)
+
+    def test_units_follow_the_recorded_normalisation(self, sdata: SpatialData) -> None:
+        table = sdata.tables["table"]
+        table.uns["agl"] = {"params": {"normalize": "log1p"}}
+        axes = pl.spatial_pred(sdata, "ERBB2")
+        np.testing.assert_allclose(values(axes[0, 0]), np.log1p(table.X.toarray()[C2, 0]), rtol=1e-6)
+        assert [bar.get_xlabel() for bar in colour_bars(axes[0, 0])] == ["log1p(counts)"]
+
+    def test_key_added_names_the_analysis(self, sdata: SpatialData) -> None:
+        table = sdata.tables["table"]
+        table.layers["other"] = table.layers["agl"] + 1
+        axes = pl.spatial_pred(sdata, "ERBB2", key_added="other")
+        np.testing.assert_array_equal(values(axes[0, 1]), table.layers["other"][C2, 0])
+        assert "training" not in axes[0, 1].get_title()  # the split of "agl" is not that of "other"
+
+    def test_table_is_not_changed(self, sdata: SpatialData) -> None:
+        before = sdata.tables["table"].copy()
+        pl.spatial_pred(sdata, "ERBB2", difference=True)
+        after = sdata.tables["table"]
+        assert (after.X != before.X).nnz == 0
+        np.testing.assert_array_equal(after.layers["agl"], before.layers["agl"])
+        pd.testing.assert_frame_equal(after.obs, before.obs)
+
+
+class TestColours:
+    def test_a_gene_has_one_robust_scale_over_all_sections(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, ["ERBB2", "CD74"])
+        measured, predicted = log1p_cp10k(sdata), sdata.tables["table"].layers["agl"]
+        for block, gene in [(axes[:2], 0), (axes[2:], 2)]:
+            expected = np.nanpercentile(np.concatenate([measured[:, gene], predicted[:, gene]]), [1, 99])
+            for ax in block.ravel():
+                np.testing.assert_allclose(spots(ax).get_clim(), expected, rtol=1e-5)
+        assert spots(axes[0, 0]).get_clim() != spots(axes[2, 0]).get_clim()
+
+    def test_limits_are_those_of_the_sections_drawn(self, sdata: SpatialData) -> None:
+        sdata.tables["table"].layers["agl"][C2] += 100
+        (row,) = pl.spatial_pred(sdata, "ERBB2", sections="C6")
+        assert spots(row[1]).get_clim()[1] < 50
+
+    def test_colour_bar_per_gene(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, ["ERBB2", "CD74"])
+        bars = colour_bars(axes[0, 0])
+        assert [bar.get_xlabel() for bar in bars] == ["log1p(CP10k)"] * 2
+        for bar, ax in zip(bars, [axes[0, 0], axes[2, 0]], strict=True):
+            np.testing.assert_allclose(bar.get_xlim(), spots(ax).get_clim())
+
+    def test_difference_is_symmetric_about_zero(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, "ERBB2", difference=True)
+        assert axes.shape == (2, 3)
+        difference = sdata.tables["table"].layers["agl"][:, 0] - log1p_cp10k(sdata)[:, 0]
+        np.testing.assert_allclose(values(axes[0, 2]), difference[C2], rtol=1e-4, atol=1e-5)
+        reach = np.nanpercentile(np.abs(difference), 99)
+        for ax in axes[:, 2]:
+            np.testing.assert_allclose(spots(ax).get_clim(), (-reach, reach), rtol=1e-5)
+        labels = [bar.get_xlabel() for bar in colour_bars(axes[0, 0])]
+        assert labels == ["log1p(CP10k)", "predicted - measured"]
+
+    def test_a_gene_that_is_zero_everywhere_has_a_scale(self, sdata: SpatialData) -> None:
+        table = sdata.tables["table"]
+        counts = table.X.toarray()
+        counts[:, 0] = 0
+        table.X = type(table.X)(counts)
+        table.layers["agl"][:, 0] = 0
+        axes = pl.spatial_pred(sdata, "ERBB2", difference=True)
+        assert spots(axes[0, 0]).get_clim() == (0, 1)
+        assert "r undefined" in axes[1, 1].get_title()
+
+    def test_a_rare_gene_keeps_its_few_values_apart(self, sdata: SpatialData) -> None:
+        table = sdata.tables["table"]
+        counts = table.X.toarray()
+        counts[:, 0] = 0
+        counts[3, 0] = 5
+        table.X = type(table.X)(counts)
+        table.layers["agl"][:, 0] = 0
+        axes = pl.spatial_pred(sdata, "ERBB2")
+        np.testing.assert_allclose(spots(axes[0, 0]).get_clim(), (0, values(axes[0, 0])[3]), rtol=1e-6)
+
+    def test_cmap(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, "ERBB2", cmap="magma")
+        assert {spots(ax).get_cmap().name for ax in axes.ravel()} == {"magma"}
+
+
+class TestTitles:
+    def test_pearson_over_the_spots_of_the_section(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, "ERBB2")
+        measured, predicted = log1p_cp10k(sdata)[:, 0], sdata.tables["table"].layers["agl"][:, 0]
+        r_c2 = pearsonr(measured[C2], predicted[C2]).statistic
+        r_c6 = pearsonr(measured[31:54], predicted[31:54]).statistic  # spot 30 has no prediction
+        assert axes[0, 0].get_title() == "C2 · measured ERBB2\n30 spots"
+        assert axes[0, 1].get_title() == f"C2 · predicted ERBB2\nr = {r_c2:.2f} (training spots)"
+        assert axes[1, 1].get_title() == f"C6 · predicted ERBB2\nr = {r_c6:.2f}"
+
+    def test_mixed_section_is_scored_on_test_spots_alone(self, sdata: SpatialData) -> None:
+        set_split(sdata, C2, {"train": 12, "validation": 4, "test": 14})
+        axes = pl.spatial_pred(sdata, "ERBB2")
+        measured, predicted = log1p_cp10k(sdata)[16:30, 0], sdata.tables["table"].layers["agl"][16:30, 0]
+        title = " ".join(axes[0, 1].get_title().split())
+        r = pearsonr(measured, predicted).statistic
+        assert f"r = {r:.2f} over 14 test spots also drawn: 12 training, 4 validation" in title
+        assert np.isfinite(values(axes[0, 1])).sum() == 30
+
+    @pytest.mark.parametrize(
+        ("parts", "expected"),
+        [
+            ({"validation": 30}, "(validation spots)"),
+            ({"unused": 30}, "(unused spots)"),
+            ({"train": 20, "validation": 10}, "(training and validation spots)"),
+            ({"test": 10, "unused": 20}, "over 10 test spots also drawn: 20 unused"),
+        ],
+    )
+    def test_title_says_which_spots(self, sdata: SpatialData, parts: dict[str, int], expected: str) -> None:
+        set_split(sdata, C2, parts)
+        axes = pl.spatial_pred(sdata, "ERBB2")
+        assert " ".join(axes[0, 1].get_title().split()).endswith(expected)
+
+    @pytest.mark.parametrize("column", [None, "fold"])
+    def test_without_a_split_nothing_was_in_training(self, sdata: SpatialData, column: str | None) -> None:
+        obs = sdata.tables["table"].obs
+        del obs["agl_split"]
+        if column:
+            obs["agl_split"] = pd.Categorical(np.arange(54) % 5)
+        axes = pl.spatial_pred(sdata, "ERBB2")
+        assert axes[0, 1].get_title().split("\n")[1].startswith("r = ")
+        assert "spots" not in axes[0, 1].get_title()
+
+    def test_section_without_prediction(self, sdata: SpatialData) -> None:
+        sdata.tables["table"].layers["agl"][C6] = np.nan
+        axes = pl.spatial_pred(sdata, "ERBB2", difference=True)
+        assert axes[1, 1].get_title() == "C6 · predicted ERBB2\nno prediction"
+        assert np.isnan(values(axes[1, 1])).all()
+
+    def test_no_text_overlaps_another(self, sdata: SpatialData) -> None:
+        set_split(sdata, C2, {"train": 12, "validation": 4, "test": 14})
+        axes = pl.spatial_pred(sdata, ["ERBB2", "KRT8", "CD74"])
+        figure = axes[0, 0].figure.canvas.figure
+        figure.draw_without_rendering()
+        texts = [ax.title for ax in axes.ravel()] + [text for ax in axes.ravel() for text in ax.texts]
+        texts += [bar.xaxis.label for bar in colour_bars(axes[0, 0])]
+        boxes = [text.get_window_extent() for text in texts]
+        assert len(boxes) > 15
+        for i, box in enumerate(boxes):
+            overlapping = [texts[j].get_text() for j in range(i) if box.overlaps(boxes[j])]
+            assert not overlapping, (texts[i].get_text(), overlapping)
+
+
+class TestTissue:
+    def test_image_lies_under_the_spots_in_pixels_of_the_finest_level(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, "ERBB2", image_alpha=0.5)
+        image = np.asarray(get_pyramid_levels(sdata.images["C2_image"], n=0))
+        for ax in axes[0]:
+            (drawn,) = ax.images
+            left, right, bottom, top = drawn.get_extent()
+            crop = image[:, int(top) : int(bottom), int(left) : int(right)]
+            np.testing.assert_array_equal(drawn.get_array(), crop.transpose(1, 2, 0))
+            assert drawn.get_alpha() == 0.5
+            assert ax.get_aspect() == 1
+
+    def test_crop_leaves_a_spot_diameter_and_y_runs_downwards(self, sdata: SpatialData) -> None:
+        ax = pl.spatial_pred(sdata, "ERBB2")[0, 0]
+        assert ax.get_xlim() == (20, 120)  # columns at 30 ... 110, radius 5
+        assert ax.get_ylim() == (140, 20)  # rows at 30 ... 130
+        assert ax.images[0].get_extent() == [20, 120, 140, 20]
+        assert not ax.get_xticks().size
+        assert not ax.get_yticks().size
+
+    def test_scale_bar_of_a_round_length_under_the_first_panel(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, "ERBB2")
+        (bar,) = axes[0, 0].lines
+        left, right = np.asarray(bar.get_xdata())
+        assert right - left == pytest.approx(200 / 10)  # 200 um at 10 um per pixel, in a picture of 1,000 um
+        assert [text.get_text() for text in axes[0, 0].texts] == ["200 µm"]
+        assert not axes[0, 1].lines
+
+    def test_no_scale_bar_when_the_scale_is_unknown(self, sdata: SpatialData) -> None:
+        sdata.attrs["agl_sc"] = {}
+        assert not pl.spatial_pred(sdata, "ERBB2")[0, 0].lines
+
+
+class TestArguments:
+    def test_sections_are_drawn_in_the_order_given(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, "ERBB2", sections=["C6", "C2"])
+        assert [ax.get_title()[:2] for ax in axes[:, 0]] == ["C6", "C2"]
+        assert pl.spatial_pred(sdata, "ERBB2", shapes_key="C6").shape == (1, 2)
+
+    def test_genes_may_be_any_sequence_of_names(self, sdata: SpatialData) -> None:
+        assert pl.spatial_pred(sdata, sdata.tables["table"].var_names[:2], sections="C2").shape == (2, 2)
+        assert pl.spatial_pred(sdata, ("KRT8", "KRT8"), sections="C2").shape == (1, 2)
+
+    @pytest.mark.parametrize(
+        ("error", "arguments", "message"),
+        [
+            (KeyError, {"genes": "ERBB"}, "'ERBB' is not in the table; did you mean ERBB2"),
+            (ValueError, {"genes": ["KRT8", "ACTB"]}, "'ACTB' was not predicted.* of 4 other genes"),
+            (ValueError, {"genes": []}, "genes is empty"),
+            (TypeError, {"genes": [3]}, "genes holds 3, a int"),
+            (TypeError, {"genes": None}, "genes holds None"),
+            (KeyError, {"sections": "c6"}, "'c6' is not among the regions of the table: C2, C6; did you mean C6"),
+            (KeyError, {"sections": "C2", "shapes_key": ["C6"]}, "'C2' is not among the regions of the table: C6"),
+            (ValueError, {"sections": []}, "sections is empty"),
+            (KeyError, {"shapes_key": "C1"}, "shapes_key='C1' is not among"),
+            (KeyError, {"key_added": "ridge"}, r'no prediction layers\["ridge"\].*agl_sc.tl.train'),
+            (KeyError, {"layer": "raw"}, "layer='raw' is not in the table"),
+            (KeyError, {"table_key": "cells"}, "table_key='cells' is not in sdata"),
+            (KeyError, {"image_key": "C3_image"}, "image_key='C3_image' is not among"),
+            (ValueError, {"image_key": "C2_image"}, "No image shares a coordinate system with 'C6'"),
+            (ValueError, {"cmap": "viridisch"}, "viridisch"),
+            (ValueError, {"size": 0}, "size=0 is not a positive factor"),
+            (ValueError, {"size": float("nan")}, "size=nan is not a positive factor"),
+            (ValueError, {"image_alpha": 1.5}, "image_alpha=1.5 is not between 0"),
+        ],
+    )
+    def test_bad_arguments_are_named_before_anything_is_drawn(
+        self, *, sdata: SpatialData, error: type[Exception], arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            pl.spatial_pred(sdata, **{"genes": "ERBB2"} | arguments)
+        assert not plt.get_fignums()
+
+    def test_near_matches_come_from_the_predicted_genes(self, sdata: SpatialData) -> None:
+        table = sdata.tables["table"]
+        table.var_names = ["ERBB2", "ERBB3", "CD74", "IGKC", "ERBB4"]
+        with pytest.raises(ValueError, match=r"'ERBB4' was not predicted.* did you mean ERBB[23], ERBB[23]"):
+            pl.spatial_pred(sdata, "ERBB4")
+
+    def test_sdata_of_the_wrong_kind(self, sdata: SpatialData) -> None:
+        with pytest.raises(TypeError, match="is a AnnData, not a SpatialData"):
+            pl.spatial_pred(sdata.tables["table"], "ERBB2")
+
+    def test_section_without_image(self, sdata: SpatialData) -> None:
+        del sdata.images["C6_image"]
+        with pytest.raises(ValueError, match="No image shares a coordinate system with 'C6'"):
+            pl.spatial_pred(sdata, "ERBB2")
+        assert pl.spatial_pred(sdata, "ERBB2", sections="C2").shape == (1, 2)
+
+    def test_axes_of_the_user(self, sdata: SpatialData) -> None:
+        figure, axes = plt.subplots(1, 2, layout="constrained")
+        drawn = pl.spatial_pred(sdata, "ERBB2", sections="C2", ax=axes)
+        assert [*drawn.ravel()] == [*axes]
+        assert plt.get_fignums() == [figure.number]
+
+    def test_axes_of_another_shape_or_kind(self, sdata: SpatialData) -> None:
+        axes = plt.subplots(2, 2)[1]
+        with pytest.raises(ValueError, match=r"shape \(2, 2\), but \(2, 3\)"):
+            pl.spatial_pred(sdata, "ERBB2", difference=True, ax=axes)
+        with pytest.raises(TypeError, match="ax is a int, not a matplotlib Axes"):
+            pl.spatial_pred(sdata, "ERBB2", sections="C2", ax=[1, 2])
+
+    def test_save(self, sdata: SpatialData, tmp_path: Path) -> None:
+        path = tmp_path / "figure.png"
+        pl.spatial_pred(sdata, "ERBB2", save=path)
+        assert mpl.image.imread(path).shape[1] > 1200  # 7 in at 200 dpi, less the margins
+
+    def test_save_is_checked_before_anything_is_drawn(self, sdata: SpatialData, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
+            pl.spatial_pred(sdata, "ERBB2", save=tmp_path / "absent" / "figure.png")
+        assert not plt.get_fignums()
