@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
@@ -16,6 +15,7 @@ from agl_sc._geometry import check_mpp
 from agl_sc._keys import Keys
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -105,12 +105,16 @@ def region_of(table: "AnnData") -> "pd.Series[str]":
             "set it with spatialdata.models.TableModel.parse(table, region=, region_key=, instance_key=)."
         )
         raise ValueError(msg)
-    return table.obs[attrs["region_key"]].astype(str)
+    regions: pd.Series[str] = table.obs[attrs["region_key"]].astype(str)
+    return regions
 
 
 def section_of(table: "AnnData") -> "pd.Series[str]":
     """Section of every spot: ``obs["section"]``, or the region where there is no such column."""
-    return table.obs["section"].astype(str) if "section" in table.obs else region_of(table)
+    if "section" not in table.obs:
+        return region_of(table)
+    named: pd.Series[str] = table.obs["section"].astype(str)
+    return named
 
 
 def sections(
@@ -137,8 +141,8 @@ def sections(
         Coordinate system that joins image and shapes; by default the one they share.
     """
     regions = region_of(table)
-    names = _subset(sorted(set(regions)), shapes_key, "shapes_key", "the regions of the table")
-    images = _subset(sorted(sdata.images), image_key, "image_key", "the images of sdata")
+    names = _subset(sorted(set(regions)), shapes_key, argument="shapes_key", what="the regions of the table")
+    images = _subset(sorted(sdata.images), image_key, argument="image_key", what="the images of sdata")
     if not images:
         msg = "sdata has no image, and features come from one; read it with agl_sc.io or add it with sdata.images[...] = ...."
         raise KeyError(msg)
@@ -150,7 +154,7 @@ def sections(
             msg = f"Region {name!r} of the table is not a shapes element; the shapes are {', '.join(sorted(sdata.shapes)) or 'none'}."
             raise KeyError(msg)
         rows = np.flatnonzero((regions == name).to_numpy())
-        key, affine = _image_of(sdata, name, images, coordinate_system)
+        key, affine = _image_of(sdata, name, images=images, system=coordinate_system)
         points, radius = _points(sdata.shapes[name], instances.iloc[rows], name)
         found.append(
             Section(
@@ -167,7 +171,7 @@ def sections(
     return found
 
 
-def _subset(available: list[str], wanted: Names, argument: str, what: str) -> list[str]:
+def _subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:
     if wanted is None:
         return available
     chosen = [wanted] if isinstance(wanted, str) else list(wanted)
@@ -187,7 +191,7 @@ def _affines(element: Any) -> dict[str, FloatArray]:
     return {name: t.to_affine_matrix(input_axes=axes, output_axes=axes) for name, t in systems.items()}
 
 
-def _image_of(sdata: "SpatialData", name: str, images: list[str], system: str | None) -> tuple[str, FloatArray]:
+def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str | None) -> tuple[str, FloatArray]:
     """The image of a region, and the matrix (3, 3) from the shapes to its pixels."""
     shapes = _affines(sdata.shapes[name])
     candidates: dict[str, dict[str, FloatArray]] = {}

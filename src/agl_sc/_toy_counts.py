@@ -12,12 +12,12 @@ FloatArray = NDArray[np.float64]
 N_TARGET_FIELDS = 3
 """The leading visible fields drive targets and informative genes, the others the distractors."""
 
-_COUNTS_PER_GENE = 6.0
+_COUNTS_PER_GENE = 10.0
 _ABUNDANCE_SD = 0.6
 _DEPTH_SD = 0.35
 _CURVATURE = 0.2
 _LEAST_OWN, _MOST_OTHER = 0.5, 0.2
-_OVERDISPERSION = 0.1
+_OVERDISPERSION = 0.05
 _LIMIT = 3.0
 _GENES_PER_BLOCK = 1024
 
@@ -35,7 +35,7 @@ class _Role:
 
 
 _ROLES = {
-    "target": _Role(abundance=3.0, signal=1.0, noise=0.95),
+    "target": _Role(abundance=3.0, signal=1.0, noise=1.05),
     "informative": _Role(abundance=1.0, signal=1.0, noise=0.1),
     "distractor": _Role(abundance=1.0, signal=0.75, noise=0.05),
     "invisible": _Role(abundance=1.0, signal=0.65, noise=0.1),

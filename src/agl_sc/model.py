@@ -105,7 +105,7 @@ class Model:
         inputs = scale_features(center_per_section(features.astype(float), codes), scale).astype(np.float32)
         network = network_from(_part(self.tensors, "network."))
         with torch.inference_mode():
-            raw = torch.cat([network(batch) for batch in torch.from_numpy(inputs).split(8192)])
+            raw = torch.cat([network(batch) for batch in torch.split(torch.from_numpy(inputs), 8192)])
         return (raw * self.tensors["slope"] + self.tensors["intercept"]).numpy()
 
     def save(self, path: str | Path) -> None:
@@ -179,7 +179,7 @@ class Model:
                 f"{path / _WEIGHTS} is truncated or altered: its checksum is not that of {_CARD}; save the model again."
             )
             raise ValueError(msg)
-        tables = {name: pd.DataFrame(**fields.pop(name)) for name in ("history", "cutoff_trace")}
+        tables: dict[str, Any] = {name: pd.DataFrame(**fields.pop(name)) for name in ("history", "cutoff_trace")}
         weights = np.array(fields.pop("weights"), dtype=float)
         return cls(tensors=load_tensors(data), weights=weights, **tables, **fields)
 

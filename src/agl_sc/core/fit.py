@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -131,7 +130,7 @@ class FitResult:
         return network_from(state)
 
 
-def gene_weights(method: Method, cutoff: float, n_targets: int, n_genes: int, temperature: float) -> FloatArray:
+def gene_weights(method: Method, cutoff: float, *, n_targets: int, n_genes: int, temperature: float) -> FloatArray:
     """Weight of every gene, targets first, then auxiliary genes by prior rank, (n_genes,); inactive ones exactly 0."""
     n_auxiliary = n_genes - n_targets
     auxiliary = np.full(n_auxiliary, 1.0 if method == "agl" else 0.0)
@@ -185,8 +184,8 @@ class Problem:
 def fit(
     spots: Spots,
     validation: Validation | None,
-    n_targets: int,
     *,
+    n_targets: int,
     method: Method,
     config: TrainConfig,
     choices: Choices | None = None,
@@ -224,27 +223,33 @@ def fit(
     -------
     The best epoch by validation, or the last one without validation.
     """
-    start, picked, trace = _start(spots, validation, n_targets, (method, config, choices))
-    problem = _problem(spots, validation, n_targets, sources, (start, config, device, seed))
+    start, picked, trace = _start(spots, validation, n_targets=n_targets, how=(method, config, choices))
+    problem = _problem(spots, validation, n_targets=n_targets, sources=sources, how=(start, config, device, seed))
     optimizer = _optimizer(problem, config)
     search = (
         _gradient_search(problem, picked, config)
         if method == "dkgsb" and config.search == "gradient" and choices is None
         else None
     )
-    best_score, best = problem.score(), _result(problem, method, config, picked)
-    history = [_row(0, float("nan"), best_score, best, n_targets)]
+    best_score, best = problem.score(), _result(problem, method, config=config, choices=picked)
+    history = [_row(0, float("nan"), score=best_score, result=best, n_targets=n_targets)]
     last = config.max_epochs if choices is None else choices.n_epochs
     for epoch in tqdm(range(1, last + 1), desc=f"{method}: epochs", disable=None):
         randomness = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         if search is not None and epoch > 1:  # the first epoch warms the optimiser's moments
-            cutoff = _search_epoch(problem, search, optimizer, randomness, config)
+            cutoff = _search_epoch(problem, search, optimizer=optimizer, randomness=randomness, config=config)
             picked = replace(picked, cutoff=cutoff)
-        weights = gene_weights(method, picked.cutoff, n_targets, problem.expression.shape[1], config.temperature)
-        loss = _train_epoch(problem, weights, optimizer, randomness, config)
+        weights = gene_weights(
+            method,
+            picked.cutoff,
+            n_targets=n_targets,
+            n_genes=problem.expression.shape[1],
+            temperature=config.temperature,
+        )
+        loss = _train_epoch(problem, weights, optimizer=optimizer, randomness=randomness, config=config)
         score = problem.score()
-        current = _result(problem, method, config, replace(picked, n_epochs=epoch))
-        history.append(_row(epoch, loss, score, current, n_targets))
+        current = _result(problem, method, config=config, choices=replace(picked, n_epochs=epoch))
+        history.append(_row(epoch, loss, score=score, result=current, n_targets=n_targets))
         if validation is None or score > best_score:
             best_score, best = score, current
             if on_improvement is not None:
@@ -256,7 +261,7 @@ def fit(
 
 
 def _start(
-    spots: Spots, validation: Validation | None, n_targets: int, how: tuple[Method, TrainConfig, Choices | None]
+    spots: Spots, validation: Validation | None, *, n_targets: int, how: tuple[Method, TrainConfig, Choices | None]
 ) -> tuple[LowRank, Choices, pd.DataFrame]:
     """Closed-form trunk and head, what they were fitted with, and the trace of the path search."""
     method, config, choices = how
@@ -272,7 +277,7 @@ def _start(
         if method == "dkgsb" and config.search == "path":
             cutoff, trace = path_search(basis, validation, alpha=alpha, rank=config.rank)
         choices = Choices(alpha, config.rank or RANKS[-1], cutoff, 0)
-    weights = gene_weights(method, choices.cutoff, n_targets, n_genes, config.temperature)
+    weights = gene_weights(method, choices.cutoff, n_targets=n_targets, n_genes=n_genes, temperature=config.temperature)
     start = reduced_rank_ridge(basis, weights, alpha=choices.alpha, rank=min(choices.rank, len(basis.singular_values)))
     if validation is not None and config.rank is None:
         start = start.cut(choose_rank(start, validation))
@@ -282,6 +287,7 @@ def _start(
 def _problem(
     spots: Spots,
     validation: Validation | None,
+    *,
     n_targets: int,
     sources: tuple[Source, Source | None] | None,
     how: tuple[LowRank, TrainConfig, torch.device, int],
@@ -308,6 +314,7 @@ def _optimizer(problem: Problem, config: TrainConfig) -> torch.optim.AdamW:
 def _train_epoch(
     problem: Problem,
     weights: FloatArray,
+    *,
     optimizer: torch.optim.AdamW,
     randomness: torch.Generator,
     config: TrainConfig,
@@ -333,7 +340,7 @@ def _train_epoch(
 
 def _batches(n_spots: int, batch_size: int, randomness: torch.Generator) -> list[torch.Tensor]:
     order = torch.randperm(n_spots, generator=randomness)
-    return [index for index in order.split(batch_size) if len(index) >= min(MIN_BATCH, n_spots)]
+    return [index for index in torch.split(order, batch_size) if len(index) >= min(MIN_BATCH, n_spots)]
 
 
 def _gradient_search(problem: Problem, picked: Choices, config: TrainConfig) -> GradientSearch:
@@ -353,6 +360,7 @@ def _gradient_search(problem: Problem, picked: Choices, config: TrainConfig) -> 
 def _search_epoch(
     problem: Problem,
     search: GradientSearch,
+    *,
     optimizer: torch.optim.AdamW,
     randomness: torch.Generator,
     config: TrainConfig,
@@ -361,6 +369,11 @@ def _search_epoch(
 
     The inner steps start from the training optimiser's own moments, and leave network and optimiser alone. Dropout is off.
     """
+
+    def predict(at: Parameters, inputs: torch.Tensor, n_genes: int) -> torch.Tensor:
+        predicted: torch.Tensor = torch.func.functional_call(problem.network, at, (inputs, n_genes))
+        return predicted
+
     if problem.validation is None or problem.validation_source is None:
         return float(search.cutoff)
     problem.network.eval()
@@ -373,22 +386,19 @@ def _search_epoch(
         n_genes = problem.n_targets + n_active(float(search.cutoff), len(search.prior_rank), config.temperature)
         inputs = problem.source.inputs(index, randomness).detach()
         expression = problem.expression[index.to(inputs.device), :n_genes]
-        search.step(partial(_predict, problem.network), parameters, state, ((inputs, expression), held_out))
+        search.step(predict, parameters, state=state, batches=((inputs, expression), held_out))
     return float(search.cutoff)
 
 
-def _predict(network: Network, parameters: Parameters, inputs: torch.Tensor, n_genes: int) -> torch.Tensor:
-    predicted: torch.Tensor = torch.func.functional_call(network, parameters, (inputs, n_genes))
-    return predicted
-
-
-def _result(problem: Problem, method: Method, config: TrainConfig, choices: Choices) -> FitResult:
+def _result(problem: Problem, method: Method, *, config: TrainConfig, choices: Choices) -> FitResult:
     n_genes = problem.expression.shape[1]
-    weights = gene_weights(method, choices.cutoff, problem.n_targets, n_genes, config.temperature)
+    weights = gene_weights(
+        method, choices.cutoff, n_targets=problem.n_targets, n_genes=n_genes, temperature=config.temperature
+    )
     return FitResult(problem.state(), weights, choices, pd.DataFrame(), pd.DataFrame(columns=list(TRACE_COLUMNS)))
 
 
-def _row(epoch: int, loss: float, score: float, result: FitResult, n_targets: int) -> dict[str, float]:
+def _row(epoch: int, loss: float, *, score: float, result: FitResult, n_targets: int) -> dict[str, float]:
     k = int((result.weights[n_targets:] >= 0.5).sum())
     return {"epoch": epoch, "loss": loss, "validation_pearson": score, "cutoff": result.choices.cutoff, "k": k}
 

@@ -1,6 +1,6 @@
 """d(validation loss) / d(cutoff) through unrolled Adam steps, exact, in forward mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ def fresh_state(parameters: Parameters) -> AdamState:
     return AdamState(zeros, zeros, 0)
 
 
-def warm_state(optimizer: torch.optim.Optimizer, named: Parameters) -> AdamState:
+def warm_state(optimizer: torch.optim.Optimizer, named: Mapping[str, torch.Tensor]) -> AdamState:
     """Moments of a torch Adam or AdamW, copied; zeros for parameters that it has not stepped yet."""
     states = {name: optimizer.state.get(value, {}) for name, value in named.items()}
     steps = [int(state["step"]) for state in states.values() if "step" in state]
@@ -64,8 +64,8 @@ def hypergradient(
     inner_loss: Callable[[Parameters, torch.Tensor], torch.Tensor],
     outer_loss: Callable[[Parameters], torch.Tensor],
     parameters: Parameters,
-    cutoff: torch.Tensor,
     *,
+    cutoff: torch.Tensor,
     state: AdamState,
     inner_steps: int,
     inner_lr: float,
@@ -105,5 +105,7 @@ def hypergradient(
             current, moments = adam_step(current, gradients, moments, lr=inner_lr)
         return outer_loss(current)
 
-    value, derivative = torch.func.jvp(unrolled, (cutoff,), (torch.ones_like(cutoff),))
+    value, derivative = torch.func.jvp(  # type: ignore[misc]
+        unrolled, (cutoff,), (torch.ones_like(cutoff),)
+    )
     return value.detach(), derivative.detach()

@@ -106,7 +106,7 @@ class LowRank:
         return predicted
 
 
-def _low_rank(basis: RidgeBasis, fitted: FloatArray, gram: FloatArray, rank: int) -> LowRank:
+def _low_rank(basis: RidgeBasis, fitted: FloatArray, *, gram: FloatArray, rank: int) -> LowRank:
     leading = np.linalg.eigh(gram)[1][:, ::-1][:, :rank]
     scale = np.sqrt(basis.n_spots)
     trunk = basis.loadings @ (leading / basis.singular_values[:, None]) * scale
@@ -132,7 +132,7 @@ def reduced_rank_ridge(basis: RidgeBasis, weights: FloatArray, *, alpha: float, 
     fitted = _fitted(basis, alpha)
     active = weights > 0
     gram = (fitted[:, active] * weights[active]) @ fitted[:, active].T
-    return _low_rank(basis, fitted, gram, rank)
+    return _low_rank(basis, fitted, gram=gram, rank=rank)
 
 
 def reduced_rank_path(
@@ -164,7 +164,7 @@ def reduced_rank_path(
         segment = fitted[:, done : n_targets + n]
         gram = gram + segment @ segment.T
         done = n_targets + int(n)
-        yield _low_rank(basis, fitted[:, :n_targets], gram, rank)
+        yield _low_rank(basis, fitted[:, :n_targets], gram=gram, rank=rank)
 
 
 def load_closed_form(network: Network, start: LowRank) -> None:

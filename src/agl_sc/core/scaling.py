@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
-CLIP = 5.0
+CLIP = 3.0
 """Scaled features are kept within this many spreads of their section's mean."""
 
 
@@ -34,7 +34,7 @@ def spread(values: FloatArray) -> FloatArray:
 
 
 def scale_features(centred: FloatArray, scale: FloatArray) -> FloatArray:
-    """Divide by ``scale`` and clip at +-5.
+    """Divide by ``scale`` and clip at +-3.
 
     Channels that are silent on the training sections and loud on another one would otherwise come out hundreds of
     spreads away, and drown a linear prediction.

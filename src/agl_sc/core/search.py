@@ -150,6 +150,7 @@ class GradientSearch:
         self,
         predict: Callable[[Parameters, torch.Tensor, int], torch.Tensor],
         parameters: Parameters,
+        *,
         state: AdamState,
         batches: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
     ) -> float:
@@ -182,7 +183,7 @@ class GradientSearch:
             inner,
             outer,
             parameters,
-            self.cutoff.detach(),
+            cutoff=self.cutoff.detach(),
             state=state,
             inner_steps=self.inner_steps,
             inner_lr=self.inner_lr,

@@ -96,7 +96,7 @@ class EncodedTiles:
         """As they are."""
         features = self._all_features()
         self._center(features)
-        return iter(self._scaled(features, self.sections).split(4096))
+        yield from torch.split(self._scaled(features, self.sections), 4096)
 
     def load(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Give the encoder the parameters named ``encoder.*``."""
@@ -112,7 +112,7 @@ class EncodedTiles:
 
     def _all_features(self) -> torch.Tensor:
         with torch.no_grad():
-            return torch.cat([self.encode(batch.to(self.device)) for batch in self.tiles.split(self.batch_size)])
+            return torch.cat([self.encode(batch.to(self.device)) for batch in torch.split(self.tiles, self.batch_size)])
 
     def _center(self, features: torch.Tensor) -> None:
         codes = self.sections.to(self.device)

@@ -35,7 +35,8 @@ class Boxes:
     def padded(self) -> NDArray[np.bool_]:
         """Boxes that reach beyond the image, (n_boxes,)."""
         ends = self.origins + self.side
-        return (self.origins < 0).any(axis=1) | (ends > np.array(self.image.shape[1:])).any(axis=1)
+        beyond: NDArray[np.bool_] = ((self.origins < 0) | (ends > np.array(self.image.shape[1:]))).any(axis=1)
+        return beyond
 
 
 class _ChunkCache:
@@ -67,7 +68,7 @@ class _ChunkCache:
             return range(0)
         return range(int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, stop, "left")))
 
-    def crop(self, y: int, x: int, side: int, background: UInt8Array) -> UInt8Array:
+    def crop(self, y: int, x: int, *, side: int, background: UInt8Array) -> UInt8Array:
         tile = np.broadcast_to(background[:, None, None], (3, side, side)).copy()
         for row, column in product(self.chunks_of(0, y, y + side), self.chunks_of(1, x, x + side)):
             top, left = int(self.edges[0][row]), int(self.edges[1][column])
@@ -96,7 +97,7 @@ def read_boxes(boxes: Boxes, *, max_bytes: int = 512 * 2**20) -> Iterator[tuple[
     rows, columns = (np.searchsorted(cache.edges[axis], boxes.origins[:, axis], "right") for axis in (0, 1))
     for index in np.lexsort((columns, rows)):
         y, x = boxes.origins[index]
-        yield int(index), cache.crop(int(y), int(x), boxes.side, boxes.background)
+        yield int(index), cache.crop(int(y), int(x), side=boxes.side, background=boxes.background)
 
 
 def resize(tiles: torch.Tensor, tile_px: int) -> torch.Tensor:

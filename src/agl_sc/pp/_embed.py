@@ -97,7 +97,7 @@ def embed(
     if keys.features in table.obsm and recorded(table, keys, "features") == made_from:
         logger.info('Kept obsm["%s"]: same image, tiles and encoder.', keys.features)
         return
-    features = encode(network, placed, (table.n_obs, spec.tile_px, batch_size), pick_device(device))
+    features = encode(network, placed, sizes=(table.n_obs, spec.tile_px, batch_size), device=pick_device(device))
     table.obsm[keys.features] = features
     record(table, keys, {"features": made_from})
     logger.info('Wrote obsm["%s"]: %d x %d from %s.', keys.features, *features.shape, encoder)
@@ -155,12 +155,12 @@ def check_provenance(made_from: dict[str, Any], network: Encoder) -> None:
 
 
 def encode(
-    network: Encoder, placed: Sequence[tuple[Section, Boxes]], sizes: tuple[int, int, int], device: torch.device
+    network: Encoder, placed: Sequence[tuple[Section, Boxes]], *, sizes: tuple[int, int, int], device: torch.device
 ) -> Float32Array:
     """Features (n_obs, n_features) of all placed tiles; ``sizes`` are n_obs, tile_px, batch_size."""
     n_obs, tile_px, batch_size = sizes
     features = np.full((n_obs, network.n_features), np.nan, dtype=np.float32)
-    module = network.module.to(device, memory_format=torch.channels_last)
+    module = network.module.to(device).to(memory_format=torch.channels_last)
     total = sum(len(section.rows) for section, _ in placed)
     with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar, torch.inference_mode():
         for section, boxes in placed:

@@ -70,8 +70,8 @@ def target_genes(
     table = get_table(sdata, table_key)
     keys = Keys(key_added)
     check_targets(table, genes)
-    expression = training_expression(table, keys, layer, normalize)
-    role = assign_roles(expression, table.var_names, genes, min_detected)
+    expression = training_expression(table, keys, layer=layer, normalize=normalize)
+    role = assign_roles(expression, table.var_names, genes=genes, min_detected=min_detected)
     table.var[keys.role] = pd.Categorical(role, categories=list(ROLES))
     record(table, keys, {"params": {**(recorded(table, keys, "params") or {}), "normalize": normalize}})
     logger.info('Wrote var["%s"]: %s.', keys.role, ", ".join(f"{(role == name).sum()} {name}" for name in ROLES))
@@ -136,7 +136,7 @@ def normalize_counts(counts: scipy.sparse.csr_matrix, normalize: Normalize) -> s
 
 
 def training_expression(
-    table: "AnnData", keys: Keys, layer: str | None, normalize: Normalize
+    table: "AnnData", keys: Keys, *, layer: str | None, normalize: Normalize
 ) -> scipy.sparse.csr_matrix:
     """Normalised expression of the training spots only, (n_train, n_genes)."""
     return normalize_counts(counts_of(table, layer)[training_spots(table, keys)], normalize)
@@ -190,7 +190,7 @@ def moments(expression: scipy.sparse.csr_matrix) -> tuple[FloatArray, FloatArray
 
 
 def assign_roles(
-    expression: scipy.sparse.csr_matrix, names: Sequence[str], genes: int | Sequence[str], min_detected: float
+    expression: scipy.sparse.csr_matrix, names: Sequence[str], *, genes: int | Sequence[str], min_detected: float
 ) -> NDArray[Any]:
     """Role of every gene from the expression of training spots (n_train, n_genes)."""
     _, variance, detected = moments(expression)
@@ -200,7 +200,7 @@ def assign_roles(
         chosen = eligible[np.argsort(-variance[eligible], kind="stable")][:genes]
         _tell_shortage(len(chosen), genes, min_detected)
     else:
-        chosen = pd.Index(names).get_indexer([genes] if isinstance(genes, str) else list(genes))
+        chosen = np.array([list(names).index(name) for name in ([genes] if isinstance(genes, str) else genes)])
         constant = [str(names[i]) for i in chosen if variance[i] == 0]
         if constant:
             msg = f"Target genes {', '.join(constant[:3])} are constant over the training spots; leave them out."
@@ -225,10 +225,12 @@ def _tell_shortage(n_found: int, n_wanted: int, min_detected: float) -> None:
 
 def _scores(table: "AnnData", keys: Keys, score: str, *, layer: str | None, seed: int) -> FloatArray:
     if score == "random":
-        return np.random.default_rng(seed).random(table.n_vars)
+        drawn: FloatArray = np.random.default_rng(seed).random(table.n_vars)
+        return drawn
     if score not in _SCORES:
-        return table.var[score].to_numpy(dtype=float)
-    expression = training_expression(table, keys, layer, normalize_of(table, keys))
+        column: FloatArray = table.var[score].to_numpy(dtype=float)
+        return column
+    expression = training_expression(table, keys, layer=layer, normalize=normalize_of(table, keys))
     if score == "dispersion":
         return dispersion(expression)
     mean, variance, _ = moments(expression)

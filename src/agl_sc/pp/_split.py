@@ -87,17 +87,36 @@ def split(
         logger.warning(
             "Spots of one section share pixels and expression with their neighbours: by='spot' flatters every method."
         )
-        assigned = _draw(np.arange(len(names)).astype(str), test, validation, generator)
+        assigned = _draw(np.arange(len(names)).astype(str), test, validation=validation, generator=generator)
     elif by == "block":
-        assigned = _by_block(sdata, table, (test, validation), (block_um, buffer_um), image_mpp, generator)
+        assigned = _by_block(
+            sdata,
+            table,
+            fractions=(test, validation),
+            microns=(block_um, buffer_um),
+            image_mpp=image_mpp,
+            generator=generator,
+        )
     else:
-        assigned = _by_section(names, test, validation, generator)
+        assigned = _by_section(names, test, validation=validation, generator=generator)
         if not (assigned == "validation").any() and isinstance(validation, float) and validation > 0:
             logger.info("Only one section is left for training: validation takes spatial blocks of it.")
-            blocks = _by_block(sdata, table, (0.0, validation), (block_um, buffer_um), image_mpp, generator)
+            blocks = _by_block(
+                sdata,
+                table,
+                fractions=(0.0, validation),
+                microns=(block_um, buffer_um),
+                image_mpp=image_mpp,
+                generator=generator,
+            )
             assigned = np.where(assigned == "train", blocks, assigned)
     _check_sets(assigned, validation)
-    _write(table, Keys(key_added), assigned, {"by": by, "seed": seed, "block_um": block_um, "buffer_um": buffer_um})
+    _write(
+        table,
+        Keys(key_added),
+        assigned=assigned,
+        settings={"by": by, "seed": seed, "block_um": block_um, "buffer_um": buffer_um},
+    )
 
 
 def split_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
@@ -162,7 +181,7 @@ def _named(argument: str, value: Units, known: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _by_section(names: NDArray[Any], test: Units, validation: Units, generator: np.random.Generator) -> NDArray[Any]:
+def _by_section(names: NDArray[Any], test: Units, *, validation: Units, generator: np.random.Generator) -> NDArray[Any]:
     known = sorted(set(names))
     pool = list(generator.permutation(known))
     sets: dict[str, list[str]] = {}
@@ -187,7 +206,7 @@ def _by_section(names: NDArray[Any], test: Units, validation: Units, generator: 
     )
 
 
-def _draw(units: NDArray[Any], test: Units, validation: Units, generator: np.random.Generator) -> NDArray[Any]:
+def _draw(units: NDArray[Any], test: Units, *, validation: Units, generator: np.random.Generator) -> NDArray[Any]:
     """Assign every spot by its unit, fractions counted in units."""
     pool = generator.permutation(np.unique(units))
     n_test, n_validation = (round(float(f) * len(pool)) if f else 0 for f in (test, validation))  # type: ignore[arg-type]
@@ -199,6 +218,7 @@ def _draw(units: NDArray[Any], test: Units, validation: Units, generator: np.ran
 def _by_block(
     sdata: "SpatialData",
     table: "AnnData",
+    *,
     fractions: tuple[Units, Units],
     microns: tuple[float, float],
     image_mpp: float | None,
@@ -213,12 +233,12 @@ def _by_block(
     offset = pd.DataFrame(centres_um).groupby(names).transform("min").to_numpy()
     grid = np.floor(np.nan_to_num((centres_um - offset) / block_um)).astype(int)
     blocks = np.array([f"{name}/{y}/{x}" for name, (x, y) in zip(names, grid, strict=True)])
-    assigned = _draw(blocks, *fractions, generator)
-    return _with_buffer(assigned, centres_um, names, buffer_um)
+    assigned = _draw(blocks, fractions[0], validation=fractions[1], generator=generator)
+    return _with_buffer(assigned, centres_um, names=names, buffer_um=buffer_um)
 
 
 def _with_buffer(
-    assigned: NDArray[Any], centres_um: NDArray[np.float64], names: NDArray[Any], buffer_um: float
+    assigned: NDArray[Any], centres_um: NDArray[np.float64], *, names: NDArray[Any], buffer_um: float
 ) -> NDArray[Any]:
     """Leave out spots too near to a set that outranks theirs: test over validation over train."""
     result = assigned.astype("<U10")
@@ -238,7 +258,7 @@ def _hash(table: "AnnData", assigned: NDArray[Any]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _write(table: "AnnData", keys: Keys, assigned: NDArray[Any], settings: dict[str, Any]) -> None:
+def _write(table: "AnnData", keys: Keys, *, assigned: NDArray[Any], settings: dict[str, Any]) -> None:
     table.obs[keys.split] = pd.Categorical(assigned, categories=list(SETS))
     record(table, keys, {"split": {**settings, "hash": _hash(table, assigned)}})
     counts = ", ".join(f"{(assigned == name).sum()} {name}" for name in SETS if (assigned == name).any())

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from agl_sc.core.fit import FitResult, Method, Spots, TrainConfig, fit
 from agl_sc.core.network import network_from
 from agl_sc.core.scaling import calibrate, center_per_section, scale_features, spread
 from agl_sc.core.search import Validation
-from agl_sc.core.sources import EncodedTiles, Source
+from agl_sc.core.sources import EncodedTiles
 from agl_sc.core.tiles import tile_batches
 from agl_sc.pp._embed import check_provenance, pick_device, place_section
 from agl_sc.pp._genes import normalize_counts, normalize_of, role_of
@@ -150,7 +151,7 @@ def _tell_unusable(usable: BoolArray, assigned: NDArray[Any]) -> None:
 
 
 def finetune_data(
-    sdata: "SpatialData", table: "AnnData", where: dict[str, Any], data: TrainingData, keys: Keys
+    sdata: "SpatialData", table: "AnnData", *, where: dict[str, Any], data: TrainingData, keys: Keys
 ) -> TrainingData:
     """The same data with the tiles of training and validation spots and the encoder to fine-tune."""
     made_from = recorded(table, keys, "features")
@@ -189,17 +190,10 @@ def fit_arm(
         logger.warning("There are no auxiliary genes: method=%r becomes 'pgl'.", method)
         method = "pgl"
     n_genes = data.n_targets if method == "pgl" else None
-    sources: tuple[Source, Source | None] | None = data.sources
-    arm = {"method": method, "config": config, "device": device, "seed": seed}
-    result = fit(
-        data.spots(data.train, n_genes),
-        data.held_out(),
-        data.n_targets,
-        sources=sources,
-        on_improvement=on_improvement,
-        **arm,
-    )
-    if not config.refit or sources is not None:
+    arm = partial(fit, n_targets=data.n_targets, method=method, config=config, device=device, seed=seed)
+    training = data.spots(data.train, n_genes)
+    result = arm(training, data.held_out(), sources=data.sources, on_improvement=on_improvement)
+    if not config.refit or data.sources is not None:
         return result
     merged = data.spots(data.train | data.validation, n_genes)
-    return replace(result, state=fit(merged, None, data.n_targets, choices=result.choices, **arm).state)
+    return replace(result, state=arm(merged, None, choices=result.choices).state)

@@ -89,13 +89,19 @@ def predict(
             tiles = {name: made_from[name] for name in ("encoder", "tile_px", "mpp")}
             embed(sdata, **tiles, **where, key_added=key_added)
             _check_features(table, keys, model)
-        write_predictions(sdata, table, keys, model, where)
+        write_predictions(sdata, table, keys=keys, model=model, where=where)
         _write_provenance(table, keys, model)
 
 
-def write_predictions(sdata: "SpatialData", table: "AnnData", keys: Keys, model: Model, where: dict[str, Any]) -> None:
+def write_predictions(
+    sdata: "SpatialData", table: "AnnData", *, keys: Keys, model: Model, where: dict[str, Any]
+) -> None:
     """Write the prediction layer from the features in place."""
-    features = _own_features(sdata, table, model, where) if model.finetuned else np.asarray(table.obsm[keys.features])
+    features = (
+        _own_features(sdata, table, model=model, where=where)
+        if model.finetuned
+        else np.asarray(table.obsm[keys.features])
+    )
     predicted = model.predict(features, section_of(table).to_numpy())
     columns = table.var_names.get_indexer(model.predicted_genes)
     layer = np.full(table.shape, np.nan, dtype=np.float32)
@@ -104,13 +110,15 @@ def write_predictions(sdata: "SpatialData", table: "AnnData", keys: Keys, model:
     logger.info('Wrote layers["%s"]: %d genes of %d spots.', keys.layer, (columns >= 0).sum(), table.n_obs)
 
 
-def _own_features(sdata: "SpatialData", table: "AnnData", model: Model, where: dict[str, Any]) -> NDArray[np.float32]:
+def _own_features(
+    sdata: "SpatialData", table: "AnnData", *, model: Model, where: dict[str, Any]
+) -> NDArray[np.float32]:
     """Features of a fine-tuned encoder; they stay with the prediction, the slot keeps those of the encoder it names."""
     made_from = model.card["features"]
     spec = TileSpec(int(made_from["tile_px"]), float(made_from["mpp"]))
     elements = {name: where[name] for name in ("image_key", "shapes_key", "coordinate_system")}
     placed = [place_section(section, spec, None) for section in sections(sdata, table, **elements)]
-    return encode(model.encoder(), placed, (table.n_obs, spec.tile_px, 32), pick_device(None))
+    return encode(model.encoder(), placed, sizes=(table.n_obs, spec.tile_px, 32), device=pick_device(None))
 
 
 def _check_genes(table: "AnnData", model: Model) -> None:

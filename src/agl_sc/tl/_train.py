@@ -115,26 +115,26 @@ def train(
         "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system
     }  # fmt: skip
     with unchanged_on_failure(table, keys):
-        _prepare(sdata, table, where, (keys, layer, seed, config))
+        _prepare(sdata, table, where=where, how=(keys, layer, seed, config))
         data = training_data(table, keys, layer)
         if finetune:
-            data = finetune_data(sdata, table, where, data, keys)
+            data = finetune_data(sdata, table, where=where, data=data, keys=keys)
         save = (
             None
             if path is None
-            else lambda result: _model(table, keys, data, (method, config, seed), result).save(path)
+            else lambda result: _model(table, keys, data=data, how=(method, config, seed), result=result).save(path)
         )
         result = fit_arm(data, method, config, device=pick_device(None), seed=seed, on_improvement=save)
-        model = _model(table, keys, data, (method, config, seed), result)
+        model = _model(table, keys, data=data, how=(method, config, seed), result=result)
         _write(table, keys, model)
-        write_predictions(sdata, table, keys, model, where)
+        write_predictions(sdata, table, keys=keys, model=model, where=where)
         if path is not None:
             model.save(path)
     return model
 
 
 def _prepare(
-    sdata: "SpatialData", table: "AnnData", where: dict[str, Any], how: tuple[Keys, str | None, int, TrainConfig]
+    sdata: "SpatialData", table: "AnnData", *, where: dict[str, Any], how: tuple[Keys, str | None, int, TrainConfig]
 ) -> None:
     """Whatever is missing, the quick and the refusals first, the features last."""
     keys, layer, seed, config = how
@@ -162,7 +162,7 @@ def _prepare(
 
 
 def _model(
-    table: "AnnData", keys: Keys, data: TrainingData, how: tuple[Method, TrainConfig, int], result: FitResult
+    table: "AnnData", keys: Keys, *, data: TrainingData, how: tuple[Method, TrainConfig, int], result: FitResult
 ) -> Model:
     method, config, seed = how
     n_predicted = data.n_targets + int((result.weights[data.n_targets :] >= 0.5).sum())
