@@ -235,7 +235,7 @@ def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatA
 def _levels(image: Any, key: str) -> tuple[Any, ...]:
     from xarray import DataTree
 
-    arrays = [next(iter(level.values())) for level in image.values()] if isinstance(image, DataTree) else [image]
+    arrays: list[Any] = [next(iter(level.values())) for level in image.values()] if isinstance(image, DataTree) else [image]
     finest = arrays[0]
     if finest.dtype != np.uint8:
         msg = (

@@ -56,7 +56,7 @@ def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
     n_features = validation.features.shape[1]
     grid = [n_features * alpha for alpha in ALPHAS]
     scores = [validation.score(validation.features @ ridge_coefficients(basis, a, n_targets)) for a in grid]
-    return grid[int(np.argmax(scores))]
+    return float(grid[int(np.argmax(scores))])
 
 
 def choose_rank(start: LowRank, validation: Validation) -> int:

@@ -35,8 +35,7 @@ class Boxes:
     def padded(self) -> NDArray[np.bool_]:
         """Boxes that reach beyond the image, (n_boxes,)."""
         ends = self.origins + self.side
-        beyond: NDArray[np.bool_] = ((self.origins < 0) | (ends > np.array(self.image.shape[1:]))).any(axis=1)
-        return beyond
+        return np.any((self.origins < 0) | (ends > np.array(self.image.shape[1:])), axis=1)
 
 
 class _ChunkCache:

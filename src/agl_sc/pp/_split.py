@@ -124,7 +124,7 @@ def split_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
     if keys.split not in table.obs:
         msg = f'obs["{keys.split}"] is missing; run agl_sc.pp.split(sdata) first, so that nothing is fitted on test spots.'
         raise KeyError(msg)
-    assigned = table.obs[keys.split].astype(str).to_numpy()
+    assigned: NDArray[Any] = table.obs[keys.split].astype(str).to_numpy()
     unknown = sorted(set(assigned) - set(SETS))
     if unknown:
         msg = f'obs["{keys.split}"] holds {unknown[0]!r}; the sets are {", ".join(SETS)}.'

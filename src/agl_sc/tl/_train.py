@@ -5,7 +5,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import pandas as pd
 
 from agl_sc._boundary import (
@@ -177,7 +176,7 @@ def _model(
     }
     return Model(
         tensors=data.calibrated(result, n_predicted),
-        genes=data.genes,
+        genes=data.genes[: len(result.weights)],
         weights=result.weights,
         n_targets=data.n_targets,
         n_predicted=n_predicted,
@@ -192,8 +191,7 @@ def _model(
 
 
 def _write(table: "AnnData", keys: Keys, model: Model) -> None:
-    weight = pd.Series(np.nan, index=table.var_names)
-    weight[model.genes] = model.weights
+    weight = pd.Series(model.weights, index=model.genes).reindex(table.var_names)
     table.var[keys.weight] = weight.to_numpy()
     table.var[keys.selected] = (weight >= 0.5).to_numpy() & (role_of(table, keys) == "auxiliary")
     trace = {name: model.cutoff_trace[name].to_numpy() for name in model.cutoff_trace}
