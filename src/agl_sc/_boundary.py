@@ -235,7 +235,8 @@ def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatA
 def _levels(image: Any, key: str) -> tuple[Any, ...]:
     from xarray import DataTree
 
-    arrays: list[Any] = [next(iter(level.values())) for level in image.values()] if isinstance(image, DataTree) else [image]
+    levels: list[Any] = list(dict(image).values()) if isinstance(image, DataTree) else []
+    arrays = [next(iter(level.values())) for level in levels] or [image]
     finest = arrays[0]
     if finest.dtype != np.uint8:
         msg = (

@@ -125,23 +125,28 @@ class Model:
         """
         path = check_model_path(path)
         data = save_tensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
-        card = json.dumps({**self._fields(), "sha256": hashlib.sha256(data).hexdigest()}, indent=1)
+        fields = self._fields()
+        card = json.dumps({**fields, "sha256": _checksum(data, fields)}, indent=1)
         staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        fresh, older = staged / "fresh", staged / "older"
         try:
-            (staged / _WEIGHTS).write_bytes(data)
-            (staged / _CARD).write_text(card, encoding="utf-8")
+            fresh.mkdir()
+            (fresh / _WEIGHTS).write_bytes(data)
+            (fresh / _CARD).write_text(card, encoding="utf-8")
             if path.exists():
-                path.rename(staged / "replaced")
-            (fresh := staged / "fresh").mkdir()
-            for name in (_WEIGHTS, _CARD):
-                (staged / name).rename(fresh / name)
+                path.rename(older)
             fresh.rename(path)
         finally:
+            if older.exists() and not path.exists():
+                older.rename(path)
             shutil.rmtree(staged, ignore_errors=True)
 
     def _fields(self) -> dict[str, Any]:
         plain = ("genes", "n_targets", "n_predicted", "method", "search", "cutoff", "best_epoch", "card")
-        tables = {name: json.loads(getattr(self, name).to_json(orient="split")) for name in ("history", "cutoff_trace")}
+        tables = {
+            name: json.loads(getattr(self, name).to_json(orient="split", double_precision=15))
+            for name in ("history", "cutoff_trace")
+        }
         return {"format": FORMAT, **{k: getattr(self, k) for k in plain}, "weights": self.weights.tolist(), **tables}
 
     @classmethod
@@ -168,18 +173,19 @@ class Model:
         data = (path / _WEIGHTS).read_bytes()
         try:
             fields = json.loads((path / _CARD).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # neither JSON nor even text
             msg = f"{path / _CARD} is truncated or altered ({error}); save the model again."
             raise ValueError(msg) from error
-        if fields.pop("format", None) != FORMAT:
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             msg = f"{path} is of another model format than {FORMAT}; load it with the agl-sc version that wrote it."
             raise ValueError(msg)
-        if fields.pop("sha256") != hashlib.sha256(data).hexdigest():
+        if fields.pop("sha256", None) != _checksum(data, fields):
             msg = (
-                f"{path / _WEIGHTS} is truncated or altered: its checksum is not that of {_CARD}; save the model again."
+                f"{path} is truncated or altered: its files do not have the checksum in {_CARD}; save the model again."
             )
             raise ValueError(msg)
-        tables: dict[str, Any] = {name: pd.DataFrame(**fields.pop(name)) for name in ("history", "cutoff_trace")}
+        del fields["format"]
+        tables: dict[str, Any] = {name: _numeric_table(fields.pop(name)) for name in ("history", "cutoff_trace")}
         weights = np.array(fields.pop("weights"), dtype=float)
         return cls(tensors=load_tensors(data), weights=weights, **tables, **fields)
 
@@ -191,6 +197,16 @@ def check_model_path(path: str | Path) -> Path:
         msg = f"{path} exists and is not a model; choose another path."
         raise FileExistsError(msg)
     return path
+
+
+def _checksum(data: bytes, fields: dict[str, Any]) -> str:
+    """SHA-256 of weights and card."""
+    return hashlib.sha256(data + json.dumps(fields).encode()).hexdigest()
+
+
+def _numeric_table(split: dict[str, Any]) -> pd.DataFrame:
+    """Table from its JSON, where a column of nothing but NaN is a column of nulls."""
+    return pd.DataFrame({name: pd.to_numeric(column) for name, column in pd.DataFrame(**split).items()})
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from agl_sc.core.gate import TEMPERATURE, n_active, scaled_rank, soft_top_k
+from agl_sc.core.config import MIN_BATCH, Method, Search, TrainConfig
+from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
 from agl_sc.core.hypergradient import Parameters, warm_state
 from agl_sc.core.losses import pearson_loss, weighted_mean
 from agl_sc.core.network import LowRank, Network, load_closed_form, network_from, reduced_rank_ridge, ridge_basis
@@ -18,69 +18,7 @@ from agl_sc.core.search import RANKS, TRACE_COLUMNS, GradientSearch, Validation,
 from agl_sc.core.sources import CachedFeatures, Source
 
 FloatArray = NDArray[np.float64]
-Method = Literal["pgl", "agl", "dkgsb"]
-Search = Literal["path", "gradient"]
-
-MIN_BATCH = 8
-"""A smaller last batch is dropped: Pearson over a few spots is noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """Settings of training."""
-
-    search: Search = "path"
-    """How ``dkgsb`` learns its cutoff: closed form along the whole path, or the paper's hyper-gradient."""
-    rank: int | None = None
-    """Width of the shared trunk's output; of 4, 8, 16, 32 and 64 the best on validation spots if None."""
-    hidden: int = 256
-    """Width of the trunk's hidden layer."""
-    dropout: float = 0.2
-    """Of the hidden layer, in [0, 1)."""
-    lr: float = 1e-4
-    """Learning rate of AdamW."""
-    encoder_lr: float = 1e-4
-    """Learning rate of AdamW on the encoder, where it is fine-tuned."""
-    weight_decay: float = 0.01
-    """Of AdamW."""
-    batch_size: int = 128
-    """Spots per batch; Pearson is taken over a batch."""
-    max_epochs: int = 50
-    """Passes over the training spots at most."""
-    patience: int = 10
-    """Epochs without a better validation Pearson before training stops."""
-    refit: bool = True
-    """After validation has picked penalty, cutoff and epoch, train once more on training and validation spots."""
-    temperature: float = TEMPERATURE
-    """Width of the gate's soft edge on the rank axis."""
-    start_cutoff: float = 0.5
-    """Where the gradient search starts, in [0, 1]."""
-    inner_steps: int = 12
-    """Training steps that a hyper-gradient differentiates through."""
-    outer_lr: float = 3e-3
-    """Learning rate of Adam on the cutoff."""
-
-    def __post_init__(self) -> None:
-        legal = {
-            "search": (self.search in get_args(Search), f"one of {', '.join(map(repr, get_args(Search)))}"),
-            "rank": (self.rank is None or self.rank >= 1, "at least 1, or None"),
-            "hidden": (self.hidden >= 1, "at least 1"),
-            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
-            "lr": (self.lr > 0, "positive"),
-            "encoder_lr": (self.encoder_lr > 0, "positive"),
-            "weight_decay": (self.weight_decay >= 0, "not negative"),
-            "batch_size": (self.batch_size >= MIN_BATCH, f"at least {MIN_BATCH}, since Pearson is taken over a batch"),
-            "max_epochs": (self.max_epochs >= 0, "not negative"),
-            "patience": (self.patience >= 1, "at least 1"),
-            "temperature": (self.temperature > 0, "positive; 0.01 is the paper's"),
-            "start_cutoff": (0 <= self.start_cutoff <= 1, "in [0, 1]"),
-            "inner_steps": (self.inner_steps >= 1, "at least 1"),
-            "outer_lr": (self.outer_lr > 0, "positive"),
-        }
-        for name, (fine, what) in legal.items():
-            if not fine:
-                msg = f"{name}={getattr(self, name)!r} is not {what}."
-                raise ValueError(msg)
+__all__ = ["Choices", "FitResult", "Method", "Problem", "Search", "Spots", "TrainConfig", "fit", "gene_weights"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,5 +62,6 @@ def calibrate(predicted: FloatArray, measured: FloatArray) -> tuple[FloatArray, 
     centred = predicted - predicted.mean(axis=0)
     square = (centred**2).sum(axis=0)
     product = (centred * (measured - measured.mean(axis=0))).sum(axis=0)
-    slope = np.maximum(np.where(square > 0, product / np.where(square > 0, square, 1.0), 0.0), 0.0)
+    varies = np.ptp(predicted, axis=0) > 0  # of a constant, the mean may miss the value by a rounding error
+    slope = np.maximum(np.where(varies, product / np.where(varies, square, 1.0), 0.0), 0.0)
     return slope, measured.mean(axis=0) - slope * predicted.mean(axis=0)

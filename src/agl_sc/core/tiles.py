@@ -35,7 +35,8 @@ class Boxes:
     def padded(self) -> NDArray[np.bool_]:
         """Boxes that reach beyond the image, (n_boxes,)."""
         ends = self.origins + self.side
-        return np.any((self.origins < 0) | (ends > np.array(self.image.shape[1:])), axis=1)
+        beyond: NDArray[np.bool_] = np.any((self.origins < 0) | (ends > np.array(self.image.shape[1:])), axis=1)
+        return beyond
 
 
 class _ChunkCache:

@@ -55,7 +55,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     Parameters
     ----------
     sdata
-        Sections with predictions, as written by ``agl_sc.tl.train`` or ``agl_sc.tl.predict``.
+        SpatialData with one table that annotates the spots of all sections. Predictions are those that
+        ``agl_sc.tl.train`` or ``agl_sc.tl.predict`` wrote.
     genes
         Name or names of predicted genes.
     sections
@@ -64,18 +65,18 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
         Add a panel with predicted minus measured, on a diverging scale that is symmetric about 0 and reaches the
         99th percentile of the absolute difference.
     table_key
-        Table with the predictions; the only one by default.
+        Table to use; the only one by default.
     image_key
-        Images to draw from, where a section shares its coordinate system with several.
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
     shapes_key
-        Shapes elements (regions) to consider; all by default.
+        Regions to use; all by default.
     coordinate_system
-        Coordinate system that joins image and shapes; by default the one they share.
+        Coordinate system that joins image and spots; the one they share by default.
     layer
         Layer with raw counts; X by default. They are normalised as for training, by default to
         log1p of counts per 10,000.
     key_added
-        Name of the analysis: predictions are read from ``layers[key_added]``.
+        Prefix of all slots. Predictions are read from the layer of that name.
     cmap
         Colour map of expression.
     image_alpha

@@ -63,7 +63,7 @@ def embed(
     table_key
         Table to use; the only one by default.
     image_key
-        Image element or elements to take tiles from; the one that shares a coordinate system with the spots by default.
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
     shapes_key
         Regions to use; all by default.
     coordinate_system

@@ -30,7 +30,7 @@ def split(
     by: By = "section",
     test: Units = 0.2,
     validation: Units = 0.2,
-    block_um: float = 1000.0,
+    block_um: float = 500.0,
     buffer_um: float = 150.0,
     image_mpp: float | None = None,
     table_key: str | None = None,
@@ -207,12 +207,19 @@ def _by_section(names: NDArray[Any], test: Units, *, validation: Units, generato
 
 
 def _draw(units: NDArray[Any], test: Units, *, validation: Units, generator: np.random.Generator) -> NDArray[Any]:
-    """Assign every spot by its unit, fractions counted in units."""
-    pool = generator.permutation(np.unique(units))
-    n_test, n_validation = (round(float(f) * len(pool)) if f else 0 for f in (test, validation))  # type: ignore[arg-type]
-    in_test = np.isin(units, pool[:n_test])
-    in_validation = np.isin(units, pool[n_test : n_test + n_validation])
+    """Assign every spot by its unit, whole units in random order until a set has its fraction of the spots."""
+    names, sizes = np.unique(units, return_counts=True)
+    order = generator.permutation(len(names))
+    filled = np.concatenate([[0], np.cumsum(sizes[order])]) / len(units)
+    # The number of units whose share of the spots is nearest to what is asked for: units differ in size.
+    n_test = int(np.argmin(np.abs(filled - _fraction(test))))
+    n_both = int(np.argmin(np.abs(filled - filled[n_test] - _fraction(validation)))) if validation else n_test
+    in_test, in_validation = (np.isin(units, names[order[part]]) for part in (slice(n_test), slice(n_test, n_both)))
     return np.select([in_test, in_validation], ["test", "validation"], "train")
+
+
+def _fraction(value: Units) -> float:
+    return float(value) if isinstance(value, float | int) else 0.0
 
 
 def _by_block(
