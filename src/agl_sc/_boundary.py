@@ -226,6 +226,9 @@ def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatA
             "drop them from the table, or mend its instance_key."
         )
         raise ValueError(msg)
+    if not shapes.index.is_unique:
+        msg = f"Shapes {name!r} hold several shapes of one name (e.g. {shapes.index[shapes.index.duplicated()][0]!r}); make their index unique."
+        raise ValueError(msg)
     rows = shapes.loc[instances]
     centroids = rows.geometry.centroid
     radius = rows["radius"] if "radius" in rows else np.sqrt(rows.geometry.area / np.pi)
@@ -270,8 +273,8 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
         raise ValueError(msg)
     counts = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
     values = counts.data
-    if np.isnan(values).any():
-        fault = "NaN"
+    if not np.isfinite(values).all():
+        fault = "NaN or infinite values"
     elif (values < 0).any():
         fault = "negative values"
     elif (values != np.round(values)).any():

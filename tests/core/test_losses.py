@@ -42,7 +42,7 @@ def test_derivatives_agree_with_finite_differences(pair: tuple[torch.Tensor, tor
 @pytest.mark.parametrize("value", [0.0, -0.1, 0.37, 3.0])
 @pytest.mark.parametrize("side", ["prediction", "measured"])
 def test_constant_gene_has_correlation_0_and_no_gradient_of_any_order(
-    pair: tuple[torch.Tensor, torch.Tensor], side: str, value: float, dtype: torch.dtype
+    pair: tuple[torch.Tensor, torch.Tensor], *, side: str, value: float, dtype: torch.dtype
 ) -> None:
     prediction, measured = (values.to(dtype).clone() for values in pair)
     (prediction if side == "prediction" else measured)[:, 2] = value

@@ -1,5 +1,7 @@
 """Metrics per gene."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from sklearn.metrics import mean_squared_error
 from agl_sc.core import metrics
 
 FloatArray = NDArray[np.float64]
+Metric = Callable[[FloatArray, FloatArray], FloatArray]
 N_SPOTS, N_GENES = 60, 5
 
 
@@ -46,10 +49,9 @@ def test_metrics_tell_genes_apart(pair: tuple[FloatArray, FloatArray]) -> None:
 @pytest.mark.parametrize("side", [0, 1], ids=["measured", "predicted"])
 @pytest.mark.parametrize("metric", [metrics.pearson, metrics.spearman])
 def test_constant_gene_has_no_correlation(
-    pair: tuple[FloatArray, FloatArray], metric: object, side: int, value: float
+    pair: tuple[FloatArray, FloatArray], *, metric: Metric, side: int, value: float
 ) -> None:
     pair[side][:, 3] = value
-    assert callable(metric)
     correlation = metric(*pair)
     assert np.isnan(correlation[3])
     assert np.isfinite(np.delete(correlation, 3)).all()

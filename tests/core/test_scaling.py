@@ -20,7 +20,7 @@ CODES = np.array([0, 1, 2] * 4)
 def test_every_section_has_mean_0_and_keeps_its_differences(values: FloatArray) -> None:
     centred = center_per_section(values, CODES)
     for code in range(3):
-        inside = CODES == code
+        inside = np.equal(CODES, code)
         np.testing.assert_allclose(centred[inside].mean(axis=0), 0, atol=1e-12)
         np.testing.assert_allclose(np.diff(centred[inside], axis=0), np.diff(values[inside], axis=0))
 

@@ -116,7 +116,7 @@ class Problem:
         with torch.inference_mode():
             batches = self.validation_source.all_inputs()
             predicted = torch.cat([self.network(inputs, self.n_targets) for inputs in batches])
-        return self.validation.score(predicted.double().cpu().numpy())
+        return self.validation.score(predicted.cpu().double().numpy())
 
 
 def fit(

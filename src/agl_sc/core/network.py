@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -107,7 +108,8 @@ class LowRank:
 
 
 def _low_rank(basis: RidgeBasis, fitted: FloatArray, *, gram: FloatArray, rank: int) -> LowRank:
-    leading = np.linalg.eigh(gram)[1][:, ::-1][:, :rank]
+    rank = min(rank, len(gram))
+    leading = scipy.linalg.eigh(gram, subset_by_index=(len(gram) - rank, len(gram) - 1))[1][:, ::-1]
     scale = np.sqrt(basis.n_spots)
     trunk = basis.loadings @ (leading / basis.singular_values[:, None]) * scale
     return LowRank(trunk, leading.T @ fitted / scale)

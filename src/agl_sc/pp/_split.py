@@ -110,7 +110,7 @@ def split(
                 generator=generator,
             )
             assigned = np.where(assigned == "train", blocks, assigned)
-    _check_sets(assigned, validation)
+    _check_sets(assigned, test=test, validation=validation)
     _write(
         table,
         Keys(key_added),
@@ -164,11 +164,10 @@ def _check(by: str, test: Units, validation: Units) -> None:
         raise ValueError(msg)
 
 
-def _check_sets(assigned: NDArray[Any], validation: Units) -> None:
-    wanted = ["train"] + (["validation"] if validation else [])
-    for name in wanted:
-        if not (assigned == name).any():
-            msg = f"No spot is left for {name}; ask for smaller test and validation, or divide by='block'."
+def _check_sets(assigned: NDArray[Any], *, test: Units, validation: Units) -> None:
+    for name, asked in (("train", True), ("validation", validation), ("test", test)):
+        if asked and not (assigned == name).any():
+            msg = f"No spot is left for {name}; change the fractions test and validation, or divide by='block' with a smaller block_um."
             raise ValueError(msg)
 
 

@@ -57,11 +57,11 @@ def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
             "read a finer image, or ask for mpp='image'."
         )
         raise ValueError(msg)
-    finest = section.levels[0].shape[1:]
-    scales = [finest[0] / level.shape[1] for level in section.levels]
-    index = max(i for i, scale in enumerate(scales) if i == 0 or image_mpp * scale <= mpp * _SLACK)
+    finest = np.array(section.levels[0].shape[1:])
+    scales = [finest / level.shape[1:] for level in section.levels]  # (y, x): odd sizes are rounded, each on its own
+    index = max(i for i, scale in enumerate(scales) if i == 0 or image_mpp * scale.min() <= mpp * _SLACK)
     level, scale = section.levels[index], scales[index]
-    side = max(1, round(spec.tile_px * mpp / (image_mpp * scale)))
+    side = max(1, round(spec.tile_px * mpp / (image_mpp * float(np.sqrt(scale.prod())))))
     corners = section.centres[:, ::-1] / scale - side / 2
     overview = np.ascontiguousarray(section.levels[-1])
     background = np.percentile(overview, 95, axis=(1, 2)).astype(np.uint8)

@@ -12,7 +12,7 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
-from agl_sc._boundary import counts_of, recorded, section_of, sections
+from agl_sc._boundary import counts_of, recorded, region_of, section_of, sections
 from agl_sc._keys import Keys
 from agl_sc.core.encoder import load_encoder
 from agl_sc.core.fit import FitResult, Method, Spots, TrainConfig, fit
@@ -118,7 +118,7 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
     genes, n_targets = ordered_genes(table, keys)
     expression = normalize_counts(counts, normalize_of(table, keys))
     digests = recorded(table, keys, "features")["sections"]
-    fitted = set(names[train | validation])
+    fitted = set(region_of(table)[train | validation])
     return TrainingData(
         genes=genes,
         n_targets=n_targets,
@@ -176,6 +176,14 @@ def finetune_data(
     return replace(data, sources=(source(data.train), source(data.validation)))
 
 
+def possible_method(data: TrainingData, method: Method) -> Method:
+    """The method, or ``"pgl"`` with a warning where there are no auxiliary genes."""
+    if method == "pgl" or len(data.genes) > data.n_targets:
+        return method
+    logger.warning("There are no auxiliary genes: method=%r becomes 'pgl'.", method)
+    return "pgl"
+
+
 def fit_arm(
     data: TrainingData,
     method: Method,
@@ -186,9 +194,7 @@ def fit_arm(
     on_improvement: Callable[[FitResult], None] | None = None,
 ) -> FitResult:
     """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so."""
-    if method != "pgl" and len(data.genes) == data.n_targets:
-        logger.warning("There are no auxiliary genes: method=%r becomes 'pgl'.", method)
-        method = "pgl"
+    method = possible_method(data, method)
     n_genes = data.n_targets if method == "pgl" else None
     arm = partial(fit, n_targets=data.n_targets, method=method, config=config, device=device, seed=seed)
     training = data.spots(data.train, n_genes)

@@ -76,9 +76,13 @@ def evaluate(
     genes = _evaluated_genes(table, keys, predicted)
     measured = normalize_counts(counts_of(table, layer), normalize_of(table, keys))
     names = section_of(table).to_numpy()
+    has_prediction = np.isfinite(predicted[:, genes]).any(axis=1)
+    if not (rows & has_prediction).any():
+        msg = f'layers["{keys.layer}"] holds no prediction of a {on} spot; run agl_sc.tl.predict on all sections.'
+        raise ValueError(msg)
     tables = []
-    for name in sorted(set(names[rows])):
-        inside = rows & (names == name) & np.isfinite(predicted[:, genes]).any(axis=1)
+    for name in sorted(set(names[rows & has_prediction])):
+        inside = rows & (names == name) & has_prediction
         pair = measured[inside][:, genes].toarray(), predicted[np.ix_(inside, genes)]
         columns = {metric: compute(*pair) for metric, compute in METRICS.items()}
         tables.append(

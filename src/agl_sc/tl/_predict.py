@@ -13,6 +13,7 @@ from agl_sc._boundary import (
     near_matches,
     record,
     recorded,
+    region_of,
     section_of,
     sections,
     unchanged_on_failure,
@@ -168,5 +169,5 @@ def _write_provenance(table: "AnnData", keys: Keys, model: Model) -> None:
     seen = sorted(name for name, digest in digests.items() if digest in known)
     if seen:
         logger.warning("The model was fitted on %s: predictions there are not evidence.", ", ".join(seen))
-    assigned = np.where(section_of(table).isin(seen), "train", "test")
+    assigned = np.where(region_of(table).isin(seen), "train", "test")
     table.obs[keys.split] = pd.Categorical(assigned, categories=list(SETS))

@@ -22,7 +22,7 @@ from agl_sc.model import Model, check_model_path
 from agl_sc.pp._embed import embed, pick_device
 from agl_sc.pp._genes import normalize_of, rank_auxiliary, role_of, target_genes
 from agl_sc.pp._split import split, split_of
-from agl_sc.tl._data import TrainingData, finetune_data, fit_arm, training_data
+from agl_sc.tl._data import TrainingData, finetune_data, fit_arm, possible_method, training_data
 from agl_sc.tl._predict import write_predictions
 
 if TYPE_CHECKING:
@@ -110,12 +110,16 @@ def train(
     table = get_table(sdata, table_key)
     counts_of(table, layer)
     keys = Keys(key_added)
+    if layer == keys.layer:
+        msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
+        raise ValueError(msg)
     where: dict[str, Any] = {
         "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system
     }  # fmt: skip
     with unchanged_on_failure(table, keys):
         _prepare(sdata, table, where=where, how=(keys, layer, seed, config))
         data = training_data(table, keys, layer)
+        method = possible_method(data, method)
         if finetune:
             data = finetune_data(sdata, table, where=where, data=data, keys=keys)
         save = (
@@ -194,14 +198,17 @@ def _write(table: "AnnData", keys: Keys, model: Model) -> None:
     weight = pd.Series(model.weights, index=model.genes).reindex(table.var_names)
     table.var[keys.weight] = weight.to_numpy()
     table.var[keys.selected] = (weight >= 0.5).to_numpy() & (role_of(table, keys) == "auxiliary")
-    trace = {name: model.cutoff_trace[name].to_numpy() for name in model.cutoff_trace}
+    trace = {name: model.cutoff_trace[name].to_numpy(dtype=float) for name in model.cutoff_trace}
     entries = {
         "params": {**model.card["params"], "normalize": model.card["normalize"]},
         "versions": model.card["versions"],
         "history": {name: model.history[name].to_numpy() for name in model.history},
         "cutoff_trace": trace,
         "best_epoch": model.best_epoch,
+        "cutoff": float("nan") if model.cutoff is None else model.cutoff,
     }
-    record(table, keys, entries if model.cutoff is None else {**entries, "cutoff": model.cutoff})
+    record(table, keys, entries)
+    if model.cutoff is None:
+        table.uns[keys.uns].pop("cutoff", None)  # of an earlier training
     selected = int(table.var[keys.selected].sum())
     logger.info('Wrote var["%s"], var["%s"]: %d auxiliary genes selected.', keys.weight, keys.selected, selected)

@@ -1,0 +1,92 @@
+"""Held-out Pearson of every arm on HER2ST: train on C2-C4, C5 picks, C6 and B4 (another patient) are predicted.
+
+    python benchmarks/her2st.py ../shared/data/her2st --seeds 3
+
+Prints the mean over the 50 targets per arm and section as mean and range over seeds, the paired difference to ridge with a
+bootstrap interval over target genes (of these two sections alone; targets are correlated), wall time and peak memory.
+"""
+
+import argparse
+import logging
+import resource
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import agl_sc
+from agl_sc.io._st import read_st_folder
+from agl_sc.tl import TrainConfig
+from agl_sc.tl._arms import LABELS, compare_arms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--search", default="path", choices=["path", "gradient"])
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    warnings.simplefilter("ignore")
+    clock = Clock()
+    sdata = read_st_folder(arguments.folder, sections=["C2", "C3", "C4", "C5", "C6", "B4"])
+    agl_sc.pp.split(sdata, by="section", validation=["C5"], test=["C6", "B4"])
+    agl_sc.pp.target_genes(sdata)
+    agl_sc.pp.rank_auxiliary(sdata)
+    clock.lap("read, targets, ranks")
+    agl_sc.pp.embed(sdata)
+    clock.lap("embed")
+    tables = []
+    for seed in range(arguments.seeds):
+        result, model = compare_arms(sdata, config=TrainConfig(search=arguments.search), seed=seed)
+        tables.append(result)
+        clock.lap(f"four arms, seed {seed}")
+        if model is not None:
+            n_selected = int((model.weights[model.n_targets :] >= 0.5).sum())
+            print(f"seed {seed}: cutoff {model.cutoff:.4f}, {n_selected} auxiliary genes, epoch {model.best_epoch}")
+    report(pd.concat(tables, ignore_index=True))
+    print(clock.text())
+
+
+def report(result: pd.DataFrame) -> None:
+    """Print both tables."""
+    by_seed = result.groupby(["arm", "section", "seed"], sort=False)["pearson"].mean()
+    spread = by_seed.groupby(["arm", "section"], sort=False).agg(["mean", "min", "max"]).unstack("section")
+    print("\nMean Pearson of the targets: mean, min, max over seeds")
+    print(spread.rename(index=LABELS).to_string(float_format="{:.3f}".format))
+    genes = result.groupby(["arm", "section", "gene"], sort=False)["pearson"].mean().unstack("arm")
+    print("\nDifference to ridge, paired over targets: mean [95 % bootstrap interval]")
+    for arm in [name for name in genes.columns if name != "ridge"]:
+        for section, rows in genes.groupby("section"):
+            low, mean, high = interval((rows[arm] - rows["ridge"]).to_numpy())
+            print(f"{LABELS[arm]:15s} {section}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+
+def interval(difference: np.ndarray) -> tuple[float, float, float]:
+    """2.5 %, mean and 97.5 % of the bootstrapped mean."""
+    known = difference[np.isfinite(difference)]
+    draws = np.random.default_rng(0).choice(known, (10_000, len(known))).mean(axis=1)
+    return float(np.quantile(draws, 0.025)), float(known.mean()), float(np.quantile(draws, 0.975))
+
+
+class Clock:
+    """Wall time of the steps, and peak memory of the process."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.laps: list[str] = []
+
+    def lap(self, what: str) -> None:
+        now = time.perf_counter()
+        self.laps.append(f"{what}: {now - self.last:.1f} s")
+        self.last = now
+
+    def text(self) -> str:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return "\n" + "; ".join(self.laps) + f"; peak memory {peak:.2f} GiB"
+
+
+if __name__ == "__main__":
+    main()
