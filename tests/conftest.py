@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from agl_sc.tl import TrainConfig
 
+for _threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # scanpy's numba would set torch's threads, too
+    os.environ.setdefault(_threads, "1")  # tensors are small here, and threads that wait for busy cores cost 20-fold
+
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0}
 
 
@@ -136,7 +139,7 @@ def _table(table: "AnnData") -> dict[str, Any]:
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:
-    return {name: (str(frame[name].dtype), _fingerprint(frame[name].to_numpy(dtype=object))) for name in frame}
+    return {str(name): (str(frame[name].dtype), _fingerprint(frame[name].to_numpy(dtype=object))) for name in frame}
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:

@@ -44,6 +44,15 @@ def test_rows_with_nan_stay_nan_and_do_not_count(values: FloatArray) -> None:
     np.testing.assert_allclose(centred[known], center_per_section(values[known], CODES[known]))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_row_with_one_undefined_value_is_nan_as_a_whole(values: FloatArray, value: float) -> None:
+    values[4, 2] = value
+    centred = center_per_section(values, CODES)
+    assert np.isnan(centred[4]).all()
+    known = np.arange(12) != 4
+    np.testing.assert_allclose(centred[known], center_per_section(values[known], CODES[known]))
+
+
 def test_section_of_nothing_but_nan(values: FloatArray) -> None:
     values[CODES == 1] = np.nan
     centred = center_per_section(values, CODES)

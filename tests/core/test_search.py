@@ -64,10 +64,7 @@ def test_choose_rank_finds_the_rank_that_predicts_without_error(rank: int) -> No
     basis, validation = planted(0)
     start = reduced_rank_ridge(basis, np.ones(basis.genes.shape[1]), alpha=30.0, rank=30)
     exact = start.cut(rank).predict(validation.features)[:, :N_TARGETS]
-    planted_validation = Validation(validation.features, exact, validation.sections)
-    chosen = choose_rank(start, planted_validation)
-    assert planted_validation.score(start.cut(chosen).predict(validation.features)[:, :N_TARGETS]) == pytest.approx(1)
-    assert chosen == min(rank, 16) or rank == 30
+    assert choose_rank(start, Validation(validation.features, exact, validation.sections)) == rank
 
 
 def test_choose_rank_is_never_wider_than_the_start() -> None:
@@ -141,7 +138,7 @@ def test_widths_tried_are_powers_of_two() -> None:
 def test_smoothing_is_a_running_mean_cut_at_the_ends() -> None:
     scores = np.array([[1.0, 0.0], [2.0, 0.0], [6.0, 0.0], [0.0, 10.0]])
     assert _smooth(scores, reach=1).tolist() == [[1.5, 0.0], [3.0, 0.0], [8 / 3, 10 / 3], [3.0, 5.0]]
-    np.testing.assert_allclose(_smooth(scores), [[3, 0], [2.25, 2.5], [2.25, 2.5], [8 / 3, 10 / 3]])
+    assert _smooth(scores).tolist() == [[3.0, 0.0], [2.25, 2.5], [2.25, 2.5], [8 / 3, 10 / 3]]
 
 
 def test_smoothing_of_one_row() -> None:

@@ -1,7 +1,8 @@
 """The training loop: closed-form start, cutoff, epochs, early stopping; arrays in, a fitted network out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,42 +10,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from agl_sc.core.checkpoint import Checkpoint, Tensors, load_optimizer_tensors, optimizer_tensors, part
 from agl_sc.core.config import MIN_BATCH, Method, Search, TrainConfig
-from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
+from agl_sc.core.gate import n_active, scaled_rank
 from agl_sc.core.hypergradient import Parameters, warm_state
 from agl_sc.core.losses import pearson_loss, weighted_mean
 from agl_sc.core.network import LowRank, Network, load_closed_form, network_from, reduced_rank_ridge, ridge_basis
+from agl_sc.core.problem import Choices, Problem, Spots, gene_weights
 from agl_sc.core.search import RANKS, TRACE_COLUMNS, GradientSearch, Validation, choose_alpha, choose_rank, path_search
 from agl_sc.core.sources import CachedFeatures, Source
 
 FloatArray = NDArray[np.float64]
 __all__ = ["Choices", "FitResult", "Method", "Problem", "Search", "Spots", "TrainConfig", "fit", "gene_weights"]
-
-
-@dataclass(frozen=True, slots=True)
-class Spots:
-    """Spots ready for training."""
-
-    features: FloatArray
-    """Centred per section and scaled, (n_spots, n_features)."""
-    expression: FloatArray
-    """Centred per section and scaled; targets first, then auxiliary genes by prior rank, (n_spots, n_genes)."""
-    sections: NDArray[np.int64]
-    """Section of every spot, (n_spots,)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What validation picks."""
-
-    alpha: float
-    """Ridge penalty of the closed-form start."""
-    rank: int
-    """Width of the trunk."""
-    cutoff: float
-    """On the rank axis, in [0, 1]; 0 without and 1 with all auxiliary genes."""
-    n_epochs: int
-    """Epochs trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,55 +45,43 @@ class FitResult:
         return network_from(state)
 
 
-def gene_weights(method: Method, cutoff: float, *, n_targets: int, n_genes: int, temperature: float) -> FloatArray:
-    """Weight of every gene, targets first, then auxiliary genes by prior rank, (n_genes,); inactive ones exactly 0."""
-    n_auxiliary = n_genes - n_targets
-    auxiliary = np.full(n_auxiliary, 1.0 if method == "agl" else 0.0)
-    if method == "dkgsb":
-        active = n_active(cutoff, n_auxiliary, temperature)
-        soft = soft_top_k(torch.tensor(cutoff, dtype=torch.float64), scaled_rank(n_auxiliary), temperature)
-        auxiliary[:active] = soft[:active].numpy()
-    return np.concatenate([np.ones(n_targets), auxiliary])
+@dataclass(slots=True)
+class Progress:
+    """How far training has come."""
 
+    epoch: int
+    """Epochs done."""
+    picked: Choices
+    """In force now."""
+    best_score: float
+    """Best validation Pearson so far."""
+    best_choices: Choices
+    """At the best epoch."""
+    best: Parameters
+    """Parameters of the best epoch, on the CPU."""
+    history: list[dict[str, float]]
+    """A row per epoch."""
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is fitted to what, on one device."""
+    def exhausted(self, patience: int) -> bool:
+        """Whether the best epoch is too long ago."""
+        return self.epoch - self.best_choices.n_epochs >= patience
 
-    network: Network
-    """Trunk and head."""
-    source: Source
-    """Inputs of the training spots."""
-    expression: torch.Tensor
-    """Of the training spots, (n_spots, n_genes)."""
-    validation_source: Source | None
-    """Inputs of the validation spots."""
-    validation: Validation | None
-    """Measured targets of the validation spots."""
-    n_targets: int
-    """Number of leading genes that are targets."""
+    def update(self, problem: Problem, loss: float, weights: FloatArray) -> bool:
+        """Count an epoch; True if it is the best so far, as every one is without validation spots."""
+        self.epoch += 1
+        score = problem.score()
+        self.note(problem, loss, score=score, weights=weights)
+        improved = problem.validation is None or score > self.best_score
+        if improved:
+            self.best_score, self.best = score, problem.state()
+            self.best_choices = replace(self.picked, n_epochs=self.epoch)
+        return improved
 
-    def parts(self) -> dict[str, torch.nn.Module]:
-        """Everything that is trained."""
-        encoder = self.source.encoder
-        return {"network": self.network} if encoder is None else {"network": self.network, "encoder": encoder}
-
-    def state(self) -> Parameters:
-        """Copy of all parameters and buffers, on the CPU."""
-        parts = self.parts().items()
-        return {
-            f"{part}.{k}": v.detach().cpu().clone() for part, module in parts for k, v in module.state_dict().items()
-        }
-
-    def score(self) -> float:
-        """Mean validation Pearson of the targets; NaN without validation spots."""
-        if self.validation is None or self.validation_source is None:
-            return float("nan")
-        self.network.eval()
-        with torch.inference_mode():
-            batches = self.validation_source.all_inputs()
-            predicted = torch.cat([self.network(inputs, self.n_targets) for inputs in batches])
-        return self.validation.score(predicted.cpu().double().numpy())
+    def note(self, problem: Problem, loss: float, *, score: float, weights: FloatArray) -> None:
+        """Add a row to the history."""
+        k = int((weights[problem.n_targets :] >= 0.5).sum())
+        row = {"epoch": self.epoch, "loss": loss, "validation_pearson": score, "cutoff": self.picked.cutoff, "k": k}
+        self.history.append(row)
 
 
 def fit(
@@ -131,6 +96,7 @@ def fit(
     device: torch.device,
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Fit trunk and head, and the encoder where ``sources`` bring one.
 
@@ -156,6 +122,8 @@ def fit(
         Seed of initial weights, batches and dropout.
     on_improvement
         Called with the state of every epoch that is the best so far.
+    checkpoint
+        Written after every epoch; where it exists, training continues from it and ends as if it had not stopped.
 
     Returns
     -------
@@ -164,38 +132,28 @@ def fit(
     start, picked, trace = _start(spots, validation, n_targets=n_targets, how=(method, config, choices))
     problem = _problem(spots, validation, n_targets=n_targets, sources=sources, how=(start, config, device, seed))
     optimizer = _optimizer(problem, config)
-    search = (
-        _gradient_search(problem, picked, config)
-        if method == "dkgsb" and config.search == "gradient" and choices is None
-        else None
-    )
-    best_score, best = problem.score(), _result(problem, method, config=config, choices=picked)
-    history = [_row(0, float("nan"), score=best_score, result=best, n_targets=n_targets)]
+    searching = method == "dkgsb" and config.search == "gradient" and choices is None
+    search = _gradient_search(problem, picked, config) if searching else None
+    now = _begin(problem, picked, _weights(problem, method, config=config, cutoff=picked.cutoff))
+    if checkpoint is not None:
+        now = _resume(checkpoint, problem, optimizer=optimizer, search=search) or now
     last = config.max_epochs if choices is None else choices.n_epochs
-    for epoch in tqdm(range(1, last + 1), desc=f"{method}: epochs", disable=None):
-        randomness = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        if search is not None and epoch > 1:  # the first epoch warms the optimiser's moments
-            cutoff = _search_epoch(problem, search, optimizer=optimizer, randomness=randomness, config=config)
-            picked = replace(picked, cutoff=cutoff)
-        weights = gene_weights(
-            method,
-            picked.cutoff,
-            n_targets=n_targets,
-            n_genes=problem.expression.shape[1],
-            temperature=config.temperature,
-        )
-        loss = _train_epoch(problem, weights, optimizer=optimizer, randomness=randomness, config=config)
-        score = problem.score()
-        current = _result(problem, method, config=config, choices=replace(picked, n_epochs=epoch))
-        history.append(_row(epoch, loss, score=score, result=current, n_targets=n_targets))
-        if validation is None or score > best_score:
-            best_score, best = score, current
-            if on_improvement is not None:
-                on_improvement(replace(best, history=pd.DataFrame(history), cutoff_trace=trace))
-        elif epoch - best.choices.n_epochs >= config.patience:
-            break
-    table = pd.DataFrame(history)
-    return replace(best, history=table, cutoff_trace=_gradient_trace(table) if search is not None else trace)
+    with tqdm(total=last, initial=now.epoch, desc=f"{method}: epochs", disable=None) as bar:
+        while now.epoch < last and not now.exhausted(config.patience):
+            randomness = torch.Generator().manual_seed(seed * 1_000_003 + now.epoch + 1)
+            if search is not None and now.epoch > 0:  # the first epoch warms the optimiser's moments
+                _search_epoch(problem, search, optimizer=optimizer, randomness=randomness, config=config)
+                now.picked = replace(now.picked, cutoff=float(search.cutoff))
+            weights = _weights(problem, method, config=config, cutoff=now.picked.cutoff)
+            loss = _train_epoch(problem, weights, optimizer=optimizer, randomness=randomness, config=config)
+            improved = now.update(problem, loss, weights)
+            if improved and on_improvement is not None and validation is not None:
+                on_improvement(_result(problem, now, method=method, config=config, trace=trace))
+            if checkpoint is not None:
+                checkpoint.write(*_progress(problem, now, optimizer=optimizer, search=search))
+            bar.set_postfix(loss=f"{loss:.3f}", pearson=f"{now.history[-1]['validation_pearson']:.3f}", refresh=False)
+            bar.update()
+    return _result(problem, now, method=method, config=config, trace=None if searching else trace)
 
 
 def _start(
@@ -328,18 +286,59 @@ def _search_epoch(
     return float(search.cutoff)
 
 
-def _result(problem: Problem, method: Method, *, config: TrainConfig, choices: Choices) -> FitResult:
+def _weights(problem: Problem, method: Method, *, config: TrainConfig, cutoff: float) -> FloatArray:
     n_genes = problem.expression.shape[1]
-    weights = gene_weights(
-        method, choices.cutoff, n_targets=problem.n_targets, n_genes=n_genes, temperature=config.temperature
+    return gene_weights(method, cutoff, n_targets=problem.n_targets, n_genes=n_genes, temperature=config.temperature)
+
+
+def _result(
+    problem: Problem, now: Progress, *, method: Method, config: TrainConfig, trace: pd.DataFrame | None
+) -> FitResult:
+    history = pd.DataFrame(now.history)
+    if trace is None:
+        trace = history.rename(columns={"epoch": "step"})[list(TRACE_COLUMNS)]
+    weights = _weights(problem, method, config=config, cutoff=now.best_choices.cutoff)
+    return FitResult(now.best, weights, now.best_choices, history, trace)
+
+
+def _begin(problem: Problem, picked: Choices, weights: FloatArray) -> Progress:
+    score = problem.score()
+    now = Progress(0, picked, best_score=score, best_choices=picked, best=problem.state(), history=[])
+    now.note(problem, float("nan"), score=score, weights=weights)
+    return now
+
+
+def _progress(
+    problem: Problem, now: Progress, *, optimizer: torch.optim.Optimizer, search: GradientSearch | None
+) -> tuple[Tensors, dict[str, Any]]:
+    """Everything that a later epoch depends on, as tensors and plain values."""
+    tensors = {f"now.{name}": tensor for name, tensor in problem.state().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in now.best.items()}
+    tensors |= optimizer_tensors(optimizer, "optimizer.")
+    if search is not None:
+        tensors |= {"cutoff": search.cutoff, **optimizer_tensors(search.optimizer, "search.")}
+    plain = {"epoch": now.epoch, "best_score": now.best_score, "history": now.history}
+    return tensors, {**plain, "picked": asdict(now.picked), "best_choices": asdict(now.best_choices)}
+
+
+def _resume(
+    checkpoint: Checkpoint, problem: Problem, *, optimizer: torch.optim.Optimizer, search: GradientSearch | None
+) -> Progress | None:
+    """Put everything back to where a checkpoint left it."""
+    read = checkpoint.read()
+    if read is None:
+        return None
+    tensors, plain = read
+    problem.load(part(tensors, "now."))
+    load_optimizer_tensors(optimizer, tensors, "optimizer.")
+    if search is not None:
+        search.cutoff.copy_(tensors["cutoff"])
+        load_optimizer_tensors(search.optimizer, tensors, "search.")
+    return Progress(
+        plain["epoch"],
+        Choices(**plain["picked"]),
+        best_score=plain["best_score"],
+        best_choices=Choices(**plain["best_choices"]),
+        best=part(tensors, "best."),
+        history=plain["history"],
     )
-    return FitResult(problem.state(), weights, choices, pd.DataFrame(), pd.DataFrame(columns=list(TRACE_COLUMNS)))
-
-
-def _row(epoch: int, loss: float, *, score: float, result: FitResult, n_targets: int) -> dict[str, float]:
-    k = int((result.weights[n_targets:] >= 0.5).sum())
-    return {"epoch": epoch, "loss": loss, "validation_pearson": score, "cutoff": result.choices.cutoff, "k": k}
-
-
-def _gradient_trace(history: pd.DataFrame) -> pd.DataFrame:
-    return history.rename(columns={"epoch": "step"})[list(TRACE_COLUMNS)]

@@ -10,7 +10,7 @@ CLIP = 3.0
 
 
 def center_per_section(values: FloatArray, codes: NDArray[np.int64]) -> FloatArray:
-    """Subtract every section's mean; rows with NaN stay NaN and do not count.
+    """Subtract every section's mean; rows with a value that is not finite become NaN and do not count.
 
     Parameters
     ----------
@@ -24,6 +24,7 @@ def center_per_section(values: FloatArray, codes: NDArray[np.int64]) -> FloatArr
     for code in np.unique(codes[known]):
         inside = known & (codes == code)
         centred[inside] -= centred[inside].mean(axis=0)
+    centred[~known] = np.nan
     return centred
 
 

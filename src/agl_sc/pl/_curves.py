@@ -92,7 +92,7 @@ def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, 
     Parameters
     ----------
     model
-        A trained model of a method that learns a cutoff.
+        A trained model. Its method learns a cutoff.
     ax
         Axes to draw on; a new figure by default. A search by hypergradient adds a second axis on the right.
     show

@@ -59,7 +59,7 @@ def split(
         With blocks, training and validation spots closer than this to a spot of another set are left out of both,
         in microns. The default is wider than a tile of 112 um.
     image_mpp
-        Microns per pixel of the full image, for blocks; from metadata or spot pitch by default.
+        Microns per pixel of the full image; from metadata or spot pitch by default.
     table_key
         Table to use; the only one by default.
     key_added
@@ -92,6 +92,7 @@ def split(
         assigned = _by_block(
             sdata,
             table,
+            among=np.ones(table.n_obs, dtype=bool),
             fractions=(test, validation),
             microns=(block_um, buffer_um),
             image_mpp=image_mpp,
@@ -101,15 +102,17 @@ def split(
         assigned = _by_section(names, test, validation=validation, generator=generator)
         if not (assigned == "validation").any() and isinstance(validation, float) and validation > 0:
             logger.info("Only one section is left for training: validation takes spatial blocks of it.")
+            left = assigned == "train"
             blocks = _by_block(
                 sdata,
                 table,
+                among=left,
                 fractions=(0.0, validation),
                 microns=(block_um, buffer_um),
                 image_mpp=image_mpp,
                 generator=generator,
             )
-            assigned = np.where(assigned == "train", blocks, assigned)
+            assigned = np.where(left, blocks, assigned)
     _check_sets(assigned, test=test, validation=validation)
     _write(
         table,
@@ -225,11 +228,13 @@ def _by_block(
     sdata: "SpatialData",
     table: "AnnData",
     *,
+    among: NDArray[np.bool_],
     fractions: tuple[Units, Units],
     microns: tuple[float, float],
     image_mpp: float | None,
     generator: np.random.Generator,
 ) -> NDArray[Any]:
+    """Assign the spots ``among`` the table's by blocks; the others stay unused."""
     block_um, buffer_um = microns
     centres_um = np.full((table.n_obs, 2), np.nan)
     found = sections(sdata, table)
@@ -239,7 +244,8 @@ def _by_block(
     offset = pd.DataFrame(centres_um).groupby(names).transform("min").to_numpy()
     grid = np.floor(np.nan_to_num((centres_um - offset) / block_um)).astype(int)
     blocks = np.array([f"{name}/{y}/{x}" for name, (x, y) in zip(names, grid, strict=True)])
-    assigned = _draw(blocks, fractions[0], validation=fractions[1], generator=generator)
+    assigned = np.full(table.n_obs, "unused", dtype="<U10")
+    assigned[among] = _draw(blocks[among], fractions[0], validation=fractions[1], generator=generator)
     return _with_buffer(assigned, centres_um, names=names, buffer_um=buffer_um)
 
 

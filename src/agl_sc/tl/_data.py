@@ -1,9 +1,11 @@
 """From table slots to the arrays that are trained on, everything fitted on training spots."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from agl_sc._boundary import counts_of, recorded, region_of, section_of, sections
 from agl_sc._keys import Keys
+from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.encoder import load_encoder
 from agl_sc.core.fit import FitResult, Method, Spots, TrainConfig, fit
 from agl_sc.core.network import network_from
@@ -192,14 +195,25 @@ def fit_arm(
     device: torch.device,
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> FitResult:
     """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so."""
     method = possible_method(data, method)
     n_genes = data.n_targets if method == "pgl" else None
     arm = partial(fit, n_targets=data.n_targets, method=method, config=config, device=device, seed=seed)
     training = data.spots(data.train, n_genes)
-    result = arm(training, data.held_out(), sources=data.sources, on_improvement=on_improvement)
+    saved = None if checkpoint is None else Checkpoint(checkpoint, _settings(data, method, config=config, seed=seed))
+    result = arm(training, data.held_out(), sources=data.sources, on_improvement=on_improvement, checkpoint=saved)
     if not config.refit or data.sources is not None:
         return result
     merged = data.spots(data.train | data.validation, n_genes)
     return replace(result, state=arm(merged, None, choices=result.choices).state)
+
+
+def _settings(data: TrainingData, method: Method, *, config: TrainConfig, seed: int) -> dict[str, Any]:
+    """What a checkpoint must have been made with to be continued."""
+    sha = hashlib.sha256("\n".join(data.genes).encode())
+    for array in (data.features, data.expression.data, data.expression.indices, data.train, data.validation):
+        sha.update(np.ascontiguousarray(array).tobytes())
+    run = {"method": method, "seed": seed, "finetune": data.sources is not None, "data": sha.hexdigest()}
+    return {**run, **{name: getattr(config, name) for name in config.__slots__}}

@@ -35,7 +35,7 @@ def evaluate(
     Parameters
     ----------
     sdata
-        SpatialData with predictions.
+        SpatialData with one table that annotates the spots of all sections. Predictions are there already.
     on
         Spots to evaluate: ``"test"``, ``"validation"`` or ``"train"``; only test spots are evidence.
     table_key

@@ -1,6 +1,7 @@
 """Train a model on a SpatialData and write what it predicts and which genes it chose."""
 
 import logging
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,8 +18,9 @@ from agl_sc._boundary import (
     unchanged_on_failure,
 )
 from agl_sc._keys import Keys
+from agl_sc._paths import check_parent
 from agl_sc.core.fit import FitResult, Method, TrainConfig
-from agl_sc.model import Model, check_model_path
+from agl_sc.model import Model
 from agl_sc.pp._embed import embed, pick_device
 from agl_sc.pp._genes import normalize_of, rank_auxiliary, role_of, target_genes
 from agl_sc.pp._split import split, split_of
@@ -68,7 +70,8 @@ def train(
     config
         Settings of training; :class:`agl_sc.tl.TrainConfig` with its defaults if None.
     checkpoint
-        Folder of a model that is written at every epoch that is the best so far; an interrupted training leaves it there.
+        Folder that holds ``model``, the best so far, and ``state.safetensors``, written after every epoch. Where it exists,
+        training continues from it and ends with the same bytes as if it had not been interrupted.
     table_key
         Table to use; the only one by default.
     image_key
@@ -106,7 +109,7 @@ def train(
         msg = f"method={method!r} is not one of {', '.join(map(repr, get_args(Method)))}."
         raise ValueError(msg)
     config = TrainConfig() if config is None else config
-    path = None if checkpoint is None else check_model_path(checkpoint)
+    folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
     table = get_table(sdata, table_key)
     counts_of(table, layer)
     keys = Keys(key_added)
@@ -122,18 +125,36 @@ def train(
         method = possible_method(data, method)
         if finetune:
             data = finetune_data(sdata, table, where=where, data=data, keys=keys)
-        save = (
-            None
-            if path is None
-            else lambda result: _model(table, keys, data=data, how=(method, config, seed), result=result).save(path)
+        describe = partial(_model, table, keys, data=data, how=(method, config, seed))
+        result = fit_arm(
+            data,
+            method,
+            config,
+            device=pick_device(None),
+            seed=seed,
+            on_improvement=None if folder is None else lambda best: describe(result=best).save(folder / "model"),
+            checkpoint=None if folder is None else folder / "state.safetensors",
         )
-        result = fit_arm(data, method, config, device=pick_device(None), seed=seed, on_improvement=save)
-        model = _model(table, keys, data=data, how=(method, config, seed), result=result)
+        model = describe(result=result)
         _write(table, keys, model)
         write_predictions(sdata, table, keys=keys, model=model, where=where)
-        if path is not None:
-            model.save(path)
+        if folder is not None:
+            model.save(folder / "model")
     return model
+
+
+def _checkpoint_folder(path: str | Path) -> Path:
+    """The folder, made if absent; refused where it is something else."""
+    folder = check_parent(path)
+    if (
+        folder.exists()
+        and not (folder / "state.safetensors").exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        msg = f"checkpoint={str(path)!r} exists and is not a checkpoint; choose another path."
+        raise FileExistsError(msg)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _prepare(

@@ -1,0 +1,398 @@
+"""A trained model: predicts, saves and loads."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from agl_sc import Model
+from agl_sc import model as models
+from agl_sc.core.encoder import OFFLINE, load_encoder
+from agl_sc.core.network import Network
+
+FloatArray = NDArray[np.float64]
+
+N_FEATURES, N_TARGETS, N_PREDICTED, N_GENES = 12, 3, 5, 9
+FILES = ["model.json", "model.safetensors"]
+
+
+def make_model(seed: int = 0, *, method: str = "dkgsb", encoder: dict[str, torch.Tensor] | None = None) -> Model:
+    learned = method == "dkgsb"
+    generator = torch.Generator().manual_seed(seed)
+    network = Network(N_FEATURES, N_PREDICTED, rank=2, hidden=4).state_dict()
+    tensors = {f"network.{name}": torch.randn(value.shape, generator=generator) for name, value in network.items()}
+    tensors |= {"feature_scale": torch.rand(N_FEATURES, generator=generator) + 0.5}
+    tensors |= {name: torch.rand(N_PREDICTED, generator=generator) for name in ("slope", "intercept")}
+    rows = {"loss": [np.nan, 0.9, 1 / 3], "validation_pearson": [0.1, 0.2, 0.3], "cutoff": 2 / 3, "k": 2}
+    trace = pd.DataFrame({"step": [0, 1], "cutoff": [0.5, 2 / 3], "k": [1, 2], "validation_pearson": [0.2, 0.3]})
+    return Model(
+        tensors=tensors | {f"encoder.{name}": value for name, value in (encoder or {}).items()},
+        genes=[f"gene{i}" for i in range(N_GENES - 1)] + ["Gène-µ"],
+        weights=np.linspace(1.0, 1e-7, N_GENES) ** 3,
+        n_targets=N_TARGETS,
+        n_predicted=N_PREDICTED,
+        method=method,
+        search="path" if learned else None,
+        cutoff=2 / 3 if learned else None,
+        best_epoch=2,
+        card={"features": {"encoder": OFFLINE, "tile_px": 224, "mpp": 0.5}, "normalize": "log1p_cp10k"},
+        history=pd.DataFrame({"epoch": [0, 1, 2], **rows}),
+        cutoff_trace=trace if learned else pd.DataFrame(columns=["step", "cutoff", "k", "validation_pearson"]),
+    )
+
+
+@pytest.fixture
+def model() -> Model:
+    return make_model()
+
+
+def spots(n_spots: int = 40, seed: int = 0) -> tuple[FloatArray, NDArray[np.str_]]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(3.0, 2.0, (n_spots, N_FEATURES)), np.array(["A", "B"])[rng.integers(0, 2, n_spots)]
+
+
+def expected_prediction(model: Model, features: FloatArray, sections: NDArray[np.str_]) -> FloatArray:
+    """By hand, in numpy: centre per section, scale, clip, trunk, head, calibrate."""
+    tensors = {name: value.double().numpy() for name, value in model.tensors.items()}
+    centred = features.copy()
+    for section in np.unique(sections):
+        centred[sections == section] -= np.nanmean(features[sections == section], axis=0)
+    inputs = np.clip(centred / tensors["feature_scale"], -3, 3)
+    inner = torch.from_numpy(inputs @ tensors["network.inner.weight"].T + tensors["network.inner.bias"])
+    hidden = torch.nn.functional.gelu(inner).numpy() @ tensors["network.outer.weight"].T
+    shared = inputs @ tensors["network.linear.weight"].T + hidden
+    raw = shared @ tensors["network.head.weight"].T + tensors["network.head.bias"]
+    predicted: FloatArray = raw * tensors["slope"] + tensors["intercept"]
+    return predicted
+
+
+def test_prediction_is_that_of_the_formula(model: Model) -> None:
+    features, sections = spots()
+    predicted = model.predict(features, sections)
+    assert predicted.dtype == np.float32
+    assert predicted.shape == (40, N_PREDICTED)
+    np.testing.assert_allclose(predicted, expected_prediction(model, features, sections), rtol=1e-4, atol=1e-4)
+
+
+def test_prediction_does_not_depend_on_a_shift_of_a_section_or_the_order_of_spots(model: Model) -> None:
+    features, sections = spots()
+    predicted = model.predict(features, sections)
+    shifted = features + 20.0 * (sections == "B")[:, None]
+    np.testing.assert_allclose(model.predict(shifted, sections), predicted, atol=1e-4)
+    order = np.random.default_rng(1).permutation(40)
+    np.testing.assert_allclose(model.predict(features[order], sections[order]), predicted[order], atol=1e-4)
+    np.testing.assert_array_equal(model.predict(features, np.where(sections == "A", 7, 2)), predicted)
+
+
+def test_more_spots_than_a_batch_of_prediction(model: Model) -> None:
+    features, _ = spots(10_000)
+    sections = np.repeat("A", 10_000)
+    predicted = model.predict(features, sections)
+    assert predicted.shape == (10_000, N_PREDICTED)
+    np.testing.assert_allclose(
+        predicted[-9:], expected_prediction(model, features, sections)[-9:], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_rows_with_nan_stay_nan_and_do_not_touch_the_others(model: Model) -> None:
+    features, sections = spots()
+    features[[3, 17]] = np.nan
+    predicted = model.predict(features, sections)
+    known = np.isfinite(features).all(axis=1)
+    assert np.isnan(predicted[~known]).all()
+    np.testing.assert_allclose(predicted[known], model.predict(features[known], sections[known]), atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_row_with_one_undefined_feature_is_nan(model: Model, value: float) -> None:
+    features, sections = spots()
+    features[3, 7] = value
+    undefined = np.isnan(model.predict(features, sections))
+    assert undefined[3].all()
+    assert not np.delete(undefined, 3, axis=0).any()
+
+
+def test_no_spots_and_one_spot(model: Model) -> None:
+    features, sections = spots()
+    assert model.predict(features[:0], sections[:0]).shape == (0, N_PREDICTED)
+    alone = model.predict(features[:1], sections[:1])
+    np.testing.assert_allclose(alone, model.predict(np.zeros((1, N_FEATURES)), sections[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, N_FEATURES + 1), (40, 1), (N_FEATURES,), (2, 20, N_FEATURES)])
+def test_features_of_another_width_are_refused(model: Model, shape: tuple[int, ...]) -> None:
+    message = (
+        rf"features have shape \({', '.join(map(str, shape))},?\), but the model needs \(n_spots, {N_FEATURES}\); embed"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.predict(np.zeros(shape), np.repeat("A", shape[0]))
+
+
+def test_predict_changes_nothing(model: Model) -> None:
+    features, sections = spots()
+    before, tensors = features.copy(), {name: value.clone() for name, value in model.tensors.items()}
+    model.predict(features, sections)
+    np.testing.assert_array_equal(features, before)
+    assert all(torch.equal(model.tensors[name], tensors[name]) for name in tensors)
+
+
+def test_names_of_genes(model: Model) -> None:
+    assert model.targets == ["gene0", "gene1", "gene2"]
+    assert model.predicted_genes == ["gene0", "gene1", "gene2", "gene3", "gene4"]
+
+
+def assert_same(one: Model, other: Model) -> None:
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    assert all(one.tensors[name].dtype == other.tensors[name].dtype for name in one.tensors)
+    np.testing.assert_array_equal(one.weights, other.weights)
+    for name in ("genes", "n_targets", "n_predicted", "method", "search", "cutoff", "best_epoch", "card"):
+        assert getattr(one, name) == getattr(other, name), name
+    for name in ("history", "cutoff_trace"):
+        loaded, expected = getattr(one, name), getattr(other, name)
+        pd.testing.assert_frame_equal(
+            loaded, expected, check_dtype=len(expected) > 0, check_index_type=False, rtol=1e-14
+        )
+
+
+@pytest.mark.parametrize("method", ["pgl", "agl", "dkgsb"])
+def test_round_trip(tmp_path: Path, method: str) -> None:
+    model = make_model(method=method)
+    model.save(tmp_path / "model")
+    again = Model.load(str(tmp_path / "model"))
+    assert_same(again, model)
+    np.testing.assert_array_equal(again.predict(*spots()), model.predict(*spots()))
+
+
+def test_a_history_without_validation_stays_numbers(tmp_path: Path, model: Model) -> None:
+    model.history["validation_pearson"] = np.nan
+    model.save(tmp_path / "model")
+    assert_same(Model.load(tmp_path / "model"), model)
+
+
+def test_model_of_strided_tensors(tmp_path: Path, model: Model) -> None:
+    model.tensors["network.inner.weight"] = model.tensors["network.inner.weight"].T.contiguous().T
+    model.save(tmp_path / "model")
+    assert_same(Model.load(tmp_path / "model"), model)
+
+
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_model().save("model")
+    assert_same(Model.load("model"), make_model())
+
+
+def test_folder_holds_two_plain_files(tmp_path: Path, model: Model) -> None:
+    model.save(tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    for name in FILES:
+        data = (tmp_path / "model" / name).read_bytes()
+        assert not data.startswith((b"\x80", b"PK"))  # neither a pickle nor a zip of pickles
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["format"] == 1
+
+
+def test_same_model_same_bytes(tmp_path: Path, model: Model) -> None:
+    for name in ("a", "b"):
+        model.save(tmp_path / name)
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_older_model_is_replaced(tmp_path: Path, model: Model) -> None:
+    make_model(seed=1).save(tmp_path / "model")
+    model.save(tmp_path / "model")
+    assert_same(Model.load(tmp_path / "model"), model)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, *, call: int, error: BaseException) -> None:
+    """Let the n-th call of a method of Path fail, and no other."""
+    original: Callable[..., Any] = getattr(Path, method)
+    calls = itertools.count(1)
+
+    def interrupted(path: Path, *arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise error
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, method, interrupted)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("No space left on device"), KeyboardInterrupt("now")], ids=["disk", "Ctrl-C"]
+)
+@pytest.mark.parametrize(
+    ("method", "call"), [("mkdir", 1), ("write_bytes", 1), ("write_text", 1), ("rename", 1), ("rename", 2)]
+)
+def test_older_model_stays_when_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, method: str, call: int, error: BaseException
+) -> None:
+    older = make_model(seed=1)
+    older.save(tmp_path / "model")
+    with monkeypatch.context() as context:
+        interrupt(context, method, call=call, error=error)
+        with pytest.raises(type(error), match=str(error)):
+            make_model().save(tmp_path / "model")
+    assert_same(Model.load(tmp_path / "model"), older)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_is_left_when_the_first_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, "write_text", call=1, error=OSError("No space left"))
+    with pytest.raises(OSError, match="No space left"):
+        make_model().save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def saved(tmp_path: Path, model: Model) -> Path:
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def flip_a_bit(data: bytes) -> bytes:
+    return data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+
+
+@pytest.mark.parametrize("harm", [lambda _: b"", lambda d: d[:7], lambda d: d[:-1], flip_a_bit])
+def test_truncated_or_altered_weights(saved: Path, harm: Callable[[bytes], bytes]) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(harm(weights.read_bytes()))
+    with pytest.raises(ValueError, match=r"model is truncated or altered: .* checksum in model\.json; save"):
+        Model.load(saved)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 50, -2])
+def test_truncated_card(saved: Path, kept: int) -> None:
+    data = (saved / "model.json").read_bytes()
+    (saved / "model.json").write_bytes(data[:kept])
+    with pytest.raises(ValueError, match=r"model\.json is truncated or altered \(.*\); save the model again"):
+        Model.load(saved)
+
+
+def test_card_that_is_not_text(saved: Path) -> None:
+    (saved / "model.json").write_bytes(b"\xff\xfe\x00{}")
+    with pytest.raises(ValueError, match=r"model\.json is truncated or altered \(.*utf-8.*\)"):
+        Model.load(saved)
+
+
+def edited(saved: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    card = json.loads((saved / "model.json").read_text(encoding="utf-8"))
+    change(card)
+    (saved / "model.json").write_text(json.dumps(card), encoding="utf-8")
+
+
+EDITS: list[Any] = [
+    pytest.param(lambda card: card["genes"].reverse(), id="genes in another order"),
+    pytest.param(lambda card: card.update(n_targets=2), id="fewer targets"),
+    pytest.param(lambda card: card["card"]["features"].update(encoder="resnet18"), id="another encoder"),
+    pytest.param(lambda card: card.pop("weights"), id="no weights"),
+    pytest.param(lambda card: card.pop("sha256"), id="no checksum"),
+    pytest.param(lambda card: card.update(extra=1), id="another field"),
+]
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_edited_card(saved: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    edited(saved, change)
+    with pytest.raises(ValueError, match=r"truncated or altered: its files do not have the checksum in model\.json"):
+        Model.load(saved)
+
+
+def test_card_that_is_merely_laid_out_anew_is_taken(saved: Path, model: Model) -> None:
+    edited(saved, lambda card: None)
+    assert_same(Model.load(saved), model)
+
+
+@pytest.mark.parametrize("card", ['{"format": 2}', "{}", "[1, 2]"])
+def test_another_format(saved: Path, card: str) -> None:
+    (saved / "model.json").write_text(card)
+    with pytest.raises(
+        ValueError, match=r"is of another model format than 1; load it with the agl-sc version that wrote"
+    ):
+        Model.load(saved)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"is not a model: {name} is missing; pass a folder written by Model\.save"
+    ):
+        Model.load(saved)
+
+
+def test_loading_what_is_not_there_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("nothing", "file"):
+        with pytest.raises(FileNotFoundError, match=rf"{name} is not a model: model\.json is missing"):
+            Model.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_something_else_is_not_overwritten(tmp_path: Path, model: Model, kind: str) -> None:
+    place = tmp_path / "thesis"
+    if kind == "folder":
+        place.mkdir()
+        (place / "chapter.tex").write_text("years of work")
+    else:
+        place.write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"thesis exists and is not a model; choose another path"):
+        model.save(place)
+    assert (place / "chapter.tex" if kind == "folder" else place).read_text() == "years of work"
+
+
+def test_missing_parent(tmp_path: Path, model: Model) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"The folder .*/missing does not exist; make it, or choose another path"
+    ):
+        model.save(tmp_path / "missing" / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc to stand for a read-only place")
+def test_read_only_place(model: Model) -> None:
+    with pytest.raises(PermissionError, match=r"The folder /proc cannot be written to \(.+\); choose another path"):
+        model.save("/proc/model")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_read_only_folder(tmp_path: Path, model: Model) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=r"cannot be written to \(Permission denied\)"):
+        model.save(tmp_path / "model")
+
+
+def test_path_is_checked_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serialise(tensors: dict[str, torch.Tensor]) -> bytes:
+        raise AssertionError(tensors)
+
+    monkeypatch.setattr(models, "save_tensors", serialise)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        make_model().save(tmp_path / "missing" / "model")
+
+
+def test_finetuned_model_brings_its_own_encoder(tmp_path: Path) -> None:
+    base = load_encoder(OFFLINE)
+    state = {
+        name: value + 0.25 if value.is_floating_point() else value for name, value in base.module.state_dict().items()
+    }
+    model = make_model(encoder=state)
+    assert model.finetuned
+    model.save(tmp_path / "model")
+    again = Model.load(tmp_path / "model").encoder()
+    assert all(torch.equal(value, state[name]) for name, value in again.module.state_dict().items())
+
+
+def test_model_on_cached_features_has_the_encoder_as_it_comes(model: Model) -> None:
+    assert not model.finetuned
+    assert model.encoder().digest == load_encoder(OFFLINE).digest
