@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
     from agl_sc.tl import TrainConfig
 
-for _threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # scanpy's numba would set torch's threads, too
-    os.environ.setdefault(_threads, "1")  # tensors are small here, and threads that wait for busy cores cost 20-fold
+# Tensors are small here, and threads that wait for busy cores cost 20-fold. Numba, under scanpy, would set OpenMP's
+# threads, and so torch's, anew; a plugin of pytest has imported it already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+if "numba" in sys.modules:
+    sys.modules["numba"].config.THREADING_LAYER = "workqueue"
 
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0}
 
@@ -82,7 +87,7 @@ def config() -> "TrainConfig":
     """Settings that fit 53 training spots."""
     from agl_sc.tl import TrainConfig
 
-    return TrainConfig(batch_size=16, max_epochs=3, hidden=16)
+    return TrainConfig(batch_size=16, max_epochs=3, hidden=16, lr=0.01)
 
 
 @pytest.fixture(scope="session")

@@ -198,6 +198,12 @@ def test_hidden_layer_learns_from_the_closed_form_start() -> None:
     assert (network.outer.weight.grad.abs().sum(dim=0) > 0).any()
 
 
+def test_hidden_layer_starts_without_a_say() -> None:
+    network = Network(12, N_GENES, rank=5).eval()
+    inputs = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network(2 * inputs) - network(inputs), network(inputs) - network(0 * inputs))
+
+
 def test_leading_genes_only() -> None:
     _, network, _ = solution_and_network()
     randomised(network)

@@ -21,6 +21,7 @@ from agl_sc.core.search import (
     choose_alpha,
     choose_rank,
     path_search,
+    race_search,
     section_pearson,
 )
 
@@ -89,6 +90,28 @@ def test_path_search_stops_where_distractors_begin(seed: int, rank: int | None) 
 def test_path_search_usually_takes_most_of_the_informative_genes() -> None:
     cutoffs = [path_search(*planted(seed), alpha=30.0, rank=N_FIELDS)[0] for seed in range(6)]
     assert np.median(cutoffs) == pytest.approx(N_INFORMATIVE / N_AUXILIARY, abs=0.05)
+
+
+def test_path_search_takes_few_auxiliary_genes_where_they_hardly_matter() -> None:
+    """Faint noise genes: scores differ by chance, in the fourth digit, and the highest is anywhere."""
+    chosen, highest = [], []
+    for seed in range(6):
+        basis, validation = planted(seed)
+        basis.genes[:, N_TARGETS:] = 0.5 * np.random.default_rng(seed).normal(size=(N_FEATURES, N_AUXILIARY))
+        cutoff, trace = path_search(basis, validation, alpha=30.0, rank=N_FIELDS)
+        chosen.append(cutoff)
+        highest.append(trace["cutoff"][trace["validation_pearson"].argmax()])
+    assert np.mean(chosen) < 0.5 * np.mean(highest)
+
+
+@pytest.mark.parametrize("rank", [4, 8, 16])
+def test_path_search_keeps_the_rank_that_predicts_without_error(rank: int) -> None:
+    basis, validation = planted(0)
+    weights = (np.arange(N_TARGETS + N_AUXILIARY) < N_TARGETS + 80).astype(float)
+    solution = reduced_rank_ridge(basis, weights, alpha=30.0, rank=rank)
+    exact = solution.predict(validation.features)[:, :N_TARGETS]
+    _, trace = path_search(basis, Validation(validation.features, exact, validation.sections), alpha=30.0, n_cutoffs=16)
+    assert trace.set_index("k")["validation_pearson"][80] == pytest.approx(1)
 
 
 def test_trace_of_the_path() -> None:
@@ -276,3 +299,24 @@ def test_genes_beyond_the_active_ones_may_be_left_out(bilevel: tuple[Parameters,
         batches = (inputs, expression[:, :n_genes]), validation
         derivatives.append(search.step(linear, parameters, state=fresh_state(parameters), batches=batches))
     assert derivatives[1] == pytest.approx(derivatives[0], rel=1e-5)
+
+
+def test_race_keeps_the_better_half_and_doubles_the_epochs() -> None:
+    asked: list[tuple[float, int]] = []
+
+    def train(cutoff: float, n_epochs: int) -> float:
+        asked.append((cutoff, n_epochs))
+        return -abs(cutoff - 0.35)
+
+    cutoff, trace = race_search(train, cutoffs=(0.1, 0.3, 0.5, 0.9), first_rung=3)
+    assert cutoff == 0.3
+    assert asked == [(0.1, 3), (0.3, 3), (0.5, 3), (0.9, 3), (0.3, 6), (0.5, 6)]
+    assert list(trace["step"]) == [0, 0, 0, 0, 1, 1]
+
+
+def test_race_of_equals_takes_the_fewest_genes() -> None:
+    assert race_search(lambda cutoff, n_epochs: 0.5)[0] == 0.02
+
+
+def test_race_of_one_has_a_winner() -> None:
+    assert race_search(lambda cutoff, n_epochs: 0.5, cutoffs=(0.7,))[0] == 0.7

@@ -7,7 +7,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -57,11 +57,13 @@ def images_and_boxes(draw: st.DrawFn) -> tuple[UInt8Array, Boxes]:
     return pixels, boxes_on(lazy(pixels, chunks), draw(st.lists(corners, max_size=12)), side)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(images_and_boxes())
 def test_boxes_equal_crops_of_the_padded_image(case: tuple[UInt8Array, Boxes]) -> None:
     assert_exact(*case)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(images_and_boxes(), st.integers(1, 5000))
 def test_boxes_are_exact_in_a_bounded_cache(case: tuple[UInt8Array, Boxes], max_bytes: int) -> None:
     assert_exact(*case, max_bytes=max_bytes)

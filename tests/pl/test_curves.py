@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -172,3 +173,19 @@ class TestEvery:
     def test_not_a_model(self, draw: Callable[..., Axes]) -> None:
         with pytest.raises(TypeError, match=r"model is a str, not an agl_sc\.Model"):
             draw("model.safetensors")
+
+
+def test_cutoff_of_a_race_draws_a_curve_per_rung() -> None:
+    trace = pd.DataFrame(
+        {
+            "step": [0, 0, 0, 0, 1, 1],
+            "cutoff": [0.1, 0.2, 0.5, 1.0, 0.2, 0.5],
+            "k": [10, 20, 50, 100, 20, 50],
+            "validation_pearson": [0.1, 0.3, 0.2, 0.1, 0.35, 0.3],
+        }
+    )
+    race = cast("Model", SimpleNamespace(method="dkgsb", search="race", cutoff=0.2, cutoff_trace=trace))
+    ax = pl.cutoff(race, show=False)
+    labels = [line.get_label() for line in ax.lines]
+    assert labels == ["rung 1", "rung 2", "chosen: k = 20 (cutoff 0.2)"]
+    np.testing.assert_array_equal(ax.lines[1].get_xdata(), [20, 50])

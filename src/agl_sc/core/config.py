@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from agl_sc.core.gate import TEMPERATURE
 
 Method = Literal["pgl", "agl", "dkgsb"]
-Search = Literal["path", "gradient"]
+Search = Literal["path", "gradient", "race"]
 
 MIN_BATCH = 8
 """A smaller last batch is dropped: Pearson over a few spots is noise."""
@@ -17,7 +17,9 @@ class TrainConfig:
     """Settings of training."""
 
     search: Search = "path"
-    """How ``dkgsb`` learns its cutoff: closed form along the whole path, or the paper's hyper-gradient."""
+    """How ``dkgsb`` learns its cutoff: ``"path"``, the closed form at every cutoff (seconds, deterministic);
+    ``"gradient"``, the paper's hyper-gradient through unrolled steps; ``"race"``, a few cutoffs trained side by side, the
+    worse half dropped at each rung. With fine-tuning, path and race run on the cached features before it."""
     rank: int | None = None
     """Width of the shared trunk's output; of 4, 8, 16, 32 and 64 the best on validation spots if None."""
     hidden: int = 256

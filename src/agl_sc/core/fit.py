@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ from agl_sc.core.hypergradient import Parameters, warm_state
 from agl_sc.core.losses import pearson_loss, weighted_mean
 from agl_sc.core.network import LowRank, Network, load_closed_form, network_from, reduced_rank_ridge, ridge_basis
 from agl_sc.core.problem import Choices, Problem, Spots, gene_weights
-from agl_sc.core.search import RANKS, TRACE_COLUMNS, GradientSearch, Validation, choose_alpha, choose_rank, path_search
+from agl_sc.core.search import (
+    RANKS,
+    TRACE_COLUMNS,
+    GradientSearch,
+    Validation,
+    choose_alpha,
+    choose_rank,
+    path_search,
+    race_search,
+)
 from agl_sc.core.sources import CachedFeatures, Source
 
 FloatArray = NDArray[np.float64]
@@ -130,6 +140,15 @@ def fit(
     The best epoch by validation, or the last one without validation.
     """
     start, picked, trace = _start(spots, validation, n_targets=n_targets, how=(method, config, choices))
+    if method == "dkgsb" and config.search == "race" and choices is None:
+        race = partial(
+            fit, spots, validation, n_targets=n_targets, method=method, config=config, device=device, seed=seed
+        )
+        cutoff, trace = race_search(lambda at, n: _best_score(race(choices=replace(picked, cutoff=at, n_epochs=n))))
+        trace["k"] = np.round(trace["cutoff"] * (spots.expression.shape[1] - n_targets)).astype(int)
+        start, picked, _ = _start(
+            spots, validation, n_targets=n_targets, how=(method, config, replace(picked, cutoff=cutoff))
+        )
     problem = _problem(spots, validation, n_targets=n_targets, sources=sources, how=(start, config, device, seed))
     optimizer = _optimizer(problem, config)
     searching = method == "dkgsb" and config.search == "gradient" and choices is None
@@ -154,6 +173,10 @@ def fit(
             bar.set_postfix(loss=f"{loss:.3f}", pearson=f"{now.history[-1]['validation_pearson']:.3f}", refresh=False)
             bar.update()
     return _result(problem, now, method=method, config=config, trace=None if searching else trace)
+
+
+def _best_score(result: FitResult) -> float:
+    return float(result.history["validation_pearson"].max())
 
 
 def _start(

@@ -182,6 +182,7 @@ def network_from(state: Mapping[str, torch.Tensor], n_genes: int | None = None) 
     """Network with the parameters of a state dict, its head cut to the leading ``n_genes``, in evaluation mode."""
     rank, n_features = state["linear.weight"].shape
     head = {name: state[name][:n_genes].contiguous() for name in ("head.weight", "head.bias")}
-    network = Network(n_features, len(head["head.bias"]), rank=rank, hidden=len(state["inner.bias"]))
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+        network = Network(n_features, len(head["head.bias"]), rank=rank, hidden=len(state["inner.bias"]))
     network.load_state_dict({**state, **head})
     return network.eval()

@@ -1,6 +1,6 @@
 """Where to cut the ranking of auxiliary genes: by closed form along the whole path, or by hyper-gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from agl_sc.core import metrics
 from agl_sc.core.gate import soft_top_k
-from agl_sc.core.hypergradient import AdamState, Parameters, hypergradient
-from agl_sc.core.losses import pearson_loss, weighted_mean
+from agl_sc.core.hypergradient import Adam, Parameters, State, hypergradient
+from agl_sc.core.losses import pearson_loss
 from agl_sc.core.network import LowRank, RidgeBasis, reduced_rank_path, ridge_coefficients
 
 FloatArray = NDArray[np.float64]
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 17))
 """Ridge penalties tried, per feature."""
+RACE_CUTOFFS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""Cutoffs that ``search="race"`` trains."""
 RANKS = (4, 8, 16, 32, 64)
 """Widths of the trunk tried."""
 TRACE_COLUMNS = ("step", "cutoff", "k", "validation_pearson")
@@ -129,6 +131,36 @@ def _one_standard_error(scores: FloatArray) -> int:
     return int(np.argmax(difference.mean(axis=1) <= error))
 
 
+def race_search(
+    train: Callable[[float, int], float], *, cutoffs: Sequence[float] = RACE_CUTOFFS, first_rung: int = 2
+) -> tuple[float, pd.DataFrame]:
+    """Cutoff by successive halving (Jamieson and Talwalkar, 2016): the question that a short hyper-gradient cannot ask.
+
+    Parameters
+    ----------
+    train
+        From a cutoff and a number of epochs to the best validation Pearson of a training from the common start.
+    cutoffs
+        Contestants on the rank axis, increasing.
+    first_rung
+        Epochs of the first rung; every rung has twice as many, and the better half of the contestants.
+
+    Returns
+    -------
+    The cutoff in [0, 1], and the trace: step (the rung), cutoff, validation_pearson.
+    """
+    alive, n_epochs, rows = list(cutoffs), first_rung, []
+    for rung in range(len(cutoffs).bit_length()):
+        scores = {cutoff: train(cutoff, n_epochs) for cutoff in alive}
+        rows += [{"step": rung, "cutoff": c, "validation_pearson": score} for c, score in scores.items()]
+        # Sorting is stable: of equal scores the smaller cutoff stays.
+        alive = sorted(sorted(alive, key=lambda c: -scores[c])[: max(1, len(alive) // 2)])
+        n_epochs *= 2
+        if len(scores) <= 2:
+            break
+    return alive[0], pd.DataFrame(rows)
+
+
 @dataclass(slots=True)
 class GradientSearch:
     """The paper's search: one Adam step on the cutoff per training batch, along the unrolled hyper-gradient."""
@@ -151,7 +183,7 @@ class GradientSearch:
         predict: Callable[[Parameters, torch.Tensor, int], torch.Tensor],
         parameters: Parameters,
         *,
-        state: AdamState,
+        state: State,
         batches: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
     ) -> float:
         """Move the cutoff against the hyper-gradient of one training and one validation batch; return that derivative.
@@ -172,9 +204,11 @@ class GradientSearch:
         ones = torch.ones(n_targets, dtype=expression.dtype, device=expression.device)
         ranks = self.prior_rank[: n_genes - n_targets]
 
-        def inner(at: Parameters, cutoff: torch.Tensor) -> torch.Tensor:
-            weights = torch.cat([ones, soft_top_k(cutoff, ranks, self.temperature)])
-            return weighted_mean(pearson_loss(predict(at, inputs, n_genes), expression), weights)
+        def weights(cutoff: torch.Tensor) -> torch.Tensor:
+            return torch.cat([ones, soft_top_k(cutoff, ranks, self.temperature)])
+
+        def inner(at: Parameters, sizes: list[int]) -> Sequence[torch.Tensor]:
+            return torch.split(pearson_loss(predict(at, inputs, n_genes), expression), sizes)
 
         def outer(at: Parameters) -> torch.Tensor:
             return pearson_loss(predict(at, validation_inputs, n_targets), targets).mean()
@@ -183,10 +217,11 @@ class GradientSearch:
             inner,
             outer,
             parameters,
-            cutoff=self.cutoff.detach(),
+            scalars=self.cutoff.detach(),
+            weights=weights,
+            optimizer=Adam(self.inner_lr),
             state=state,
             inner_steps=self.inner_steps,
-            inner_lr=self.inner_lr,
         )
         self.cutoff.grad = derivative
         self.optimizer.step()

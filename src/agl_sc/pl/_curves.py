@@ -86,8 +86,8 @@ def history(
 def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None) -> Axes:
     """Draw the search for the cutoff, with the one that was chosen.
 
-    A search along a path of cutoffs is drawn as validation Pearson against the number k of auxiliary genes that a
-    cutoff selects; a search by hypergradient as cutoff and validation Pearson against outer step.
+    A search along a path of cutoffs, or by a race of a few, is drawn as validation Pearson against the number k of
+    auxiliary genes that a cutoff selects; a search by hypergradient as cutoff and validation Pearson against outer step.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, 
         msg = f"Method {model.method!r} has no cutoff to draw; method='dkgsb' learns one."
         raise ValueError(msg)
     axes = one_axes(ax, height_in=2.8)
-    draw = _draw_steps if model.search == "gradient" else _draw_path
+    draw = {"gradient": _draw_steps, "race": _draw_race}.get(model.search or "path", _draw_path)
     _legend(axes, draw(axes, trace, model.cutoff))
     finish(axes, is_new=ax is None, show=show, path=path)
     return axes
@@ -252,6 +252,19 @@ def _draw_path(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:
     curve = _curve(ax, trace.sort_values("k"), x="k", y="validation_pearson", label=_PEARSON, colour=_BLUE)
     _label(ax, x="auxiliary genes selected, k", y=_PEARSON)
     return [curve, _mark(ax, k, f"chosen: k = {k:,} (cutoff {chosen:.3g})")]
+
+
+def _draw_race(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:
+    last = trace["step"].max()
+    lines = []
+    for rung in range(int(last) + 1):
+        rows = trace[trace["step"] == rung].sort_values("k")
+        curve = _curve(ax, rows, x="k", y="validation_pearson", label=f"rung {rung + 1}", colour=_BLUE)
+        curve.set(marker="o", markersize=3, alpha=0.3 + 0.7 * (rung + 1) / (last + 1))
+        lines.append(curve)
+    _label(ax, x="auxiliary genes selected, k", y=_PEARSON)
+    k = int(trace["k"].iloc[int((trace["cutoff"] - chosen).abs().to_numpy().argmin())])
+    return [*lines, _mark(ax, k, f"chosen: k = {k:,} (cutoff {chosen:.3g})")]
 
 
 def _draw_steps(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:

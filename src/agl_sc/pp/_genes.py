@@ -9,8 +9,9 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc._boundary import counts_of, get_table, near_matches, record, recorded
+from agl_sc._boundary import counts_of, get_table, near_matches, record, recorded, section_of, sections
 from agl_sc._keys import Keys
+from agl_sc.pp._scores import morans_i, target_correlation
 from agl_sc.pp._split import training_spots
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Normalize = Literal["log1p_cp10k", "log1p"]
 FloatArray = NDArray[np.float64]
 ROLES = ("target", "auxiliary", "excluded")
-_SCORES = ("dispersion", "mean", "variance", "random")
+_SCORES = ("dispersion", "mean", "variance", "moran", "correlation", "random")
 _MIN_SPOTS = 3
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ def rank_auxiliary(
         SpatialData with one table that annotates the spots of all sections.
     score
         ``"dispersion"`` (scanpy's normalised dispersion, flavour seurat, as in the paper), ``"mean"``, ``"variance"``,
-        ``"random"``, or a numeric column of ``var``; the highest score is ranked first.
+        ``"moran"`` (Moran's I on squidpy's graph of every section), ``"correlation"`` (mean absolute Pearson correlation
+        with the targets), ``"random"``, or a numeric column of ``var``. The highest score is ranked first, NaN last.
     table_key
         Table to use; the only one by default.
     layer
@@ -112,12 +114,14 @@ def rank_auxiliary(
     ------
     KeyError
         ``score`` is unknown, or :func:`target_genes` has not run.
+    ValueError
+        No section has enough training spots for Moran's I.
     """
     table = get_table(sdata, table_key)
     keys = Keys(key_added)
     check_score(table, score)
     role = role_of(table, keys)
-    values = _scores(table, keys, score, layer=layer, seed=seed)
+    values = _scores(sdata, table, score, keys=keys, layer=layer, seed=seed)
     table.var[keys.prior_rank] = ranks(values, role == "auxiliary")
     logger.info('Wrote var["%s"] by %s: %d auxiliary genes.', keys.prior_rank, score, (role == "auxiliary").sum())
 
@@ -223,18 +227,35 @@ def _tell_shortage(n_found: int, n_wanted: int, min_detected: float) -> None:
         )
 
 
-def _scores(table: "AnnData", keys: Keys, score: str, *, layer: str | None, seed: int) -> FloatArray:
+def _scores(
+    sdata: "SpatialData", table: "AnnData", score: str, *, keys: Keys, layer: str | None, seed: int
+) -> FloatArray:
     if score == "random":
         drawn: FloatArray = np.random.default_rng(seed).random(table.n_vars)
         return drawn
     if score not in _SCORES:
-        column: FloatArray = table.var[score].to_numpy(dtype=float)
+        column: FloatArray = table.var[score].to_numpy(dtype=float, na_value=np.nan)
         return column
     expression = training_expression(table, keys, layer=layer, normalize=normalize_of(table, keys))
     if score == "dispersion":
         return dispersion(expression)
+    if score == "moran":
+        training = training_spots(table, keys)
+        centres, codes = _places(sdata, table)
+        return morans_i(expression, centres[training], codes[training])
+    if score == "correlation":
+        codes = pd.factorize(section_of(table)[training_spots(table, keys)])[0].astype(np.int64)
+        return target_correlation(expression, role_of(table, keys) == "target", codes)
     mean, variance, _ = moments(expression)
     return mean if score == "mean" else variance
+
+
+def _places(sdata: "SpatialData", table: "AnnData") -> tuple[FloatArray, NDArray[np.int64]]:
+    """Centre of every spot in pixels of its section's image, (n_obs, 2), and the number of that section, (n_obs,)."""
+    centres, codes = np.full((table.n_obs, 2), np.nan), np.full(table.n_obs, -1)
+    for number, section in enumerate(sections(sdata, table)):
+        centres[section.rows], codes[section.rows] = section.centres, number
+    return centres, codes
 
 
 def dispersion(expression: scipy.sparse.csr_matrix) -> FloatArray:
@@ -252,7 +273,8 @@ def dispersion(expression: scipy.sparse.csr_matrix) -> FloatArray:
 
 def ranks(score: FloatArray, auxiliary: NDArray[np.bool_]) -> FloatArray:
     """Position of every auxiliary gene by falling score, NaN scores last, ties in table order; NaN for other genes."""
-    order = np.argsort(-np.where(np.isnan(score), -np.inf, score), kind="stable")
+    unknown = np.isnan(score)
+    order = np.lexsort((np.where(unknown, 0.0, -score), unknown))
     order = order[auxiliary[order]]
     rank = np.full(len(score), np.nan)
     rank[order] = np.arange(len(order))

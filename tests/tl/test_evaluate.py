@@ -1,0 +1,198 @@
+"""Metrics of what is in the layer, section by section, on the spots asked for."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+from spatialdata import SpatialData
+
+from agl_sc.model import Model
+from agl_sc.pp import split
+from agl_sc.tl import evaluate
+
+Trained = tuple[SpatialData, Model]
+Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
+METRICS = ["pearson", "spearman", "mse"]
+
+
+@pytest.fixture
+def sdata(trained: Trained) -> SpatialData:
+    """Two test sections: the split is another one than the model's, which does not matter here."""
+    sdata, _ = trained
+    split(sdata, test=["section_1", "section_3"], validation=0.0)
+    return sdata
+
+
+def measured(table: AnnData, rows: NDArray[np.bool_], gene: str) -> NDArray[np.float64]:
+    raw = table.X.toarray().astype(float)
+    values: NDArray[np.float64] = np.log1p(raw * 1e4 / raw.sum(axis=1, keepdims=True))[
+        rows, table.var_names.get_loc(gene)
+    ]
+    return values
+
+
+def test_metrics_are_scipys_on_the_layer(sdata: SpatialData, trained: Trained) -> None:
+    table = sdata["table"]
+    result = evaluate(sdata)
+    assert result.columns.tolist() == ["section", "gene", "n_spots", *METRICS]
+    assert sorted(zip(result["section"], result["gene"], strict=True)) == sorted(
+        (section, gene) for section in ("section_1", "section_3") for gene in trained[1].targets
+    )
+    for row in result.itertuples():
+        rows = (table.obs["section"] == row.section).to_numpy()
+        truth = measured(table, rows, str(row.gene))
+        predicted = table[rows, row.gene].layers["agl"].ravel()
+        assert row.n_spots == 53
+        assert row.pearson == pytest.approx(pearsonr(truth, predicted).statistic, abs=1e-5)
+        assert row.spearman == pytest.approx(spearmanr(truth, predicted).statistic, abs=1e-5)
+        assert row.mse == pytest.approx(np.mean((truth - predicted) ** 2), rel=1e-4)
+
+
+def test_only_the_test_spots_of_a_section_count(sdata: SpatialData) -> None:
+    split(sdata, by="block", test=0.3, validation=0.0, block_um=250, buffer_um=110)
+    table = sdata["table"]
+    expected = evaluate(sdata)
+    test = (table.obs["agl_split"] == "test").to_numpy()
+    assert expected.groupby("section")["n_spots"].first().sum() == test.sum() < table.n_obs
+    table.layers["agl"][~test] *= -3
+    assert evaluate(sdata).equals(expected)
+
+
+def test_means_over_sections_are_kept_in_var(sdata: SpatialData, trained: Trained) -> None:
+    result = evaluate(sdata)
+    var = sdata["table"].var
+    for metric in METRICS:
+        column = var[f"agl_{metric}"]
+        assert set(column.index[column.notna()]) == set(trained[1].targets)
+        for gene in trained[1].targets:
+            assert column[gene] == pytest.approx(result.loc[result["gene"] == gene, metric].mean())
+
+
+def test_only_the_declared_slots_are_written(
+    sdata: SpatialData, slots: Callable[[SpatialData], dict[str, Any]]
+) -> None:
+    before = slots(sdata)
+    evaluate(sdata)
+    after = slots(sdata)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {f"var/agl_{metric}" for metric in METRICS}
+
+
+def test_other_spots_than_test_are_no_evidence_and_are_not_kept(
+    sdata: SpatialData, caplog: pytest.LogCaptureFixture, unchanged: Unchanged
+) -> None:
+    with caplog.at_level(logging.WARNING), unchanged(sdata):
+        result = evaluate(sdata, on="train")
+    assert "The model was fitted or chosen on train spots: these numbers are not evidence." in caplog.messages
+    assert set(result["section"]) == {"section_2"}
+
+
+def test_a_perfect_prediction_scores_one(sdata: SpatialData) -> None:
+    table = sdata["table"]
+    everything = np.ones(table.n_obs, dtype=bool)
+    truth = np.column_stack([measured(table, everything, gene) for gene in table.var_names])
+    table.layers["agl"] = np.where(np.isnan(table.layers["agl"]), np.nan, truth).astype(np.float32)
+    result = evaluate(sdata)
+    np.testing.assert_allclose(result[["pearson", "spearman"]], 1, atol=1e-6)
+    np.testing.assert_allclose(result["mse"], 0, atol=1e-10)
+
+
+def test_a_constant_gene_has_no_correlation(sdata: SpatialData, trained: Trained) -> None:
+    gene = trained[1].targets[0]
+    rows = (sdata["table"].obs["section"] == "section_1").to_numpy()
+    sdata["table"].layers["agl"][rows, sdata["table"].var_names.get_loc(gene)] = 1.5
+    result = evaluate(sdata).set_index(["section", "gene"])
+    (undefined,) = result[[("section_1", gene) == index for index in result.index]][METRICS].isna().to_numpy()
+    assert undefined.tolist() == [True, True, False]
+    assert sdata["table"].var["agl_pearson"][gene] == pytest.approx(result.loc[("section_3", gene), "pearson"])
+
+
+def test_spots_and_sections_without_prediction_are_left_out(sdata: SpatialData) -> None:
+    table = sdata["table"]
+    table.layers["agl"][(table.obs["section"] == "section_1").to_numpy()] = np.nan
+    third = np.flatnonzero(table.obs["section"] == "section_3")
+    table.layers["agl"][third[:3]] = np.nan
+    result = evaluate(sdata)
+    assert set(result["section"]) == {"section_3"}
+    assert (result["n_spots"] == 50).all()
+    assert np.isfinite(result[METRICS]).all(axis=None)
+
+
+def test_counts_may_lie_in_a_layer(sdata: SpatialData) -> None:
+    expected = evaluate(sdata)
+    table = sdata["table"]
+    table.layers["raw"] = table.X
+    table.X = scipy.sparse.csr_matrix(table.X * 0.5)
+    with pytest.raises(ValueError, match="X holds values that are not whole numbers"):
+        evaluate(sdata)
+    assert evaluate(sdata, layer="raw").equals(expected)
+
+
+def test_auxiliary_genes_are_evaluated_only_where_no_roles_are_known(sdata: SpatialData, trained: Trained) -> None:
+    del sdata["table"].var["agl_role"]
+    assert set(evaluate(sdata)["gene"]) == set(trained[1].predicted_genes)
+
+
+def no_layer(sdata: SpatialData) -> None:
+    del sdata["table"].layers["agl"]
+
+
+def no_split(sdata: SpatialData) -> None:
+    del sdata["table"].obs["agl_split"]
+
+
+def moved_spots(sdata: SpatialData) -> None:
+    sdata["table"].obs["agl_split"] = sdata["table"].obs["agl_split"].to_numpy()[::-1]
+    sdata["table"].obs.iloc[0, sdata["table"].obs.columns.get_loc("agl_split")] = "train"
+
+
+def nothing_predicted(sdata: SpatialData) -> None:
+    sdata["table"].layers["agl"][:] = np.nan
+
+
+def no_test_predicted(sdata: SpatialData) -> None:
+    sdata["table"].layers["agl"][(sdata["table"].obs["agl_split"] == "test").to_numpy()] = np.nan
+
+
+def nothing(sdata: SpatialData) -> None:
+    """As it is."""
+
+
+BAD = [
+    pytest.param(no_layer, {}, KeyError, r'layers\["agl"\] is missing; run agl_sc.tl.train or agl_sc.tl.predict', id="no layer"),
+    pytest.param(no_split, {}, KeyError, r'obs\["agl_split"\] is missing', id="no split"),
+    pytest.param(moved_spots, {}, ValueError, "no longer matches its manifest", id="split changed"),
+    pytest.param(nothing_predicted, {}, ValueError, "holds no prediction of a target gene", id="nothing predicted"),
+    pytest.param(no_test_predicted, {}, ValueError, "holds no prediction of a test spot; run agl_sc.tl.predict on all", id="no test spot predicted"),
+    pytest.param(nothing, {"on": "all"}, ValueError, "on='all' is not one of 'test', 'validation', 'train'", id="on"),
+    pytest.param(nothing, {"on": "validation"}, ValueError, r"has no validation spot; run agl_sc.pp.split\(sdata, validation=0.2\)", id="no such spot"),
+    pytest.param(nothing, {"layer": "raw"}, KeyError, "layer='raw' is not in the table", id="layer missing"),
+    pytest.param(nothing, {"key_added": "other"}, KeyError, r'layers\["other"\] is missing', id="other analysis"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "options", "error", "match"), BAD)
+def test_bad_input_is_refused_and_nothing_changed(
+    *,
+    sdata: SpatialData,
+    spoil: Callable[[SpatialData], None],
+    options: dict[str, Any],
+    error: type[Exception],
+    match: str,
+    unchanged: Unchanged,
+) -> None:
+    spoil(sdata)
+    with pytest.raises(error, match=match), unchanged(sdata):
+        evaluate(sdata, **options)
+
+
+def test_an_anndata_is_pointed_to_its_reader(sdata: SpatialData) -> None:
+    with pytest.raises(TypeError, match=r"sdata is a AnnData, not a SpatialData; .*agl_sc\.io\.from_anndata"):
+        evaluate(sdata["table"])
