@@ -264,7 +264,7 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
         Layer with raw counts; X by default.
     """
     if layer is not None and layer not in table.layers:
-        msg = f"layer={layer!r} is not in the table; its layers are {', '.join(table.layers) or 'none'} (None means X)."
+        msg = f"layer={layer!r} is not in the table; its layers are {', '.join(name for name in table.layers if name) or 'none'} (None means X)."
         raise KeyError(msg)
     matrix = table.X if layer is None else table.layers[layer]
     where = "X" if layer is None else f"layers[{layer!r}]"

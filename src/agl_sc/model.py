@@ -95,11 +95,14 @@ class Model:
         Raises
         ------
         ValueError
-            The features have another width than the model's.
+            The features have another width than the model's, or ``sections`` another length.
         """
         scale = self.tensors["feature_scale"].numpy()
         if features.ndim != 2 or features.shape[1] != len(scale):
             msg = f"features have shape {features.shape}, but the model needs (n_spots, {len(scale)}); embed with its encoder."
+            raise ValueError(msg)
+        if len(sections) != len(features):
+            msg = f"sections has {len(sections)} entries for {len(features)} spots; pass the section of every spot."
             raise ValueError(msg)
         codes = pd.factorize(np.asarray(sections))[0].astype(np.int64)
         inputs = scale_features(center_per_section(features.astype(float), codes), scale).astype(np.float32)

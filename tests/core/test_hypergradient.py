@@ -1,7 +1,7 @@
 """Forward mode against reverse mode and finite differences, in float64."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -43,8 +43,8 @@ TORCH: dict[type, type[torch.optim.Optimizer]] = {
 
 
 def as_torch(rule: Optimizer, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
-    settings = {name: getattr(rule, name) for name in type(rule).__dataclass_fields__}  # type: ignore[attr-defined]
-    return TORCH[type(rule)](parameters, **settings)
+    assert isinstance(rule, (Adam, SGD))
+    return TORCH[type(rule)](parameters, **asdict(rule))
 
 
 class Convolutions(torch.nn.Module):
@@ -550,8 +550,10 @@ def test_shares_of_the_loss_and_their_slopes() -> None:
     """With a temperature of 0.01, weights have a derivative within 36 temperatures in double precision."""
     rank = scaled_rank(1001)
     at = _weighting(lambda c: soft_top_k(c, rank, 0.01), scalar(0.5), detach_normalizer=False, whole=False)
-    assert at.sizes == [140, 721, 140]
+    assert all(size > 100 for size in at.sizes)
     assert [slope is None for slope in at.slope[0]] == [True, False, True]
     weight = soft_top_k(scalar(0.5), rank, 0.01)
+    far = torch.split(weight * (1 - weight) / 0.01, at.sizes)[::2]
+    assert 0 < max(part.max().item() for part in far) < 1e-14
     torch.testing.assert_close(torch.cat(at.share), weight / weight.sum())
     assert at.drift.item() == pytest.approx((weight * (1 - weight)).sum() / 0.01 / weight.sum())

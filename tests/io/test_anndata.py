@@ -88,7 +88,7 @@ def test_the_same_object_becomes_the_table_and_only_gains_the_declared_slots(one
     assert set(one.obs) - set(before.obs) == {"region", "spot_id", "section", "patient"}
     assert set(one.uns) - set(before.uns) == {"spatialdata_attrs"}
     assert list(one.var) == []
-    assert list(one.layers) == []
+    assert set(one.layers) <= {None}  # anndata 0.13 lists X under None
     hires = one.uns["spatial"]["s1"]["images"]["hires"]
     np.testing.assert_array_equal(hires, before.uns["spatial"]["s1"]["images"]["hires"])
 

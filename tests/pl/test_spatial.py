@@ -36,7 +36,7 @@ def log1p_cp10k(sdata: SpatialData) -> NDArray[np.float64]:
 
 
 def set_split(sdata: SpatialData, section: slice, parts: dict[str, int]) -> None:
-    column = sdata.tables["table"].obs["agl_split"].astype(object).to_numpy()
+    column = sdata.tables["table"].obs["agl_split"].astype(object).to_numpy(copy=True)
     column[section] = np.repeat(list(parts), list(parts.values()))
     sdata.tables["table"].obs["agl_split"] = pd.Categorical(column)
 

@@ -85,7 +85,11 @@ def test_only_the_declared_slots_are_written(
     after = slots(tissue)
     assert {name: after[name] for name in before} == before
     record = {
-        f"uns/mine/features/{name}" for name in ("encoder", "weights_digest", "tile_px", "mpp", "sections/section_2")
+        f"uns/mine/features/{name}"
+        for name in (
+            *("encoder", "weights_digest", "tile_px", "mpp"),
+            *(f"{per_section}/section_2" for per_section in ("image_mpp", "images", "sections")),
+        )
     }
     assert after.keys() - before.keys() == {"obsm/mine_features"} | record
 

@@ -27,7 +27,15 @@ def sdata(trained: Trained) -> SpatialData:
     """Two test sections: the split is another one than the model's, which does not matter here."""
     sdata, _ = trained
     split(sdata, test=["section_1", "section_3"], validation=0.0)
+    del sdata["table"].uns["agl"]["fitted_on"]  # it would, rightly, be refused
     return sdata
+
+
+def test_a_split_made_after_training_is_refused(trained: Trained) -> None:
+    sdata, _ = trained
+    split(sdata, test=["section_1", "section_3"], validation=0.0)
+    with pytest.raises(ValueError, match=r"agl_role.* was fitted on the training spots of another split"):
+        evaluate(sdata)
 
 
 def measured(table: AnnData, rows: NDArray[np.bool_], gene: str) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from agl_sc.core.encoder import load_encoder
 from agl_sc.datasets import toy_tissue
 from agl_sc.model import Model
-from agl_sc.pp import embed
+from agl_sc.pp import embed, split
 from agl_sc.tl import TrainConfig, evaluate, predict, train
 
 Trained = tuple[SpatialData, Model]
@@ -86,6 +86,21 @@ def test_a_split_that_is_there_stays(trained: Trained) -> None:
     before = sdata["table"].obs["agl_split"].copy()
     predict(sdata, model)
     assert sdata["table"].obs["agl_split"].equals(before)
+
+
+def test_a_section_the_model_was_fitted_on_is_known_with_a_spot_missing(trained: Trained, tissue: SpatialData) -> None:
+    tissue.tables["table"] = tissue["table"][1:].copy()
+    predict(tissue, trained[1])
+    obs = tissue["table"].obs
+    assert set(obs["section"][obs["agl_split"] == "train"]) == {"section_1", "section_2"}
+
+
+def test_another_split_of_sections_the_model_has_seen_is_refused(
+    trained: Trained, tissue: SpatialData, unchanged: Unchanged
+) -> None:
+    split(tissue, test=["section_1"], validation=["section_3"])
+    with unchanged(tissue), pytest.raises(ValueError, match=r"fitted on section_1, section_2, under another split"):
+        predict(tissue, trained[1])
 
 
 def test_a_second_call_takes_the_features_that_are_there(

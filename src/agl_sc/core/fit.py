@@ -156,6 +156,8 @@ def fit(
     now = _begin(problem, picked, _weights(problem, method, config=config, cutoff=picked.cutoff))
     if checkpoint is not None:
         now = _resume(checkpoint, problem, optimizer=optimizer, search=search) or now
+    if on_improvement is not None and validation is not None and now.epoch == 0:
+        on_improvement(_result(problem, now, method=method, config=config, trace=trace))
     last = config.max_epochs if choices is None else choices.n_epochs
     with tqdm(total=last, initial=now.epoch, desc=f"{method}: epochs", disable=None) as bar:
         while now.epoch < last and not now.exhausted(config.patience):

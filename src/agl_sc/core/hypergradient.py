@@ -85,14 +85,15 @@ class Adam:
         m, dm = m.lerp_(g, 1 - self.betas[0]), dm.lerp_(dg, 1 - self.betas[0])
         v, dv = v.mul_(self.betas[1]), dv.mul_(self.betas[1])
         v, dv = v.addcmul_(g, g, value=fresh), dv.addcmul_(dg, g, value=2 * fresh)
-        rate, scale = self.lr / (1 - self.betas[0] ** (n_steps + 1)), (1 - self.betas[1] ** (n_steps + 1)) ** 0.5
+        scale = (1 - self.betas[1] ** (n_steps + 1)) ** 0.5
+        rate = scale * self.lr / (1 - self.betas[0] ** (n_steps + 1))
         # The root has no derivative at 0: there neither value nor tangent moves.
         moved = v > 0
         root = torch.where(moved, v, 1.0).sqrt_()
-        inverse = torch.where(moved, (root / scale).add_(self.eps).reciprocal_(), 0.0)
+        inverse = torch.where(moved, (root + scale * self.eps).reciprocal_(), 0.0)
         step = m * inverse
         w.sub_(step, alpha=rate)
-        dw.sub_(torch.addcmul(dm, step.div_(root), dv, value=-0.5 / scale).mul_(inverse), alpha=rate)
+        dw.sub_(torch.addcmul(dm, step.div_(root), dv, value=-0.5).mul_(inverse), alpha=rate)
 
 
 @dataclass(frozen=True, slots=True)

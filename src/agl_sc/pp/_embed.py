@@ -18,9 +18,11 @@ from agl_sc.core.tiles import Boxes, tile_batches
 from agl_sc.pp._tiles import Mpp, TileSpec, place
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 Float32Array = NDArray[np.float32]
+Placed = list[tuple[Section, Boxes]]
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +115,13 @@ def pick_device(device: str | None) -> torch.device:
 
 
 def place_section(section: Section, spec: TileSpec, image_mpp: float | None) -> tuple[Section, Boxes]:
-    """A section reduced to the spots with a position, and their boxes; tells of tiles that reach beyond the image."""
+    """A section reduced to the spots with a position, its scale resolved, and its boxes; tells of padded tiles."""
     known = np.isfinite(section.centres).all(axis=1)
     if not known.all():
         logger.warning("%d spots of %s have no position and get no features.", (~known).sum(), section.name)
-    section = replace(section, rows=section.rows[known], centres=section.centres[known])
-    boxes = place(section, spec, section.mpp(image_mpp))
+    image_mpp = section.mpp(image_mpp)
+    section = replace(section, rows=section.rows[known], centres=section.centres[known], image_mpp=image_mpp)
+    boxes = place(section, spec, image_mpp)
     n_padded = int(boxes.padded.sum())
     if n_padded:
         logger.warning(
@@ -131,12 +134,14 @@ def place_section(section: Section, spec: TileSpec, image_mpp: float | None) -> 
 
 
 def provenance(network: Encoder, spec: TileSpec, placed: Sequence[tuple[Section, Boxes]]) -> dict[str, Any]:
-    """What features depend on: encoder, tiles, and a digest of pixels and boxes per section."""
+    """What features depend on: encoder, tiles, and per section the scale and digests of the image and of the tiles."""
     return {
         "encoder": network.name,
         "weights_digest": network.digest,
         "tile_px": spec.tile_px,
         "mpp": float(np.mean([boxes.mpp for _, boxes in placed])) if spec.mpp == "image" else spec.mpp,
+        "image_mpp": {section.name: section.image_mpp for section, _ in placed},
+        "images": {section.name: boxes.overview_digest for section, boxes in placed},
         "sections": {section.name: _tiles_digest(boxes) for section, boxes in placed},
     }
 
@@ -145,6 +150,14 @@ def _tiles_digest(boxes: Boxes) -> str:
     sha = hashlib.sha256(f"{boxes.image.shape} {boxes.side} {boxes.overview_digest}".encode())
     sha.update(boxes.origins.tobytes())
     return sha.hexdigest()
+
+
+def placed_again(sdata: "SpatialData", table: "AnnData", keys: Keys, *, elements: dict[str, Any]) -> Placed:
+    """Sections and boxes of the tiles that the features in place were made from."""
+    made_from = recorded(table, keys, "features")
+    spec = TileSpec(int(made_from["tile_px"]), float(made_from["mpp"]))
+    scales = made_from["image_mpp"]
+    return [place_section(section, spec, scales.get(section.name)) for section in sections(sdata, table, **elements)]
 
 
 def check_provenance(made_from: dict[str, Any], network: Encoder) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agl_sc._boundary import counts_of, get_table, near_matches, record, recorded, section_of, sections
 from agl_sc._keys import Keys
 from agl_sc.pp._scores import morans_i, target_correlation
-from agl_sc.pp._split import training_spots
+from agl_sc.pp._split import check_fitted_on, record_fitted_on, training_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,6 +75,7 @@ def target_genes(
     role = assign_roles(expression, table.var_names, genes=genes, min_detected=min_detected)
     table.var[keys.role] = pd.Categorical(role, categories=list(ROLES))
     record(table, keys, {"params": {**(recorded(table, keys, "params") or {}), "normalize": normalize}})
+    record_fitted_on(table, keys, "role")
     logger.info('Wrote var["%s"]: %s.', keys.role, ", ".join(f"{(role == name).sum()} {name}" for name in ROLES))
 
 
@@ -123,6 +124,7 @@ def rank_auxiliary(
     role = role_of(table, keys)
     values = _scores(sdata, table, score, keys=keys, layer=layer, seed=seed)
     table.var[keys.prior_rank] = ranks(values, role == "auxiliary")
+    record_fitted_on(table, keys, "prior_rank")
     logger.info('Wrote var["%s"] by %s: %d auxiliary genes.', keys.prior_rank, score, (role == "auxiliary").sum())
 
 
@@ -158,13 +160,14 @@ def role_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
     if keys.role not in table.var:
         msg = f'var["{keys.role}"] is missing; run agl_sc.pp.target_genes(sdata) first.'
         raise KeyError(msg)
+    check_fitted_on(table, keys, "role", by="target_genes")
     role: NDArray[Any] = table.var[keys.role].astype(str).to_numpy()
     return role
 
 
 def check_targets(table: "AnnData", genes: int | Sequence[str]) -> None:
     """Refuse names that are not in the table, and counts that make no sense."""
-    if isinstance(genes, int):
+    if isinstance(genes, int | np.integer):
         if not 1 <= genes <= table.n_vars:
             msg = f"genes={genes} is not between 1 and the {table.n_vars} genes of the table."
             raise ValueError(msg)
@@ -199,7 +202,7 @@ def assign_roles(
     """Role of every gene from the expression of training spots (n_train, n_genes)."""
     _, variance, detected = moments(expression)
     usable = (detected * expression.shape[0] >= _MIN_SPOTS) & (variance > 0)
-    if isinstance(genes, int):
+    if isinstance(genes, int | np.integer):
         eligible = np.flatnonzero(usable & (detected > min_detected))
         chosen = eligible[np.argsort(-variance[eligible], kind="stable")][:genes]
         _tell_shortage(len(chosen), genes, min_detected)

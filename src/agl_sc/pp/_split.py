@@ -139,6 +139,25 @@ def split_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
     return assigned
 
 
+def split_hash(table: "AnnData", keys: Keys) -> str:
+    """Hash over the set of every spot, whoever wrote it."""
+    return _hash(table, split_of(table, keys))
+
+
+def check_fitted_on(table: "AnnData", keys: Keys, what: str, *, by: str) -> None:
+    """Refuse what was fitted on the training spots of an earlier split."""
+    fitted_on = (recorded(table, keys, "fitted_on") or {}).get(what)
+    if fitted_on is not None and fitted_on != split_hash(table, keys):
+        msg = f'var["{keys.metric(what)}"] was fitted on the training spots of another split; run agl_sc.pp.{by}(sdata) again.'
+        raise ValueError(msg)
+
+
+def record_fitted_on(table: "AnnData", keys: Keys, what: str) -> None:
+    """Remember the split that something was fitted on."""
+    fitted_on = {**(recorded(table, keys, "fitted_on") or {}), what: split_hash(table, keys)}
+    record(table, keys, {"fitted_on": fitted_on})
+
+
 def training_spots(table: "AnnData", keys: Keys) -> NDArray[np.bool_]:
     """Training spots, (n_spots,); refused when there are none."""
     training: NDArray[np.bool_] = split_of(table, keys) == "train"

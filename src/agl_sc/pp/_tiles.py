@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ class TileSpec:
     """Microns per pixel of a tile, or ``"image"`` for the image's own, whatever it is."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tile_px, int) or self.tile_px < 8:
+        if not isinstance(self.tile_px, Integral) or self.tile_px < 8:
             msg = f"tile_px={self.tile_px!r} is not a whole number of at least 8 pixels; 224 is usual."
             raise ValueError(msg)
         if self.mpp != "image" and (isinstance(self.mpp, str) or not self.mpp > 0):

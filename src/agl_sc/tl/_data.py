@@ -14,7 +14,7 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
-from agl_sc._boundary import counts_of, recorded, region_of, section_of, sections
+from agl_sc._boundary import counts_of, recorded, region_of, section_of
 from agl_sc._keys import Keys
 from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.encoder import load_encoder
@@ -24,10 +24,9 @@ from agl_sc.core.scaling import calibrate, center_per_section, scale_features, s
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import EncodedTiles
 from agl_sc.core.tiles import tile_batches
-from agl_sc.pp._embed import check_provenance, pick_device, place_section
+from agl_sc.pp._embed import check_provenance, pick_device, placed_again
 from agl_sc.pp._genes import normalize_counts, normalize_of, role_of
-from agl_sc.pp._split import split_of
-from agl_sc.pp._tiles import TileSpec
+from agl_sc.pp._split import check_fitted_on, split_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,7 +59,7 @@ class TrainingData:
     validation: BoolArray
     """Usable validation spots, (n_obs,)."""
     section_digests: dict[str, str]
-    """Digest of the tiles of every section that has training or validation spots."""
+    """Digest of the image of every section that has training or validation spots."""
     sources: tuple[EncodedTiles, EncodedTiles] | None = None
     """Tiles of training and validation spots with the encoder to fine-tune."""
 
@@ -120,7 +119,7 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
     scale = spread(centred[train])
     genes, n_targets = ordered_genes(table, keys)
     expression = normalize_counts(counts, normalize_of(table, keys))
-    digests = recorded(table, keys, "features")["sections"]
+    digests = recorded(table, keys, "features")["images"]
     fitted = set(region_of(table)[train | validation])
     return TrainingData(
         genes=genes,
@@ -142,6 +141,7 @@ def ordered_genes(table: "AnnData", keys: Keys) -> tuple[list[str], int]:
     if keys.prior_rank not in table.var:
         msg = f'var["{keys.prior_rank}"] is missing; run agl_sc.pp.rank_auxiliary(sdata) first.'
         raise KeyError(msg)
+    check_fitted_on(table, keys, "prior_rank", by="rank_auxiliary")
     rank = table.var[keys.prior_rank]
     auxiliary = list(rank[role == "auxiliary"].sort_values(kind="stable").index)
     return [*targets, *auxiliary], len(targets)
@@ -160,17 +160,17 @@ def finetune_data(
     made_from = recorded(table, keys, "features")
     encoder = load_encoder(made_from["encoder"])
     check_provenance(made_from, encoder)
-    spec = TileSpec(int(made_from["tile_px"]), float(made_from["mpp"]))
+    tile_px = int(made_from["tile_px"])
     elements = {name: where[name] for name in ("image_key", "shapes_key", "coordinate_system")}
-    placed = [place_section(section, spec, None) for section in sections(sdata, table, **elements)]
+    placed = placed_again(sdata, table, keys, elements=elements)
 
     def source(rows: BoolArray) -> EncodedTiles:
-        tiles = torch.zeros((int(rows.sum()), 3, spec.tile_px, spec.tile_px), dtype=torch.uint8)
+        tiles = torch.zeros((int(rows.sum()), 3, tile_px, tile_px), dtype=torch.uint8)
         position = np.cumsum(rows) - 1
         for section, boxes in placed:
             wanted = np.flatnonzero(rows[section.rows])
             chosen = replace(boxes, origins=boxes.origins[wanted])
-            for index, batch in tile_batches(chosen, spec.tile_px, 64):
+            for index, batch in tile_batches(chosen, tile_px, 64):
                 tiles[position[section.rows[wanted[index]]]] = batch
         return EncodedTiles(
             tiles, data.sections[rows], data.feature_scale, encoder=encoder, batch_size=64, device=pick_device(None)

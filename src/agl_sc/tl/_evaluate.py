@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+
 METRICS = {"pearson": metrics.pearson, "spearman": metrics.spearman, "mse": metrics.mse}
 
 logger = logging.getLogger(__name__)

@@ -15,14 +15,13 @@ from agl_sc._boundary import (
     recorded,
     region_of,
     section_of,
-    sections,
     unchanged_on_failure,
 )
 from agl_sc._keys import Keys
 from agl_sc.model import Model
-from agl_sc.pp._embed import embed, encode, pick_device, place_section
-from agl_sc.pp._split import SETS
-from agl_sc.pp._tiles import TileSpec
+from agl_sc.pp._embed import embed, encode, pick_device, placed_again
+from agl_sc.pp._split import SETS, split_hash
+from agl_sc.tl._evaluate import METRICS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -71,8 +70,8 @@ def predict(
     Raises
     ------
     ValueError
-        The table has none of the model's genes, the features come from another encoder or other tiles, or the image is
-        too coarse for the model's tiles.
+        The table has none of the model's genes, the features come from another encoder or other tiles, the image is too
+        coarse for the model's tiles, or the table carries another split of sections that the model was fitted on.
     """
     if not isinstance(model, Model):
         msg = f"model is a {type(model).__name__}, not an agl_sc.Model; train one with agl_sc.tl.train or read it with agl_sc.Model.load."
@@ -90,8 +89,9 @@ def predict(
             tiles = {name: made_from[name] for name in ("encoder", "tile_px", "mpp")}
             embed(sdata, **tiles, **where, key_added=key_added)
             _check_features(table, keys, model)
+        seen = _seen_sections(table, keys, model)
         write_predictions(sdata, table, keys=keys, model=model, where=where)
-        _write_provenance(table, keys, model)
+        _write_provenance(table, keys, model, seen=seen)
 
 
 def write_predictions(
@@ -99,7 +99,7 @@ def write_predictions(
 ) -> None:
     """Write the prediction layer from the features in place."""
     features = (
-        _own_features(sdata, table, model=model, where=where)
+        _own_features(sdata, table, keys=keys, model=model, where=where)
         if model.finetuned
         else np.asarray(table.obsm[keys.features])
     )
@@ -108,18 +108,20 @@ def write_predictions(
     layer = np.full(table.shape, np.nan, dtype=np.float32)
     layer[:, columns[columns >= 0]] = predicted[:, columns >= 0]
     table.layers[keys.layer] = layer
+    for metric in METRICS:  # of earlier predictions
+        if keys.metric(metric) in table.var:
+            del table.var[keys.metric(metric)]
     logger.info('Wrote layers["%s"]: %d genes of %d spots.', keys.layer, (columns >= 0).sum(), table.n_obs)
 
 
 def _own_features(
-    sdata: "SpatialData", table: "AnnData", *, model: Model, where: dict[str, Any]
+    sdata: "SpatialData", table: "AnnData", *, keys: Keys, model: Model, where: dict[str, Any]
 ) -> NDArray[np.float32]:
     """Features of a fine-tuned encoder; they stay with the prediction, the slot keeps those of the encoder it names."""
-    made_from = model.card["features"]
-    spec = TileSpec(int(made_from["tile_px"]), float(made_from["mpp"]))
     elements = {name: where[name] for name in ("image_key", "shapes_key", "coordinate_system")}
-    placed = [place_section(section, spec, None) for section in sections(sdata, table, **elements)]
-    return encode(model.encoder(), placed, sizes=(table.n_obs, spec.tile_px, 32), device=pick_device(None))
+    placed = placed_again(sdata, table, keys, elements=elements)
+    tile_px = int(model.card["features"]["tile_px"])
+    return encode(model.encoder(), placed, sizes=(table.n_obs, tile_px, 32), device=pick_device(None))
 
 
 def _check_genes(table: "AnnData", model: Model) -> None:
@@ -155,7 +157,21 @@ def _check_features(table: "AnnData", keys: Keys, model: Model) -> None:
             raise ValueError(msg)
 
 
-def _write_provenance(table: "AnnData", keys: Keys, model: Model) -> None:
+def _seen_sections(table: "AnnData", keys: Keys, model: Model) -> list[str]:
+    """Sections whose image the model was fitted on; refused where another split would call their spots test."""
+    images = recorded(table, keys, "features")["images"]
+    known = set(model.card["fitted_on"].values())
+    seen = sorted(name for name, digest in images.items() if digest in known)
+    if seen and keys.split in table.obs and split_hash(table, keys) != model.card["split"]:
+        msg = (
+            f'The model was fitted on {", ".join(seen)}, under another split than obs["{keys.split}"], which could call '
+            "spots that it has seen test; predict with another key_added."
+        )
+        raise ValueError(msg)
+    return seen
+
+
+def _write_provenance(table: "AnnData", keys: Keys, model: Model, *, seen: list[str]) -> None:
     """Say how the layer was made, and which spots the model has seen."""
     record(
         table,
@@ -164,9 +180,6 @@ def _write_provenance(table: "AnnData", keys: Keys, model: Model) -> None:
     )
     if keys.split in table.obs:
         return
-    digests = recorded(table, keys, "features")["sections"]
-    known = set(model.card["fitted_on"].values())
-    seen = sorted(name for name, digest in digests.items() if digest in known)
     if seen:
         logger.warning("The model was fitted on %s: predictions there are not evidence.", ", ".join(seen))
     assigned = np.where(region_of(table).isin(seen), "train", "test")

@@ -23,7 +23,7 @@ from agl_sc.core.fit import FitResult, Method, TrainConfig
 from agl_sc.model import Model
 from agl_sc.pp._embed import embed, pick_device
 from agl_sc.pp._genes import normalize_of, rank_auxiliary, role_of, target_genes
-from agl_sc.pp._split import split, split_of
+from agl_sc.pp._split import split, split_hash, split_of
 from agl_sc.tl._data import TrainingData, finetune_data, fit_arm, possible_method, training_data
 from agl_sc.tl._predict import write_predictions
 
@@ -125,6 +125,8 @@ def train(
         method = possible_method(data, method)
         if finetune:
             data = finetune_data(sdata, table, where=where, data=data, keys=keys)
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
         describe = partial(_model, table, keys, data=data, how=(method, config, seed))
         result = fit_arm(
             data,
@@ -144,7 +146,7 @@ def train(
 
 
 def _checkpoint_folder(path: str | Path) -> Path:
-    """The folder, made if absent; refused where it is something else."""
+    """The folder, refused where it is something else."""
     folder = check_parent(path)
     if (
         folder.exists()
@@ -153,7 +155,6 @@ def _checkpoint_folder(path: str | Path) -> Path:
     ):
         msg = f"checkpoint={str(path)!r} exists and is not a checkpoint; choose another path."
         raise FileExistsError(msg)
-    folder.mkdir(exist_ok=True)
     return folder
 
 
@@ -198,6 +199,7 @@ def _model(
         "params": {"method": method, "seed": seed, "alpha": result.choices.alpha, **params},
         "versions": {name: version(name) for name in _PACKAGES},
         "fitted_on": data.section_digests,
+        "split": split_hash(table, keys),
     }
     return Model(
         tensors=data.calibrated(result, n_predicted),
