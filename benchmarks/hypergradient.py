@@ -9,15 +9,24 @@ with that of the medians behind it. Memory is the peak resident size of one proc
 `higher` is optional: pip install "agl-sc[bench]".
 """
 
+import argparse
+import gc
 import importlib.util
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import timm
 import torch
 
 from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
-from agl_sc.core.hypergradient import Adam, Parameters, call, hypergradient, warm_state
+from agl_sc.core.hypergradient import SGD, Adam, Parameters, State, call, fresh_state, hypergradient, warm_state
 from agl_sc.core.losses import pearson_loss, weighted_mean
 from agl_sc.core.network import Network
 
@@ -123,3 +132,208 @@ RUN: dict[str, Callable[[Problem, int], None]] = {
     "no_hessian": lambda of, n: ours(of, n, hessian=False),
     "higher": released,
 }
+
+
+def seconds(of: Problem, variants: list[str], *, n_steps: int, rounds: int) -> dict[str, list[float]]:
+    """CPU time of every variant and round, the variants taking turns after one step each to warm up."""
+    taken: dict[str, list[float]] = {variant: [] for variant in variants}
+    for variant in variants:
+        RUN[variant](of, 1)
+    for _ in range(rounds):
+        for variant in variants:
+            start = time.process_time()
+            RUN[variant](of, n_steps)
+            taken[variant].append(time.process_time() - start)
+            gc.collect()
+    return taken
+
+
+def extra_memory(problem_name: str, variant: str, *, n_steps: int, arguments: argparse.Namespace) -> float:
+    """Peak resident size in MB above that of the problem, in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", problem_name, variant, "--steps", str(n_steps)]
+    command += ["--genes", str(arguments.genes), "--px", str(arguments.px)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def resident() -> float:
+    """In MB."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 2**20
+
+
+def peak() -> float:
+    """In MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def print_time(name: str, of: Problem, *, arguments: argparse.Namespace) -> None:
+    variants = [variant for variant in VARIANTS if variant != "higher" or HAS_HIGHER]
+    taken = seconds(of, variants, n_steps=arguments.steps, rounds=arguments.rounds)
+    floor = taken["plain"]
+    print(f"\nTime of {arguments.steps} steps / that of as many plain steps on all genes: {name}")
+    for variant in variants:
+        least, middle = (how(taken[variant]) / how(floor) for how in (min, statistics.median))
+        print(f"  {variant:<12}{least:6.2f}   ({middle:.2f} by medians; {min(taken[variant]):.2f} CPU s)")
+
+
+def print_memory(name: str, *, arguments: argparse.Namespace) -> None:
+    long = {v: extra_memory(name, v, n_steps=arguments.steps, arguments=arguments) for v in VARIANTS[: 3 + HAS_HIGHER]}
+    print(f"\nExtra memory, MB: {name}")
+    for variant, size in long.items():
+        once = extra_memory(name, variant, n_steps=1, arguments=arguments)
+        share = f"; / higher {size / long['higher']:.3f}" if HAS_HIGHER else ""
+        print(f"  {variant:<12}{arguments.steps} steps {size:7.0f}, 1 step {once:7.0f}, ratio {size / once:.2f}{share}")
+
+
+class Small(torch.nn.Module):
+    """Two convolutions with BatchNorm, and a head."""
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__()
+        convolution, norm = torch.nn.Conv2d, torch.nn.BatchNorm2d
+        self.body = torch.nn.Sequential(convolution(3, 8, 3), norm(8), torch.nn.GELU(), convolution(8, 8, 3), norm(8))
+        self.head = torch.nn.Linear(8, n_genes)
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        predicted: torch.Tensor = self.head(torch.tanh(self.body(tiles)).mean(dim=(2, 3)))
+        return predicted
+
+
+RULES: dict[str, Adam | SGD] = {"Adam": Adam(1e-3), "SGD": SGD(0.05, momentum=0.9)}
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A small problem in double precision, its optimiser after some training."""
+
+    of: Problem
+    rule: Adam | SGD
+    state: State
+    n_steps: int
+
+    @property
+    def start(self) -> Parameters:
+        return {name: value.detach() for name, value in self.of.network.named_parameters()}
+
+    def losses(self, at: Parameters) -> torch.Tensor:
+        return pearson_loss(call(self.of.network, at, self.of.inputs[0]), self.of.expression)
+
+    def outer(self, at: Parameters) -> torch.Tensor:
+        return pearson_loss(call(self.of.network, at, self.of.inputs[1])[:, :N_TARGETS], self.of.targets).mean()
+
+    def weights(self, cutoff: torch.Tensor) -> torch.Tensor:
+        return self.of.weights(cutoff, self.of.n_active)
+
+    def forward_mode(self, cutoff: float, *, hessian: bool = True) -> tuple[float, float]:
+        value, derivative = hypergradient(
+            lambda at, sizes: torch.split(self.losses(at), sizes),
+            self.outer,
+            self.start,
+            scalars=torch.tensor(cutoff, dtype=torch.float64),
+            weights=self.weights,
+            optimizer=self.rule,
+            state=self.state,
+            inner_steps=self.n_steps,
+            hessian=hessian,
+        )
+        return value.item(), derivative.item()
+
+    def reverse_mode(self, cutoff: float) -> float:
+        """One graph of all steps."""
+        at = torch.tensor(cutoff, dtype=torch.float64, requires_grad=True)
+        w = {name: value.clone().requires_grad_() for name, value in self.start.items()}
+        moments = {name: (self.state.mean[name], self.state.square[name]) for name in w}
+        for done in range(self.state.n_steps, self.state.n_steps + self.n_steps):
+            loss = weighted_mean(self.losses(w), self.weights(at))
+            gradients = torch.autograd.grad(loss, list(w.values()), create_graph=True)
+            for name, gradient in zip(w, gradients, strict=True):
+                w[name], moments[name] = self.reverse_step(w[name], gradient, moments=moments[name], done=done)
+        return torch.autograd.grad(self.outer(w), at)[0].item()
+
+    def reverse_step(
+        self, w: torch.Tensor, g: torch.Tensor, *, moments: tuple[torch.Tensor, torch.Tensor], done: int
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        m, v = moments
+        if isinstance(self.rule, SGD):
+            m = self.rule.momentum * m + g
+            return w - self.rule.lr * m, (m, v)
+        one, two = self.rule.betas
+        m, v = one * m + (1 - one) * g, two * v + (1 - two) * g**2
+        root = (torch.where(v > 0, v, 1.0) / (1 - two ** (done + 1))).sqrt()
+        step = m / (1 - one ** (done + 1)) / (root + self.rule.eps)
+        return w - self.rule.lr * torch.where(v > 0, step, 0.0), (m, v)
+
+
+def small(name: str, *, warm: bool, n_steps: int, n_genes: int = 300) -> Exact:
+    torch.manual_seed(0)
+    network, (inputs, held_out) = Small(n_genes).double(), torch.randn(2, 48, 3, 10, 10, dtype=torch.float64)
+    driver = torch.randn(300, n_genes, dtype=torch.float64)
+    expression, targets = ((x.flatten(1) @ driver).tanh() for x in (inputs, held_out))
+    settings = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(torch.optim, name)(network.parameters(), lr=RULES[name].lr, **settings)
+    of = Problem(network, optimizer, (inputs, held_out), expression, targets[:, :N_TARGETS], cut=False)
+    plain(of, 60)
+    named = dict(network.named_parameters())
+    fresh = fresh_state({name: value.detach() for name, value in named.items()})
+    state = warm_state(optimizer, named) if warm else fresh
+    return Exact(of, RULES[name], State(state.mean, state.square or fresh.square, state.n_steps), n_steps)
+
+
+def print_fidelity(n_cutoffs: int = 20, n_steps: int = 12, width: float = 1e-5) -> None:
+    print(f"\nFidelity in float64, convolutions with BatchNorm after 60 steps, {n_cutoffs} cutoffs, {n_steps} steps")
+    for name, warm in (("Adam", False), ("Adam", True), ("SGD", False), ("SGD", True)):
+        toy, rows = small(name, warm=warm, n_steps=n_steps), []
+        for c in torch.linspace(0.03, 0.97, n_cutoffs).tolist():
+            difference = (toy.forward_mode(c + width)[0] - toy.forward_mode(c - width)[0]) / (2 * width)
+            exact, short = (toy.forward_mode(c, hessian=hessian)[1] for hessian in (True, False))
+            rows.append([exact, short, toy.reverse_mode(c), difference])
+        exact_, short_, reverse_, difference_ = torch.tensor(rows, dtype=torch.float64).T
+        print(
+            f"  {name}, {'warm' if warm else 'fresh'}: exact to reverse mode {(exact_ / reverse_ - 1).abs().max():.0e}, "
+            f"to central differences {(exact_ / difference_ - 1).abs().max():.0e} (largest relative errors); without "
+            f"Hessian the sign is right in {100 * (short_.sign() == exact_.sign()).double().mean():.0f} %, "
+            f"median error {100 * (short_ / exact_ - 1).abs().median():.2f} %"
+        )
+
+
+PROBLEMS: dict[str, Callable[[argparse.Namespace], Problem]] = {
+    "resnet": lambda given: resnet(given.genes, px=given.px),
+    "trunk": lambda given: trunk(given.genes, batch=128),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=["fidelity", "resnet", "trunk", "memory"])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--genes", type=int, default=15_000)
+    parser.add_argument("--px", type=int, default=64)
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if given.memory_of is not None:
+        name, variant = given.memory_of
+        of = PROBLEMS[name](given)
+        before = resident()
+        RUN[variant](of, given.steps)
+        print(peak() - before)
+        return
+    if not HAS_HIGHER:
+        print('higher is not installed (pip install "agl-sc[bench]"): its rows are left out.')
+    if "fidelity" in given.rows:
+        print_fidelity()
+    if "resnet" in given.rows:
+        title = f"ResNet18, {given.px} px, batch 64, {given.genes} genes"
+        print_time(title, resnet(given.genes, px=given.px), arguments=given)
+    if "trunk" in given.rows:
+        for n_genes, batch in ((given.genes, 128), (given.genes, 256), (2 * given.genes, 128)):
+            title = f"trunk on 1,280 features, batch {batch}, {n_genes} genes, ours at the active ones"
+            print_time(title, trunk(n_genes, batch=batch), arguments=given)
+    if "memory" in given.rows:
+        for name in PROBLEMS:
+            print_memory(name, arguments=given)
+
+
+if __name__ == "__main__":
+    main()

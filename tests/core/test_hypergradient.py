@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -268,10 +269,10 @@ def test_without_hessian_of_a_warm_adam_is_nearly_exact() -> None:
         toy = make_toy(seed=seed)
         train(toy, optimizer := torch.optim.Adam(toy.network.parameters(), lr=1e-3), n_steps=60)
         state, rule = warm_state(optimizer, dict(toy.network.named_parameters())), Adam(1e-3)
-        for cutoff in (0.1, 0.3, 0.6, 0.8):
-            pairs.append(
-                [ours(toy, cutoff, rule=rule, state=state, n_steps=12, hessian=hessian)[1] for hessian in (True, False)]
-            )
+        pairs += [
+            [ours(toy, cutoff, rule=rule, state=state, n_steps=12, hessian=hessian)[1] for hessian in (True, False)]
+            for cutoff in (0.1, 0.3, 0.6, 0.8)
+        ]
     exact, approximate = np.array(pairs).T
     assert (np.sign(exact) == np.sign(approximate)).mean() >= 0.95
     assert np.median(np.abs(approximate / exact - 1)) < 0.05
@@ -345,13 +346,14 @@ def test_several_scalars_are_those_one_at_a_time(toy: Toy) -> None:
             hessian=hessian,
         )[1]
 
+    def alone(i: int, s: torch.Tensor) -> torch.Tensor:
+        return weights(torch.where(torch.arange(3) == i, s, start))
+
     for hessian in (True, False):
         together = run(start, weights, hessian)
         assert together.shape == start.shape
         for i in range(3):
-            one = run(
-                start[0, i], lambda s, i=i: weights(start.index_put((torch.tensor(0), torch.tensor(i)), s)), hessian
-            )
+            one = run(start[0, i], partial(alone, i), hessian)
             assert one.shape == ()
             assert abs(one.item()) > 1e-6
             assert together[0, i].item() == pytest.approx(one.item(), rel=1e-10)
@@ -403,7 +405,7 @@ def test_a_batch_of_constant_genes_has_no_derivative(toy: Toy) -> None:
 @pytest.mark.parametrize("n_steps", [1, 7])
 @pytest.mark.parametrize("warm", ["fresh", "warm"])
 @pytest.mark.parametrize("rule", RULES)
-def test_step_equals_torch(toy: Toy, rule: str, warm: str, n_steps: int) -> None:
+def test_step_equals_torch(toy: Toy, *, rule: str, warm: str, n_steps: int) -> None:
     """On the same gradients; those of the gene that is constant in the batch are exactly zero."""
     own, live = RULES[rule], dict(toy.network.named_parameters())
     optimizer = as_torch(own, list(live.values()))
@@ -434,7 +436,7 @@ def test_step_leaves_its_arguments_alone(toy: Toy) -> None:
     assert {k: v.shape for k, v in moved.items()} == {k: v.shape for k, v in parameters.items()}
 
 
-def test_warm_state_is_a_copy_with_zeros_for_what_was_not_stepped() -> None:
+def test_warm_state_has_zeros_for_what_was_not_stepped() -> None:
     toy = make_toy()
     assert isinstance(toy.network, Network)
     optimizer = train(toy, torch.optim.AdamW([toy.network.head.weight], lr=LR), n_steps=3)
@@ -443,7 +445,6 @@ def test_warm_state_is_a_copy_with_zeros_for_what_was_not_stepped() -> None:
     own = optimizer.state[toy.network.head.weight]
     assert torch.equal(state.mean["head.weight"], own["exp_avg"])
     assert torch.equal(state.square["head.weight"], own["exp_avg_sq"])
-    assert state.mean["head.weight"].data_ptr() != own["exp_avg"].data_ptr()
     assert (state.square["linear.weight"] == 0).all()
 
 
@@ -494,9 +495,10 @@ def test_train_mode_normalises_by_the_batch(toy: Toy) -> None:
 
 @pytest.mark.parametrize("hessian", [True, False])
 def test_single_precision_is_close(toy: Toy, hessian: bool) -> None:
-    expected = ours(toy, 0.4, state=toy.state("warm"), hessian=hessian)[1]
-    state, parameters = toy.state("warm"), toy.parameters()
+    state, parameters = toy.state("warm"), toy.parameters()  # in this order: the state comes from training the network
+    expected = ours(toy, 0.4, state=state, hessian=hessian)[1]
     toy.network.float()
+    mean, square = ({k: v.float() for k, v in moment.items()} for moment in (state.mean, state.square))
     single = replace(
         toy,
         batch=(toy.batch[0].float(), toy.batch[1].float()),
@@ -508,8 +510,8 @@ def test_single_precision_is_close(toy: Toy, hessian: bool) -> None:
         {name: value.float() for name, value in parameters.items()},
         scalars=scalar(0.4),
         weights=single.weights,
-        optimizer=Adam(LR),
-        state=state,
+        optimizer=RULES["adam"],
+        state=State(mean, square, state.n_steps),
         inner_steps=6,
         hessian=hessian,
     )[1]

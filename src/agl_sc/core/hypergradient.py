@@ -36,13 +36,13 @@ def fresh_state(parameters: Parameters) -> State:
 
 
 def warm_state(optimizer: torch.optim.Optimizer, named: Mapping[str, torch.Tensor]) -> State:
-    """Moments of a torch Adam, AdamW or SGD, copied; zeros for parameters that it has not stepped yet."""
+    """Moments of a torch Adam, AdamW or SGD, until its next step; zeros for parameters that it has not stepped yet."""
     states = {name: optimizer.state.get(value, {}) for name, value in named.items()}
-    steps = [int(own["step"]) if "step" in own else 1 for own in states.values() if own]
+    steps = [int(own.get("step", 1)) for own in states.values() if own]
 
     def moment(*keys: str) -> Parameters:
         found = {name: next((own[k] for k in keys if own.get(k) is not None), None) for name, own in states.items()}
-        return {k: torch.zeros_like(named[k]) if v is None else v.detach().clone() for k, v in found.items()}
+        return {k: torch.zeros_like(named[k]) if v is None else v.detach() for k, v in found.items()}
 
     return State(moment("exp_avg", "momentum_buffer"), moment("exp_avg_sq"), max(steps, default=0))
 
@@ -88,9 +88,8 @@ class Adam:
         scale = (1 - self.betas[1] ** (n_steps + 1)) ** 0.5
         rate = scale * self.lr / (1 - self.betas[0] ** (n_steps + 1))
         # The root has no derivative at 0: there neither value nor tangent moves.
-        moved = v > 0
-        root = torch.where(moved, v, 1.0).sqrt_()
-        inverse = torch.where(moved, (root + scale * self.eps).reciprocal_(), 0.0)
+        root = v.sqrt().clamp_min_(torch.finfo(v.dtype).tiny)
+        inverse = (root + scale * self.eps).reciprocal_().mul_(v.sign())
         step = m * inverse
         w.sub_(step, alpha=rate)
         dw.sub_(torch.addcmul(dm, step.div_(root), dv, value=-0.5).mul_(inverse), alpha=rate)
@@ -336,7 +335,11 @@ class _Unroll:
             flat = [gradient.reshape(-1), *(tangent.reshape(-1) for tangent in tangents)]
             own = [_chunks(values) for dual in self.duals[name].values() for values in dual]
             for (g, *parts), duals in zip(zip(*map(_chunks, flat), strict=True), zip(*own, strict=True), strict=True):
-                dg = torch.stack(parts).addcmul_(drift[:, None], g, value=-1) if parts else g.new_zeros(0, len(g))
+                dg = (
+                    torch.stack(parts).addcmul_(drift[:, None].to(g.dtype), g, value=-1)
+                    if parts
+                    else g.new_zeros(0, len(g))
+                )
                 value, *moments = zip(duals[::2], duals[1::2], strict=True)
                 optimizer.update(value, (g, dg), moments, n_steps=self.n_steps)
         self.n_steps += 1
