@@ -197,3 +197,11 @@ def test_a_checkpoint_that_could_not_be_written_is_refused_before_any_work(
     with pytest.raises(error, match=match), unchanged(prepared):
         train(prepared, config=config, checkpoint=path)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_checkpoint_interrupted_before_its_first_epoch_is_continued(prepared: SpatialData, tmp_path: Path) -> None:
+    config = TrainConfig(max_epochs=1, batch_size=16)
+    train(prepared, config=config, checkpoint=tmp_path / "run")
+    (tmp_path / "run" / "state.safetensors").unlink()
+    train(prepared, config=config, checkpoint=tmp_path / "run")
+    assert (tmp_path / "run" / "state.safetensors").exists()

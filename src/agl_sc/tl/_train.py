@@ -148,11 +148,8 @@ def train(
 def _checkpoint_folder(path: str | Path) -> Path:
     """The folder, refused where it is something else."""
     folder = check_parent(path)
-    if (
-        folder.exists()
-        and not (folder / "state.safetensors").exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
+    names = {path.name.lstrip(".") for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if folder.exists() and not all(name.startswith(("model", "state.safetensors")) for name in names):
         msg = f"checkpoint={str(path)!r} exists and is not a checkpoint; choose another path."
         raise FileExistsError(msg)
     return folder
@@ -228,10 +225,8 @@ def _write(table: "AnnData", keys: Keys, model: Model) -> None:
         "history": {name: model.history[name].to_numpy() for name in model.history},
         "cutoff_trace": trace,
         "best_epoch": model.best_epoch,
-        "cutoff": float("nan") if model.cutoff is None else model.cutoff,
     }
-    record(table, keys, entries)
-    if model.cutoff is None:
-        table.uns[keys.uns].pop("cutoff", None)  # of an earlier training
+    table.uns[keys.uns].pop("cutoff", None)  # of an earlier training
+    record(table, keys, entries if model.cutoff is None else {**entries, "cutoff": model.cutoff})
     selected = int(table.var[keys.selected].sum())
     logger.info('Wrote var["%s"], var["%s"]: %d auxiliary genes selected.', keys.weight, keys.selected, selected)
