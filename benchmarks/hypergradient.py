@@ -37,7 +37,7 @@ HAS_HIGHER = importlib.util.find_spec("higher") is not None
 
 @dataclass(frozen=True)
 class Problem:
-    """A network with a training and a validation batch; ``genes`` computes the first genes only."""
+    """A network with a training and a validation batch; a ``cut`` head computes the active genes, or targets, alone."""
 
     network: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -55,9 +55,13 @@ class Problem:
         rank = scaled_rank(self.expression.shape[1] - N_TARGETS).to(cutoff.dtype)[: n_genes - N_TARGETS]
         return torch.cat([rank.new_ones(N_TARGETS), soft_top_k(cutoff, rank)])
 
-    def leading(self, values: Parameters) -> Parameters:
-        """With the head cut to the active genes."""
-        return {k: v[: self.n_active] if self.cut and k.startswith("head.") else v for k, v in values.items()}
+    def leading(self, values: Parameters, n_genes: int) -> Parameters:
+        """With the head cut to the first genes, where it can be."""
+        return {k: v[:n_genes] if self.cut and k.startswith("head.") else v for k, v in values.items()}
+
+    def outer(self, at: Parameters) -> torch.Tensor:
+        predicted = call(self.network, self.leading(at, N_TARGETS), self.inputs[1])
+        return pearson_loss(predicted[:, :N_TARGETS], self.targets).mean()
 
 
 def resnet(n_genes: int, *, batch: int = 64, px: int = 64) -> Problem:
@@ -97,17 +101,15 @@ def plain(of: Problem, n_steps: int) -> None:
 
 def ours(of: Problem, n_steps: int, *, hessian: bool) -> None:
     n_genes, live = of.n_active, dict(of.network.named_parameters())
-    state = warm_state(of.optimizer, live)
+    state, measured = warm_state(of.optimizer, live), of.expression[:, :n_genes]
     hypergradient(
-        lambda at, sizes: torch.split(
-            pearson_loss(call(of.network, at, of.inputs[0]), of.expression[:, :n_genes]), sizes
-        ),
-        lambda at: pearson_loss(call(of.network, at, of.inputs[1])[:, :N_TARGETS], of.targets).mean(),
-        of.leading({name: value.detach() for name, value in live.items()}),
+        lambda at, sizes: torch.split(pearson_loss(call(of.network, at, of.inputs[0]), measured), sizes),
+        of.outer,
+        of.leading({name: value.detach() for name, value in live.items()}, n_genes),
         scalars=torch.tensor(CUTOFF),
         weights=lambda cutoff: of.weights(cutoff, n_genes),
         optimizer=Adam(LR),
-        state=type(state)(of.leading(state.mean), of.leading(state.square), state.n_steps),
+        state=State(of.leading(state.mean, n_genes), of.leading(state.square, n_genes), state.n_steps),
         inner_steps=n_steps,
         hessian=hessian,
     )
@@ -217,16 +219,13 @@ class Exact:
     def losses(self, at: Parameters) -> torch.Tensor:
         return pearson_loss(call(self.of.network, at, self.of.inputs[0]), self.of.expression)
 
-    def outer(self, at: Parameters) -> torch.Tensor:
-        return pearson_loss(call(self.of.network, at, self.of.inputs[1])[:, :N_TARGETS], self.of.targets).mean()
-
     def weights(self, cutoff: torch.Tensor) -> torch.Tensor:
         return self.of.weights(cutoff, self.of.n_active)
 
     def forward_mode(self, cutoff: float, *, hessian: bool = True) -> tuple[float, float]:
         value, derivative = hypergradient(
             lambda at, sizes: torch.split(self.losses(at), sizes),
-            self.outer,
+            self.of.outer,
             self.start,
             scalars=torch.tensor(cutoff, dtype=torch.float64),
             weights=self.weights,
@@ -247,7 +246,7 @@ class Exact:
             gradients = torch.autograd.grad(loss, list(w.values()), create_graph=True)
             for name, gradient in zip(w, gradients, strict=True):
                 w[name], moments[name] = self.reverse_step(w[name], gradient, moments=moments[name], done=done)
-        return torch.autograd.grad(self.outer(w), at)[0].item()
+        return torch.autograd.grad(self.of.outer(w), at)[0].item()
 
     def reverse_step(
         self, w: torch.Tensor, g: torch.Tensor, *, moments: tuple[torch.Tensor, torch.Tensor], done: int

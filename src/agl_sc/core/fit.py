@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from agl_sc.core.checkpoint import Checkpoint, Tensors, load_optimizer_tensors, optimizer_tensors, part
 from agl_sc.core.config import MIN_BATCH, Method, Search, TrainConfig
 from agl_sc.core.gate import n_active, scaled_rank
-from agl_sc.core.hypergradient import Parameters, warm_state
+from agl_sc.core.hypergradient import Parameters, State, call, warm_state
 from agl_sc.core.losses import pearson_loss, weighted_mean
 from agl_sc.core.network import LowRank, Network, load_closed_form, network_from, reduced_rank_ridge, ridge_basis
 from agl_sc.core.problem import Choices, Problem, Spots, gene_weights
@@ -292,8 +292,10 @@ def _search_epoch(
     """
 
     def predict(at: Parameters, inputs: torch.Tensor, n_genes: int) -> torch.Tensor:
-        predicted: torch.Tensor = torch.func.functional_call(problem.network, at, (inputs, n_genes))
-        return predicted
+        return call(problem.network, at, inputs, n_genes)
+
+    def leading(values: Parameters, n_genes: int) -> Parameters:
+        return {name: value[:n_genes] if name.startswith("head.") else value for name, value in values.items()}
 
     if problem.validation is None or problem.validation_source is None:
         return float(search.cutoff)
@@ -307,7 +309,8 @@ def _search_epoch(
         n_genes = problem.n_targets + n_active(float(search.cutoff), len(search.prior_rank), config.temperature)
         inputs = problem.source.inputs(index, randomness).detach()
         expression = problem.expression[index.to(inputs.device), :n_genes]
-        search.step(predict, parameters, state=state, batches=((inputs, expression), held_out))
+        moments = State(leading(state.mean, n_genes), leading(state.square, n_genes), state.n_steps)
+        search.step(predict, leading(parameters, n_genes), state=moments, batches=((inputs, expression), held_out))
     return float(search.cutoff)
 
 

@@ -249,7 +249,7 @@ def _weighting(
     total, n_genes = weight.sum(), len(weight)
     edges = {0, n_genes}
     size = slope.abs()
-    near = size >= torch.finfo(size.dtype).eps * size.amax(dim=1, keepdim=True)
+    near = ~(size < torch.finfo(size.dtype).eps * size.amax(dim=1, keepdim=True))  # NaN is near
     for found in [] if whole else [row.nonzero()[:, 0].tolist() for row in near]:
         edges.update((found[0], found[-1] + 1))
     sizes = [stop - start for start, stop in pairwise(sorted(edges))]

@@ -177,6 +177,10 @@ class GradientSearch:
     """Their learning rate."""
     optimizer: torch.optim.Adam
     """Of the cutoff."""
+    hessian: bool = True
+    """The exact derivative; otherwise without its Hessian term, in half the time."""
+    detach_normalizer: bool = False
+    """Take the sum of weights for a constant, as the released code does."""
 
     def step(
         self,
@@ -222,6 +226,8 @@ class GradientSearch:
             optimizer=Adam(self.inner_lr),
             state=state,
             inner_steps=self.inner_steps,
+            hessian=self.hessian,
+            detach_normalizer=self.detach_normalizer,
         )
         self.cutoff.grad = derivative
         self.optimizer.step()
