@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from agl_sc._paths import check_parent
 from agl_sc.core.encoder import Encoder, load_encoder
 from agl_sc.core.network import network_from
+from agl_sc.core.problem import in_log_units
 from agl_sc.core.scaling import center_per_section, scale_features
 
 FloatArray = NDArray[np.float64]
@@ -32,9 +33,9 @@ class Model:
 
     tensors: dict[str, torch.Tensor] = field(repr=False)
     """Parameters ``network.*`` and, when fine-tuned, ``encoder.*``; ``feature_scale`` (n_features,); ``slope`` and
-    ``intercept`` (n_predicted,)."""
+    ``intercept`` (n_predicted,); for a likelihood ``base``, log of the mean normalised count, (n_predicted,)."""
     genes: list[str] = field(repr=False)
-    """Modelled genes: targets, then auxiliary genes by prior rank."""
+    """Modelled genes: targets, then selected and other auxiliary genes, both by prior rank."""
     weights: FloatArray = field(repr=False)
     """Weight of every modelled gene in training, in [0, 1], (n_genes,)."""
     n_targets: int
@@ -42,9 +43,9 @@ class Model:
     n_predicted: int
     """Number of leading genes that are predicted: targets and selected auxiliary genes."""
     method: str
-    """``"pgl"``, ``"agl"`` or ``"dkgsb"``."""
+    """As :func:`agl_sc.tl.train` takes it."""
     search: str | None
-    """``"path"``, ``"gradient"``, or None without a learned cutoff."""
+    """``"path"``, ``"gradient"`` or ``"race"``, or None without a learned cutoff."""
     cutoff: float | None
     """Learned cutoff on the rank axis, in [0, 1], or None."""
     best_epoch: int
@@ -109,6 +110,8 @@ class Model:
         network = network_from(_part(self.tensors, "network."))
         with torch.inference_mode():
             raw = torch.cat([network(batch) for batch in torch.split(torch.from_numpy(inputs), 8192)])
+            if "base" in self.tensors:
+                raw = in_log_units(raw, self.tensors["base"])
         return (raw * self.tensors["slope"] + self.tensors["intercept"]).numpy()
 
     def save(self, path: str | Path) -> None:

@@ -8,8 +8,9 @@ import torch
 from agl_sc.core import fit as fit_module
 from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.fit import FitResult, fit
+from agl_sc.core.fit import fit
 from agl_sc.core.problem import Spots
+from agl_sc.core.progress import FitResult
 from agl_sc.core.search import Validation
 
 N_TARGETS = 3
@@ -33,7 +34,6 @@ def run(config: TrainConfig, method: Method, checkpoint: Checkpoint | None = Non
         n_targets=N_TARGETS,
         method=method,
         config=config,
-        device=torch.device("cpu"),
         seed=3,
         checkpoint=checkpoint,
     )
@@ -55,7 +55,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
     whole = run(config, method)
     checkpoint = Checkpoint(tmp_path / "state.safetensors", SETTINGS)
     epochs = iter(range(10))
-    train_epoch = fit_module._train_epoch
+    train_epoch = fit_module.train_epoch
 
     def interrupted(*args: object, **kwargs: object) -> float:
         if next(epochs) == stop_at:
@@ -63,7 +63,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
         return train_epoch(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_train_epoch", interrupted)
+        patch.setattr(fit_module, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(config, method, checkpoint)
     resumed = run(config, method, checkpoint)

@@ -9,11 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agl_sc.core import metrics
-from agl_sc.core.fit import Choices, FitResult, Method, Spots, TrainConfig, fit, gene_weights
+from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.fit import fit
 from agl_sc.core.gate import n_active
 from agl_sc.core.network import reduced_rank_ridge, ridge_basis
-from agl_sc.core.search import ALPHAS, TRACE_COLUMNS, Validation
+from agl_sc.core.problem import Choices, Spots
+from agl_sc.core.progress import FitResult
+from agl_sc.core.search import ALPHAS, TRACE_COLUMNS, Validation, section_pearson
+from agl_sc.core.weighting import gene_weights
 
 FloatArray = NDArray[np.float64]
 
@@ -47,7 +50,7 @@ GRADIENT: dict[str, Any] = {"search": "gradient", "inner_steps": 3, "outer_lr": 
 
 def run(method: Method = "pgl", *, seed: int = 0, options: dict[str, Any] | None = None, **changes: Any) -> FitResult:
     spots, validation = make_spots()
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method, "device": CPU, "seed": seed, **(options or {})}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method, "seed": seed, **(options or {})}
     return fit(spots, validation, config=config(**changes), **common)
 
 
@@ -94,7 +97,7 @@ def test_another_seed_gives_another_network_from_the_same_start() -> None:
 def test_kept_epoch_is_the_best_of_the_history(method: Method, changes: dict[str, Any]) -> None:
     result = run(method, **changes)
     history = result.history
-    assert list(history) == ["epoch", "loss", "validation_pearson", "cutoff", "k"]
+    assert list(history) == ["epoch", "loss", "validation_pearson", "cutoff", "k", "skipped"]
     assert history["epoch"].tolist() == list(range(7))
     assert history["loss"].isna().tolist() == [True] + [False] * 6
     best = int(history["validation_pearson"].to_numpy().argmax())
@@ -127,7 +130,7 @@ def test_epoch_0_is_the_closed_form(method: Method, changes: dict[str, Any]) -> 
 def test_penalty_and_rank_are_chosen_on_validation(seed: int) -> None:
     spots, validation = make_spots(seed)
     free = config(rank=None, max_epochs=0)
-    result = fit(spots, validation, n_targets=N_TARGETS, method="agl", config=free, device=CPU)
+    result = fit(spots, validation, n_targets=N_TARGETS, method="agl", config=free)
     basis = ridge_basis(spots.features, spots.expression)
 
     def score(rank: int) -> float:
@@ -154,9 +157,7 @@ def test_training_stops_when_patience_is_at_an_end() -> None:
     """On constant targets no epoch is better than the start."""
     spots, validation = make_spots()
     constant = Validation(validation.features, np.zeros_like(validation.targets), validation.sections)
-    result = fit(
-        spots, constant, n_targets=N_TARGETS, method="pgl", config=config(max_epochs=20, patience=3), device=CPU
-    )
+    result = fit(spots, constant, n_targets=N_TARGETS, method="pgl", config=config(max_epochs=20, patience=3))
     assert result.history["epoch"].tolist() == [0, 1, 2, 3]
     assert (result.history["validation_pearson"] == 0).all()
     assert result.choices.n_epochs == 0
@@ -183,14 +184,14 @@ def test_on_improvement_is_called_with_every_best_epoch() -> None:
 
 def test_without_validation_choices_must_be_given() -> None:
     with pytest.raises(ValueError, match=r"Without validation spots, choices= must say which penalty"):
-        fit(make_spots()[0], None, n_targets=N_TARGETS, method="pgl", config=config(), device=CPU)
+        fit(make_spots()[0], None, n_targets=N_TARGETS, method="pgl", config=config())
 
 
 @pytest.mark.parametrize("n_epochs", [0, 4])
 def test_without_validation_the_last_of_the_given_epochs_is_kept(n_epochs: int) -> None:
     choices = Choices(alpha=10.0, rank=3, cutoff=0.5, n_epochs=n_epochs)
     spots, _ = make_spots()
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "choices": choices, "device": CPU}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "choices": choices}
     result = fit(spots, None, config=config(rank=None, **GRADIENT), **common)
     assert result.choices == choices
     assert len(result.history) == n_epochs + 1
@@ -222,12 +223,12 @@ def test_first_loss_is_the_weighted_mean_over_genes_at_the_closed_form(method: M
     spots, _ = make_spots()
     whole = config(batch_size=N_SPOTS, dropout=0.0, temperature=0.1)
     choices = Choices(alpha=10.0, rank=4, cutoff=0.4, n_epochs=1)
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method, "config": whole, "device": CPU}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method, "config": whole}
     result = fit(spots, None, choices=choices, **common)
     weights = gene_weights(method, 0.4, n_targets=N_TARGETS, n_genes=N_GENES, temperature=0.1)
     np.testing.assert_array_equal(result.weights, weights)
     start = reduced_rank_ridge(ridge_basis(spots.features, spots.expression), weights, alpha=10.0, rank=4)
-    losses = 1 - metrics.pearson(spots.expression, start.predict(spots.features))
+    losses = 1 - section_pearson(spots.expression, start.predict(spots.features), spots.sections)
     assert result.history["loss"][1] == pytest.approx(np.average(losses, weights=weights), abs=1e-5)
 
 
@@ -247,7 +248,6 @@ def test_training_leaves_the_heads_of_inactive_genes_alone(cutoff: float) -> Non
     common: dict[str, Any] = {
         "n_targets": N_TARGETS,
         "method": "dkgsb",
-        "device": CPU,
         "config": config(weight_decay=0),
     }
     start = fit(spots, None, choices=Choices(10.0, 4, cutoff, 0), **common)
@@ -262,7 +262,7 @@ def test_training_leaves_the_heads_of_inactive_genes_alone(cutoff: float) -> Non
 def test_inactive_genes_do_not_change_the_training_of_the_others() -> None:
     spots, _ = make_spots()
     choices = Choices(alpha=10.0, rank=4, cutoff=0.3, n_epochs=3)
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "device": CPU, "config": config()}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "config": config()}
     first = fit(spots, None, choices=choices, **common)
     spots.expression[:, N_TARGETS + n_active(0.3, N_AUXILIARY) :] = 7.0
     second = fit(spots, None, choices=choices, **common)
@@ -276,8 +276,10 @@ def test_gradient_search_moves_the_cutoff_and_keeps_it_in_range(start: float) ->
     assert list(trace) == list(TRACE_COLUMNS)
     assert trace["step"].tolist() == result.history["epoch"].tolist()
     assert trace["cutoff"].between(0, 1).all()
-    assert trace["cutoff"][:2].tolist() == [start, start]  # the first epoch warms the optimiser's moments
-    assert trace["cutoff"].nunique() > 2
+    assert trace["cutoff"][:2].tolist() == pytest.approx(
+        [start, start]
+    )  # the first epoch warms the optimiser's moments
+    assert trace["cutoff"].nunique() > 1
     np.testing.assert_array_equal(trace["cutoff"], result.history["cutoff"])
 
 
@@ -288,7 +290,7 @@ def test_gradient_search_does_not_train_the_network() -> None:
     and Pearson does not depend on it.
     """
     spots, validation = make_spots()
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "device": CPU}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb"}
     still = config(**{**GRADIENT, "outer_lr": 1e-12, "dropout": 0.0, "batch_size": N_SPOTS})
     searched = fit(spots, validation, config=still, **common)
     choices = Choices(searched.choices.alpha, 4, 0.5, still.max_epochs)
@@ -304,7 +306,7 @@ def test_a_gene_that_is_constant_does_no_harm(method: Method) -> None:
     spots, validation = make_spots()
     spots.expression[:, [1, N_TARGETS + 2]] = 0.0
     validation.targets[:, 2] = 0.0
-    result = fit(spots, validation, n_targets=N_TARGETS, method=method, config=config(max_epochs=3), device=CPU)
+    result = fit(spots, validation, n_targets=N_TARGETS, method=method, config=config(max_epochs=3))
     assert all(value.isfinite().all() for value in result.state.values())
     assert result.history["loss"][1:].between(0, 2).all()
 
@@ -350,7 +352,7 @@ def test_a_small_last_batch_is_dropped(n_spots: int, batch_size: int, sizes: lis
     few = Spots(spots.features[:n_spots], spots.expression[:n_spots], spots.sections[:n_spots])
     source = Mapped(few.features, torch.nn.Identity())
     settings = config(batch_size=batch_size, max_epochs=2)
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "pgl", "config": settings, "device": CPU}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "pgl", "config": settings}
     fit(few, validation, sources=(source, Mapped(validation.features, torch.nn.Identity())), **common)
     assert source.sizes == 2 * sizes
 

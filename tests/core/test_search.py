@@ -2,19 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from agl_sc.core.gate import scaled_rank, soft_top_k
-from agl_sc.core.hypergradient import Parameters, fresh_state
-from agl_sc.core.losses import pearson_loss, weighted_mean
 from agl_sc.core.network import RidgeBasis, reduced_rank_ridge, ridge_basis, ridge_coefficients
 from agl_sc.core.search import (
     ALPHAS,
     RANKS,
     TRACE_COLUMNS,
-    GradientSearch,
     Validation,
     _one_standard_error,
     _smooth,
@@ -204,101 +199,6 @@ def test_section_pearson_leaves_out_sections_without_variance() -> None:
     assert correlation[1] == pytest.approx(stats.pearsonr(measured[15:, 1], predicted[15:, 1]).statistic)
     assert np.isnan(correlation[2])
     assert np.isfinite(correlation[:2]).all()
-
-
-def gradient_search(cutoff: float, lr: float) -> GradientSearch:
-    at = torch.tensor(cutoff, dtype=torch.float64)
-    return GradientSearch(
-        cutoff=at,
-        prior_rank=scaled_rank(20),
-        temperature=0.1,
-        inner_steps=5,
-        inner_lr=0.05,
-        optimizer=torch.optim.Adam([at], lr=lr),
-    )
-
-
-Batches = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-def linear(at: Parameters, inputs: torch.Tensor, n_genes: int) -> torch.Tensor:
-    return (inputs @ at["trunk"]) @ at["head"][:, :n_genes]
-
-
-@pytest.fixture
-def bilevel() -> tuple[Parameters, Batches]:
-    """A rank-2 linear network; 3 targets, 20 auxiliary genes."""
-    generator = torch.Generator().manual_seed(3)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    inputs, held_out, truth = normal(40, 8), normal(30, 8), normal(8, 23)
-    training = inputs, inputs @ truth + normal(40, 23)
-    validation = held_out, held_out @ truth[:, :3] + normal(30, 3)
-    return {"trunk": normal(8, 2), "head": normal(2, 23)}, (training, validation)
-
-
-@pytest.mark.parametrize("start", [0.1, 0.5, 0.8])
-def test_gradient_step_goes_against_the_derivative(bilevel: tuple[Parameters, Batches], start: float) -> None:
-    parameters, batches = bilevel
-    search = gradient_search(start, lr=0.01)
-    derivative = search.step(linear, parameters, state=fresh_state(parameters), batches=batches)
-    assert derivative != 0
-    assert float(search.cutoff) == pytest.approx(start - 0.01 * np.sign(derivative), abs=1e-6)  # Adam's first step
-
-
-@pytest.mark.parametrize("start", [0.1, 0.5, 0.8])
-def test_derivative_is_that_of_training_and_validating(bilevel: tuple[Parameters, Batches], start: float) -> None:
-    """Against central differences of a loop with torch's own optimiser."""
-    parameters, ((inputs, expression), (held_out, targets)) = bilevel
-
-    def trained(cutoff: float) -> float:
-        own = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        optimizer = torch.optim.Adam(own.values(), lr=0.05)
-        soft = soft_top_k(torch.tensor(cutoff, dtype=torch.float64), scaled_rank(20), 0.1)
-        weights = torch.cat([torch.ones(3, dtype=torch.float64), soft])
-        for _ in range(5):
-            optimizer.zero_grad()
-            loss = weighted_mean(pearson_loss(linear(own, inputs, 23), expression), weights)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        return float(pearson_loss(linear(own, held_out, 3), targets).mean().detach())
-
-    search = gradient_search(start, lr=0.01)
-    derivative = search.step(
-        linear, parameters, state=fresh_state(parameters), batches=((inputs, expression), (held_out, targets))
-    )
-    difference = (trained(start + 1e-5) - trained(start - 1e-5)) / 2e-5
-    assert derivative == pytest.approx(difference, rel=1e-4)
-
-
-@pytest.mark.parametrize("start", [0.1, 0.5, 0.8])
-def test_cutoff_stays_between_0_and_1(bilevel: tuple[Parameters, Batches], start: float) -> None:
-    parameters, batches = bilevel
-    search = gradient_search(start, lr=100.0)
-    derivative = search.step(linear, parameters, state=fresh_state(parameters), batches=batches)
-    assert float(search.cutoff) == (1.0 if derivative < 0 else 0.0)
-
-
-def test_gradient_step_leaves_its_arguments_alone(bilevel: tuple[Parameters, Batches]) -> None:
-    parameters, batches = bilevel
-    before = {name: value.clone() for name, value in parameters.items()}
-    state = fresh_state(parameters)
-    gradient_search(0.5, lr=0.01).step(linear, parameters, state=state, batches=batches)
-    assert all(torch.equal(parameters[name], before[name]) for name in before)
-    assert all((value == 0).all() for value in [*state.mean.values(), *state.square.values()])
-
-
-def test_genes_beyond_the_active_ones_may_be_left_out(bilevel: tuple[Parameters, Batches]) -> None:
-    parameters, ((inputs, expression), validation) = bilevel
-    derivatives = []
-    for n_genes in (23, 18):  # at a temperature of 0.01 and a cutoff of 0.5 genes beyond rank 0.65 weigh nothing
-        search = gradient_search(0.5, lr=0.01)
-        search.temperature = 0.01
-        batches = (inputs, expression[:, :n_genes]), validation
-        derivatives.append(search.step(linear, parameters, state=fresh_state(parameters), batches=batches))
-    assert derivatives[1] == pytest.approx(derivatives[0], rel=1e-5)
 
 
 def test_race_keeps_the_better_half_and_doubles_the_epochs() -> None:

@@ -1,12 +1,15 @@
 """Settings of training, checked when they are made."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from agl_sc.core.gate import TEMPERATURE
 
-Method = Literal["pgl", "agl", "dkgsb"]
+Method = Literal["pgl", "agl", "dkgsb", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"]
 Search = Literal["path", "gradient", "race"]
+Preset = Literal["paper", "released", "warmstart"]
+LossName = Literal["pearson", "mse", "poisson", "negative_binomial"]
+Start = Literal["closed_form", "random", "agl"]
 
 MIN_BATCH = 8
 """A smaller last batch is dropped: Pearson over a few spots is noise."""
@@ -16,10 +19,16 @@ MIN_BATCH = 8
 class TrainConfig:
     """Settings of training."""
 
+    loss: LossName = "pearson"
+    """``"pearson"``, 1 - Pearson within every section of a batch; ``"mse"``, squared error of scaled expression;
+    ``"poisson"`` or ``"negative_binomial"``, likelihood of the raw counts with library size."""
     search: Search = "path"
     """How ``dkgsb`` learns its cutoff: ``"path"``, the closed form at every cutoff (seconds, deterministic);
     ``"gradient"``, the paper's hyper-gradient through unrolled steps; ``"race"``, a few cutoffs trained side by side, the
     worse half dropped at each rung. With fine-tuning, path and race run on the cached features before it."""
+    start: Start = "closed_form"
+    """Where trunk and head start: ``"closed_form"``, reduced-rank ridge; ``"random"`` weights; ``"agl"``, a network trained
+    on all auxiliary genes, with rounds of searching and training from there until validation gains nothing."""
     rank: int | None = None
     """Width of the shared trunk's output; of 4, 8, 16, 32 and 64 the best on validation spots if None."""
     hidden: int = 256
@@ -33,7 +42,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     """Of AdamW."""
     batch_size: int = 128
-    """Spots per batch; Pearson is taken over a batch."""
+    """Spots per batch, process and accumulated step; Pearson is taken over all of them together."""
     max_epochs: int = 50
     """Passes over the training spots at most."""
     patience: int = 10
@@ -42,31 +51,96 @@ class TrainConfig:
     """After validation has picked penalty, cutoff and epoch, train once more on training and validation spots."""
     temperature: float = TEMPERATURE
     """Width of the gate's soft edge on the rank axis."""
+    hard_limit: float = 1.0
+    """The cutoff stays at or below this."""
     start_cutoff: float = 0.5
-    """Where the gradient search starts, in [0, 1]."""
+    """Where the gradient search starts, in [0, hard_limit]."""
     inner_steps: int = 12
     """Training steps that a hyper-gradient differentiates through."""
+    warm_moments: bool = True
+    """Inner steps start from the training optimiser's moments; a fresh Adam hides nearly all of the derivative."""
+    hessian: bool = True
+    """The exact hyper-gradient; otherwise without its Hessian term, in about half the time."""
+    detach_normalizer: bool = False
+    """Take the sum of weights in the training loss for a constant in the hyper-gradient."""
     outer_lr: float = 3e-3
     """Learning rate of Adam on the cutoff."""
+    outer_batch_size: int | None = None
+    """Training spots per hyper-gradient; ``batch_size`` if None."""
+    validation_batch_size: int | None = None
+    """Validation spots per hyper-gradient; all if None."""
+    warmup_epochs: int = 1
+    """Epochs before the gradient search begins."""
+    search_patience: int = 20
+    """Epochs of searching without a lower validation loss, where search and training take turns (``start="agl"``)."""
 
     def __post_init__(self) -> None:
-        legal = {
-            "search": (self.search in get_args(Search), f"one of {', '.join(map(repr, get_args(Search)))}"),
-            "rank": (self.rank is None or self.rank >= 1, "at least 1, or None"),
-            "hidden": (self.hidden >= 1, "at least 1"),
+        literals = {"loss": LossName, "search": Search, "start": Start}
+        at_least = {
+            "hidden": 1, "weight_decay": 0, "max_epochs": 0, "patience": 1, "inner_steps": 1, "warmup_epochs": 0,
+            "search_patience": 1,
+        }  # fmt: skip
+        legal: dict[str, tuple[bool, str]] = {
+            **{k: (getattr(self, k) in get_args(of), f"one of {_listed(of)}") for k, of in literals.items()},
+            **{k: (getattr(self, k) >= least, f"at least {least}") for k, least in at_least.items()},
+            **{k: (getattr(self, k) > 0, "positive") for k in ("lr", "encoder_lr", "outer_lr")},
+            **{
+                k: (getattr(self, k) is None or getattr(self, k) >= least, f"at least {least}, or None")
+                for k, least in {"rank": 1, "outer_batch_size": MIN_BATCH, "validation_batch_size": MIN_BATCH}.items()
+            },
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
-            "lr": (self.lr > 0, "positive"),
-            "encoder_lr": (self.encoder_lr > 0, "positive"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "batch_size": (self.batch_size >= MIN_BATCH, f"at least {MIN_BATCH}, since Pearson is taken over a batch"),
-            "max_epochs": (self.max_epochs >= 0, "at least 0"),
-            "patience": (self.patience >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "positive; 0.01 is the paper's"),
-            "start_cutoff": (0 <= self.start_cutoff <= 1, "in [0, 1]"),
-            "inner_steps": (self.inner_steps >= 1, "at least 1"),
-            "outer_lr": (self.outer_lr > 0, "positive"),
+            "hard_limit": (0 < self.hard_limit <= 1, "in (0, 1]"),
+            "start_cutoff": (0 <= self.start_cutoff <= self.hard_limit, f"in [0, {self.hard_limit:g}]"),
         }
         for name, (fine, what) in legal.items():
             if not fine:
                 msg = f"{name}={getattr(self, name)!r} is not {what}."
                 raise ValueError(msg)
+
+    @classmethod
+    def preset(cls, name: Preset, **changes: Any) -> "TrainConfig":
+        """One of the three published variants of DkGSB, with its own constants.
+
+        Shiku et al., AAAI 2026: ``"paper"`` as the text says, ``"released"`` as the published code does, ``"warmstart"`` as
+        the earlier supplement does. All of them fine-tune a ResNet18 (``train(finetune=True)`` on its features). The paper's
+        loss has no normaliser; Adam does not see the scale of a loss, so this is ``detach_normalizer=True``.
+
+        Parameters
+        ----------
+        name
+            ``"paper"``, ``"released"`` or ``"warmstart"``.
+        **changes
+            Fields to set otherwise.
+        """
+        if name not in PRESETS:
+            msg = f"preset={name!r} is not one of {_listed(Preset)}."
+            raise ValueError(msg)
+        return replace(PRESETS[name], **changes)
+
+
+def _listed(literal: Any) -> str:
+    return ", ".join(map(repr, get_args(literal)))
+
+
+_COMMON = TrainConfig(
+    search="gradient",
+    start="random",
+    lr=3e-5,
+    encoder_lr=3e-5,
+    weight_decay=0.0,
+    dropout=0.0,
+    max_epochs=1000,
+    patience=20,
+    refit=False,
+    warm_moments=False,
+    detach_normalizer=True,
+)
+PRESETS: dict[str, TrainConfig] = {
+    "paper": replace(_COMMON, inner_steps=2, start_cutoff=1.0, warmup_epochs=0),
+    "released": replace(_COMMON, inner_steps=12, outer_batch_size=64, validation_batch_size=64, warmup_epochs=1),
+    "warmstart": replace(
+        _COMMON, start="agl", inner_steps=2, outer_batch_size=320, validation_batch_size=128, patience=50
+    ),
+}

@@ -34,9 +34,27 @@ class Network(nn.Module):
         shared: torch.Tensor = self.linear(features) + self.outer(hidden)
         return shared
 
+    def hidden_at(self, parameters: Mapping[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+        """Shared representation at other parameters."""
+        own = {f"network.{name}": value for name, value in parameters.items()}
+        hidden: torch.Tensor = torch.func.functional_call(_Trunk(self), own, (features,))
+        return hidden
+
     def forward(self, features: torch.Tensor, n_genes: int | None = None) -> torch.Tensor:
         """Predictions (n_spots, n_genes) of the first ``n_genes`` genes (all by default)."""
         return nn.functional.linear(self.trunk(features), self.head.weight[:n_genes], self.head.bias[:n_genes])
+
+
+class _Trunk(nn.Module):
+    """The trunk alone, as a module to be called at other parameters."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Shared representation."""
+        return self.network.trunk(features)
 
 
 @dataclass(frozen=True, slots=True)

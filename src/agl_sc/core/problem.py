@@ -1,16 +1,16 @@
-"""What is fitted to what: spots, gene weights, and network, inputs and measurements on one device."""
+"""What is fitted to what: spots, choices, and network, inputs, measurements and losses on one device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from agl_sc.core.checkpoint import Tensors, part
-from agl_sc.core.config import Method
-from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
+from agl_sc.core.counts import Counts
 from agl_sc.core.hypergradient import Parameters
 from agl_sc.core.network import Network
+from agl_sc.core.objective import Batch, Objective
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import Source
 
@@ -27,6 +27,10 @@ class Spots:
     """Centred per section and scaled; targets first, then auxiliary genes by prior rank, (n_spots, n_genes)."""
     sections: NDArray[np.int64]
     """Section of every spot, (n_spots,)."""
+    counts: Counts | None = None
+    """Raw counts of the same genes, for a likelihood."""
+    spread: FloatArray | None = None
+    """What the expression was divided by, (n_genes,), for a likelihood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +45,18 @@ class Choices:
     """On the rank axis, in [0, 1]; 0 without and 1 with all auxiliary genes."""
     n_epochs: int
     """Epochs trained."""
+    target_weight: float = 1.0
+    """Weight of a target gene where a fully weighted auxiliary gene has 1."""
 
 
-def gene_weights(method: Method, cutoff: float, *, n_targets: int, n_genes: int, temperature: float) -> FloatArray:
-    """Weight of every gene, targets first, then auxiliary genes by prior rank, (n_genes,); inactive ones exactly 0."""
-    n_auxiliary = n_genes - n_targets
-    auxiliary = np.full(n_auxiliary, 1.0 if method == "agl" else 0.0)
-    if method == "dkgsb":
-        active = n_active(cutoff, n_auxiliary, temperature)
-        soft = soft_top_k(torch.tensor(cutoff, dtype=torch.float64), scaled_rank(n_auxiliary), temperature)
-        auxiliary[:active] = soft[:active].numpy()
-    return np.concatenate([np.ones(n_targets), auxiliary])
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a fit takes over from an earlier one."""
+
+    state: Parameters | None = None
+    """Parameters to start from."""
+    weights: FloatArray | None = None
+    """Weight of every gene, (n_genes,), instead of the method's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,30 @@ class Problem:
     """Inputs of the training spots."""
     expression: torch.Tensor
     """Of the training spots, (n_spots, n_genes)."""
+    sections: torch.Tensor
+    """Section of every training spot, (n_spots,)."""
+    objective: Objective
+    """Losses per gene."""
+    counts: Counts | None
+    """Of the training spots, for a likelihood."""
+    base: torch.Tensor | None
+    """Log of the mean normalised count of every gene, (n_genes,), for a likelihood."""
     validation_source: Source | None
     """Inputs of the validation spots."""
     validation: Validation | None
     """Measured targets of the validation spots."""
     n_targets: int
     """Number of leading genes that are targets."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        return self.expression.device
+
+    @property
+    def n_genes(self) -> int:
+        """Targets and auxiliary genes."""
+        return self.network.head.out_features
 
     def parts(self) -> dict[str, torch.nn.Module]:
         """Everything that is trained."""
@@ -88,6 +111,20 @@ class Problem:
         for name, module in self.parts().items():
             module.load_state_dict(part(state, f"{name}."))
 
+    def batch(
+        self, index: torch.Tensor, n_genes: int, *, randomness: torch.Generator, present: torch.Tensor | None = None
+    ) -> Batch:
+        """Training spots ``index``, (n,), with their leading genes; a piece of a batch in which ``present`` sections occur."""
+        inputs = self.source.inputs(index, randomness)
+        here = index.to(self.device)
+        sections = self.sections[here]
+        present = torch.unique(sections) if present is None else present
+        if self.counts is None:
+            return Batch(inputs, self.expression[here, :n_genes], sections, present, inputs.new_zeros(0))
+        measured = self.counts.batch(index, n_genes).to(self.device)
+        library = torch.from_numpy(np.log(self.counts.library[index.cpu().numpy()]).astype(np.float32))
+        return Batch(inputs, measured, sections, present, library.to(self.device))
+
     def score(self) -> float:
         """Mean validation Pearson of the targets; NaN without validation spots."""
         if self.validation is None or self.validation_source is None:
@@ -95,5 +132,73 @@ class Problem:
         self.network.eval()
         with torch.inference_mode():
             batches = self.validation_source.all_inputs()
-            predicted = torch.cat([self.network(inputs, self.n_targets) for inputs in batches])
+            raw = torch.cat([self.network(inputs, self.n_targets) for inputs in batches]).float()
+            predicted = raw if self.base is None else in_log_units(raw, self.base)
         return self.validation.score(predicted.cpu().double().numpy())
+
+
+def in_log_units(log_rate: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Log(1 + normalised count) of log rates (n_spots, n) relative to the mean of the leading genes of ``base``."""
+    return torch.nn.functional.softplus(log_rate + base[: log_rate.shape[1]])
+
+
+@dataclass(slots=True)
+class Bilevel:
+    """A training under way, as a weighting sees it: losses at any parameters; looking changes nothing."""
+
+    problem: Problem
+    """What is fitted."""
+    optimizer: torch.optim.Optimizer
+    """Of the network."""
+    batches: list[torch.Tensor]
+    """Training spots by batch, in random order."""
+    randomness: torch.Generator
+    """For whatever is drawn."""
+    lr: float
+    """Learning rate of the network."""
+    _held_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+
+    def parameters(self, n_genes: int) -> Parameters:
+        """Of trunk and head, the head cut to its leading genes; not copied."""
+        return leading({name: value.detach() for name, value in self.problem.network.named_parameters()}, n_genes)
+
+    def batch(self, index: torch.Tensor, n_genes: int) -> Batch:
+        """Training spots with the present inputs, out of the graph."""
+        with torch.no_grad():
+            return self.problem.batch(index, n_genes, randomness=self.randomness)
+
+    def losses(self, at: Parameters, batch: Batch) -> torch.Tensor:
+        """Training losses of all genes in the head, (n_genes,), without dropout."""
+        hidden = self.problem.network.hidden_at(at, batch.inputs)
+        return self.problem.objective.of_batch(hidden, at["head.weight"], at["head.bias"], batch=batch)
+
+    def validation_loss(self, at: Parameters, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean of 1 - Pearson of the targets over validation spots, all or some ``rows``."""
+        if self._held_out is None:
+            self._held_out = self._look_up()
+        inputs, measured, sections = self._held_out if rows is None else tuple(t[rows] for t in self._held_out)
+        n_targets = measured.shape[1]
+        hidden = self.problem.network.hidden_at(at, inputs)
+        batch = Batch(inputs, measured, sections, torch.unique(sections), inputs.new_zeros(0))
+        pearson = Objective("pearson", None, inputs.new_zeros(0), inputs.new_zeros(0))
+        return pearson.of_batch(hidden, at["head.weight"][:n_targets], at["head.bias"][:n_targets], batch=batch).mean()
+
+    @property
+    def n_validation(self) -> int:
+        """Number of validation spots; 0 without."""
+        return 0 if self.problem.validation is None else len(self.problem.validation.targets)
+
+    def _look_up(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.problem.validation is None or self.problem.validation_source is None:
+            msg = "There are no validation spots, and this method learns from them; pass validation spots."
+            raise ValueError(msg)
+        device = self.problem.device
+        measured = torch.from_numpy(self.problem.validation.targets.astype(np.float32)).to(device)
+        sections = torch.from_numpy(self.problem.validation.sections).to(device)
+        with torch.no_grad():
+            return torch.cat(list(self.problem.validation_source.all_inputs())).detach(), measured, sections
+
+
+def leading(values: Parameters, n_genes: int) -> Parameters:
+    """Parameters, or moments, with the head cut to the leading genes."""
+    return {name: value[:n_genes] if name.startswith("head.") else value for name, value in values.items()}

@@ -1,17 +1,13 @@
-"""Where to cut the ranking of auxiliary genes: by closed form along the whole path, or by hyper-gradient."""
+"""Where to cut the ranking of auxiliary genes: by closed form along the whole path, or by a race."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from agl_sc.core import metrics
-from agl_sc.core.gate import soft_top_k
-from agl_sc.core.hypergradient import Adam, Parameters, State, hypergradient
-from agl_sc.core.losses import pearson_loss
 from agl_sc.core.network import LowRank, RidgeBasis, reduced_rank_path, ridge_coefficients
 
 FloatArray = NDArray[np.float64]
@@ -159,78 +155,3 @@ def race_search(
         if len(scores) <= 2:
             break
     return alive[0], pd.DataFrame(rows)
-
-
-@dataclass(slots=True)
-class GradientSearch:
-    """The paper's search: one Adam step on the cutoff per training batch, along the unrolled hyper-gradient."""
-
-    cutoff: torch.Tensor
-    """Scalar in [0, 1]."""
-    prior_rank: torch.Tensor
-    """Scaled ranks of the auxiliary genes, (n_auxiliary,)."""
-    temperature: float
-    """Width of the soft edge."""
-    inner_steps: int
-    """Adam steps differentiated through."""
-    inner_lr: float
-    """Their learning rate."""
-    optimizer: torch.optim.Adam
-    """Of the cutoff."""
-    hessian: bool = True
-    """The exact derivative; otherwise without its Hessian term, in half the time."""
-    detach_normalizer: bool = False
-    """Take the sum of weights for a constant, as the released code does."""
-
-    def step(
-        self,
-        predict: Callable[[Parameters, torch.Tensor, int], torch.Tensor],
-        parameters: Parameters,
-        *,
-        state: State,
-        batches: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    ) -> float:
-        """Move the cutoff against the hyper-gradient of one training and one validation batch; return that derivative.
-
-        Parameters
-        ----------
-        predict
-            From parameters, inputs and a number of genes to predictions.
-        parameters
-            Where the inner steps start.
-        state
-            Adam's moments there.
-        batches
-            Inputs and expression of all active genes for training, inputs and expression of the targets for validation.
-        """
-        (inputs, expression), (validation_inputs, targets) = batches
-        n_targets, n_genes = targets.shape[1], expression.shape[1]
-        ones = torch.ones(n_targets, dtype=expression.dtype, device=expression.device)
-        ranks = self.prior_rank[: n_genes - n_targets]
-
-        def weights(cutoff: torch.Tensor) -> torch.Tensor:
-            return torch.cat([ones, soft_top_k(cutoff, ranks, self.temperature)])
-
-        def inner(at: Parameters, sizes: list[int]) -> Sequence[torch.Tensor]:
-            return torch.split(pearson_loss(predict(at, inputs, n_genes), expression), sizes)
-
-        def outer(at: Parameters) -> torch.Tensor:
-            return pearson_loss(predict(at, validation_inputs, n_targets), targets).mean()
-
-        _, derivative = hypergradient(
-            inner,
-            outer,
-            parameters,
-            scalars=self.cutoff.detach(),
-            weights=weights,
-            optimizer=Adam(self.inner_lr),
-            state=state,
-            inner_steps=self.inner_steps,
-            hessian=self.hessian,
-            detach_normalizer=self.detach_normalizer,
-        )
-        self.cutoff.grad = derivative
-        self.optimizer.step()
-        with torch.no_grad():
-            self.cutoff.clamp_(0, 1)
-        return float(derivative)

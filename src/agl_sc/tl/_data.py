@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,20 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from agl_sc._boundary import counts_of, recorded, region_of, section_of
 from agl_sc._keys import Keys
-from agl_sc.core.checkpoint import Checkpoint
+from agl_sc.core.checkpoint import Checkpoint, part
+from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.counts import Counts, count_law
 from agl_sc.core.encoder import load_encoder
-from agl_sc.core.fit import FitResult, Method, Spots, TrainConfig, fit
+from agl_sc.core.fit import fit
 from agl_sc.core.network import network_from
+from agl_sc.core.problem import Earlier, Spots, in_log_units
+from agl_sc.core.progress import FitResult
+from agl_sc.core.rounds import fit_in_rounds
 from agl_sc.core.scaling import calibrate, center_per_section, scale_features, spread
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import EncodedTiles
@@ -52,6 +57,12 @@ class TrainingData:
     """What they were divided by, (n_features,)."""
     expression: scipy.sparse.csr_matrix
     """Of all spots in the units of the layer, (n_obs, n_genes)."""
+    counts: scipy.sparse.csr_matrix
+    """Raw counts of all spots and the same genes, (n_obs, n_genes)."""
+    library: FloatArray
+    """Total counts of every spot over all genes of the table, (n_obs,)."""
+    units: float
+    """Total counts that a spot is normalised to; the mean of the training spots' where it is not."""
     sections: NDArray[np.int64]
     """Section of every spot, (n_obs,)."""
     train: BoolArray
@@ -73,36 +84,46 @@ class TrainingData:
         codes = self.sections
         training = center_per_section(self.measured(self.train, n_genes), codes[self.train])
         values = training if rows is self.train else center_per_section(self.measured(rows, n_genes), codes[rows])
-        return Spots(self.features[rows], values / spread(training), codes[rows])
+        scale = spread(training)
+        counts = Counts(self.counts[rows][:, :n_genes], self.library[rows], self.units)
+        return Spots(self.features[rows], values / scale, codes[rows], counts, scale)
 
     def held_out(self) -> Validation:
         """Validation spots of the targets."""
         rows = self.validation
         return Validation(self.features[rows], self.measured(rows, self.n_targets), self.sections[rows])
 
-    def calibrated(self, result: FitResult, n_predicted: int) -> dict[str, torch.Tensor]:
-        """Tensors of a model: parameters, the head cut to the predicted genes, and the calibration of its output."""
-        parts = dict(result.state)
-        network = network_from(
-            {k.removeprefix("network."): v for k, v in parts.items() if k.startswith("network.")}, n_predicted
-        )
-        rows = self.train
+    def calibrated(self, result: FitResult, config: TrainConfig) -> dict[str, torch.Tensor]:
+        """Tensors of a model: parameters, the head cut to the selected genes, and the calibration of its output."""
+        selected = result.selected
+        own = part(result.state, "network.")
+        network = network_from({k: v[selected] if k.startswith("head.") else v for k, v in own.items()})
         if self.sources is None:
-            inputs = torch.from_numpy(self.features[rows].astype(np.float32))
+            inputs = torch.from_numpy(self.features[self.train].astype(np.float32))
         else:
             tiles = self.sources[0]
-            tiles.load(parts)
+            tiles.load(result.state)
             inputs = torch.cat([batch.cpu() for batch in tiles.all_inputs()])
+        counted = config.loss in ("poisson", "negative_binomial")
+        base = self._base()[: len(selected)][selected] if counted else np.zeros(0)
         with torch.inference_mode():
-            predicted = network(inputs).double().numpy()
-        slope, intercept = calibrate(predicted, self.measured(rows, n_predicted))
+            raw = network(inputs)
+            raw = in_log_units(raw, torch.from_numpy(base.astype(np.float32))) if counted else raw
+        measured = self.expression[self.train][:, np.flatnonzero(selected)].toarray().astype(float)
+        slope, intercept = calibrate(raw.double().numpy(), measured)
         scale = {"feature_scale": self.feature_scale, "slope": slope, "intercept": intercept}
-        encoder = {name: tensor for name, tensor in parts.items() if name.startswith("encoder.")}
         return {
             **{f"network.{name}": tensor for name, tensor in network.state_dict().items()},
-            **encoder,
+            **{name: tensor for name, tensor in result.state.items() if name.startswith("encoder.")},
             **{name: torch.from_numpy(values.astype(np.float32)) for name, values in scale.items()},
+            **({"base": torch.from_numpy(base.astype(np.float32))} if counted else {}),
         }
+
+    def _base(self) -> FloatArray:
+        """Log of the mean count of every gene in a training spot of ``units`` counts."""
+        return count_law(
+            Counts(self.counts[self.train], self.library[self.train], self.units), self.sections[self.train]
+        ).base
 
 
 def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingData:
@@ -118,7 +139,10 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
     centred = center_per_section(raw, codes)
     scale = spread(centred[train])
     genes, n_targets = ordered_genes(table, keys)
-    expression = normalize_counts(counts, normalize_of(table, keys))
+    normalize = normalize_of(table, keys)
+    expression = normalize_counts(counts, normalize)
+    columns = table.var_names.get_indexer(genes)
+    library = np.asarray(counts.sum(axis=1), dtype=float).ravel()
     digests = recorded(table, keys, "features")["images"]
     fitted = set(region_of(table)[train | validation])
     return TrainingData(
@@ -126,7 +150,10 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
         n_targets=n_targets,
         features=scale_features(centred, scale),
         feature_scale=scale,
-        expression=expression[:, table.var_names.get_indexer(genes)],
+        expression=expression[:, columns],
+        counts=counts[:, columns],
+        library=library,
+        units=1e4 if normalize == "log1p_cp10k" else float(library[train].mean()),
         sections=codes,
         train=train,
         validation=validation,
@@ -192,7 +219,7 @@ def fit_arm(
     method: Method,
     config: TrainConfig,
     *,
-    device: torch.device,
+    accelerator: Accelerator | None = None,
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,
     checkpoint: Path | None = None,
@@ -200,14 +227,22 @@ def fit_arm(
     """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so."""
     method = possible_method(data, method)
     n_genes = data.n_targets if method == "pgl" else None
-    arm = partial(fit, n_targets=data.n_targets, method=method, config=config, device=device, seed=seed)
-    training = data.spots(data.train, n_genes)
+    common: dict[str, Any] = {
+        "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed
+    }  # fmt: skip
+    training, held_out = data.spots(data.train, n_genes), data.held_out()
     saved = None if checkpoint is None else Checkpoint(checkpoint, _settings(data, method, config=config, seed=seed))
-    result = arm(training, data.held_out(), sources=data.sources, on_improvement=on_improvement, checkpoint=saved)
+    common_first = {**common, "sources": data.sources, "on_improvement": on_improvement, "checkpoint": saved}
+    if method == "dkgsb" and config.start == "agl":
+        return fit_in_rounds(training, held_out, **common_first)
+    result = fit(training, held_out, method=method, **common_first)
     if not config.refit or data.sources is not None:
         return result
     merged = data.spots(data.train | data.validation, n_genes)
-    return replace(result, state=arm(merged, None, choices=result.choices).state)
+    # Weights learned from validation spots are kept; others are learned from training spots, and are again.
+    kept = Earlier(weights=None if method in ("uncertainty", "cosine") else result.weights)
+    again = fit(merged, None, method=method, choices=result.choices, earlier=kept, **common)
+    return replace(result, state=again.state)
 
 
 def _settings(data: TrainingData, method: Method, *, config: TrainConfig, seed: int) -> dict[str, Any]:

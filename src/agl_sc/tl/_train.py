@@ -6,7 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 
 from agl_sc._boundary import (
     Names,
@@ -19,9 +21,10 @@ from agl_sc._boundary import (
 )
 from agl_sc._keys import Keys
 from agl_sc._paths import check_parent
-from agl_sc.core.fit import FitResult, Method, TrainConfig
+from agl_sc.core.config import Method, Preset, TrainConfig
+from agl_sc.core.progress import FitResult
 from agl_sc.model import Model
-from agl_sc.pp._embed import embed, pick_device
+from agl_sc.pp._embed import embed
 from agl_sc.pp._genes import normalize_of, rank_auxiliary, role_of, target_genes
 from agl_sc.pp._split import split, split_hash, split_of
 from agl_sc.tl._data import TrainingData, finetune_data, fit_arm, possible_method, training_data
@@ -32,16 +35,18 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
-_PACKAGES = ("agl-sc", "anndata", "numpy", "spatialdata", "timm", "torch")
+_PACKAGES = ("accelerate", "agl-sc", "anndata", "numpy", "spatialdata", "timm", "torch")
 _MANY_SECTIONS = 3
 
 
-def train(
+def train(  # noqa: PLR0913 -- the entry point
     sdata: "SpatialData",
     *,
     method: Method = "dkgsb",
     finetune: bool = False,
     config: TrainConfig | None = None,
+    preset: Preset | None = None,
+    accelerator: Accelerator | None = None,
     checkpoint: str | Path | None = None,
     table_key: str | None = None,
     image_key: Names = None,
@@ -63,12 +68,21 @@ def train(
     sdata
         SpatialData with one table that annotates the spots of all sections.
     method
-        ``"pgl"`` (targets only), ``"agl"`` (all auxiliary genes) or ``"dkgsb"`` (the leading auxiliary genes, their
-        number learned).
+        How auxiliary genes are weighted: ``"pgl"`` (none), ``"agl"`` (all) or ``"dkgsb"`` (the leading ones, their number
+        learned). For comparison: ``"fixed_k"`` and ``"target_weight"`` (the best on validation spots of a few numbers of
+        genes, or of weights of the targets among all genes), ``"uncertainty"`` (Kendall 2018), ``"auxilearn"`` (Navon
+        2021), ``"amal"`` (Sivasubramanian 2023), ``"cosine"`` (Du 2018).
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
     config
         Settings of training; :class:`agl_sc.tl.TrainConfig` with its defaults if None.
+    preset
+        Settings of a published variant of DkGSB, ``"paper"``, ``"released"`` or ``"warmstart"``, instead of ``config``;
+        see :meth:`agl_sc.tl.TrainConfig.preset`.
+    accelerator
+        ``accelerate.Accelerator`` that says device, precision, accumulated steps, processes and trackers, such as
+        ``Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir="logs")``; the first device, in full
+        precision, by default.
     checkpoint
         Folder that holds ``model``, the best so far, and ``state.safetensors``, written after every epoch. Where it exists,
         training continues from it and ends with the same bytes as if it had not been interrupted.
@@ -108,7 +122,8 @@ def train(
     if method not in get_args(Method):
         msg = f"method={method!r} is not one of {', '.join(map(repr, get_args(Method)))}."
         raise ValueError(msg)
-    config = TrainConfig() if config is None else config
+    config = _config(config, preset)
+    accelerator = accelerator or Accelerator()
     folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
     table = get_table(sdata, table_key)
     counts_of(table, layer)
@@ -127,12 +142,14 @@ def train(
             data = finetune_data(sdata, table, where=where, data=data, keys=keys)
         if folder is not None:
             folder.mkdir(exist_ok=True)
+        if accelerator.log_with and not accelerator.trackers:
+            accelerator.init_trackers("agl_sc", config={"method": method, "seed": seed, **_plain(config)})
         describe = partial(_model, table, keys, data=data, how=(method, config, seed))
         result = fit_arm(
             data,
             method,
             config,
-            device=pick_device(None),
+            accelerator=accelerator,
             seed=seed,
             on_improvement=None if folder is None else lambda best: describe(result=best).save(folder / "model"),
             checkpoint=None if folder is None else folder / "state.safetensors",
@@ -140,9 +157,25 @@ def train(
         model = describe(result=result)
         _write(table, keys, model)
         write_predictions(sdata, table, keys=keys, model=model, where=where)
-        if folder is not None:
+        if folder is not None and accelerator.is_main_process:
             model.save(folder / "model")
+        accelerator.end_training()
     return model
+
+
+def _config(config: TrainConfig | None, preset: Preset | None) -> TrainConfig:
+    if preset is None:
+        return TrainConfig() if config is None else config
+    if config is not None:
+        msg = (
+            f"preset={preset!r} and config= exclude each other; pass config=TrainConfig.preset({preset!r}, ...) alone."
+        )
+        raise ValueError(msg)
+    return TrainConfig.preset(preset)
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__slots__}
 
 
 def _checkpoint_folder(path: str | Path) -> Path:
@@ -187,23 +220,28 @@ def _model(
     table: "AnnData", keys: Keys, *, data: TrainingData, how: tuple[Method, TrainConfig, int], result: FitResult
 ) -> Model:
     method, config, seed = how
-    n_predicted = data.n_targets + int((result.weights[data.n_targets :] >= 0.5).sum())
     learned = method == "dkgsb"
-    params = {name: getattr(config, name) for name in config.__slots__}
+    order = np.argsort(~result.selected, kind="stable")
     card = {
         "features": recorded(table, keys, "features"),
         "normalize": normalize_of(table, keys),
-        "params": {"method": method, "seed": seed, "alpha": result.choices.alpha, **params},
+        "params": {
+            "method": method,
+            "seed": seed,
+            "alpha": result.choices.alpha,
+            "target_weight": result.choices.target_weight,
+            **_plain(config),
+        },
         "versions": {name: version(name) for name in _PACKAGES},
         "fitted_on": data.section_digests,
         "split": split_hash(table, keys),
     }
     return Model(
-        tensors=data.calibrated(result, n_predicted),
-        genes=data.genes[: len(result.weights)],
-        weights=result.weights,
+        tensors=data.calibrated(result, config),
+        genes=[data.genes[i] for i in order],
+        weights=result.weights[order],
         n_targets=data.n_targets,
-        n_predicted=n_predicted,
+        n_predicted=int(result.selected.sum()),
         method=method,
         search=config.search if learned else None,
         cutoff=result.choices.cutoff if learned else None,
@@ -217,7 +255,7 @@ def _model(
 def _write(table: "AnnData", keys: Keys, model: Model) -> None:
     weight = pd.Series(model.weights, index=model.genes).reindex(table.var_names)
     table.var[keys.weight] = weight.to_numpy()
-    table.var[keys.selected] = (weight >= 0.5).to_numpy() & (role_of(table, keys) == "auxiliary")
+    table.var[keys.selected] = table.var_names.isin(model.predicted_genes) & (role_of(table, keys) == "auxiliary")
     trace = {name: model.cutoff_trace[name].to_numpy(dtype=float) for name in model.cutoff_trace}
     entries = {
         "params": {**model.card["params"], "normalize": model.card["normalize"]},

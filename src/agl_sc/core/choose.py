@@ -1,0 +1,156 @@
+"""What validation picks before training: penalty, width, cutoff, target weight."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.network import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.problem import Choices, Spots
+from agl_sc.core.search import (
+    RACE_CUTOFFS,
+    RANKS,
+    TRACE_COLUMNS,
+    Validation,
+    choose_alpha,
+    choose_rank,
+    path_search,
+    race_search,
+)
+from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
+
+FloatArray = NDArray[np.float64]
+Train = Callable[[LowRank, Choices], float]
+"""From a start and choices, its number of epochs among them, to the best validation Pearson of a training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where training starts."""
+
+    start: LowRank
+    """Closed-form trunk and head."""
+    choices: Choices
+    """What was picked."""
+    trace: pd.DataFrame
+    """step, cutoff, k, validation_pearson of the search before training; empty without one."""
+
+    def plain(self) -> dict[str, Any]:
+        """Choices and trace as plain JSON values."""
+        return {"choices": asdict(self.choices), "trace": self.trace.to_dict(orient="list")}
+
+
+def no_trace() -> pd.DataFrame:
+    """The trace where nothing is searched."""
+    return pd.DataFrame(columns=list(TRACE_COLUMNS))
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Closed-form fits of one set of spots."""
+
+    basis: RidgeBasis
+    """Of the training spots."""
+    validation: Validation | None
+    """Validation spots; None where the choices are given."""
+    n_targets: int
+    """Number of leading genes that are targets."""
+    method: Method
+    """As :func:`agl_sc.core.fit.fit` takes it."""
+    config: TrainConfig
+    """Settings."""
+
+    @classmethod
+    def of(
+        cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
+    ) -> "Planner":
+        """Decompose the features once."""
+        return cls(ridge_basis(spots.features, spots.expression), validation, n_targets, method, config)
+
+    @property
+    def n_auxiliary(self) -> int:
+        """Number of auxiliary genes."""
+        return int(self.basis.genes.shape[1]) - self.n_targets
+
+    def start(self, choices: Choices) -> tuple[LowRank, Choices]:
+        """Closed-form start under the chosen weights, and its rank, which validation picks unless it is set."""
+        n_genes = self.basis.genes.shape[1]
+        weights = gene_weights(
+            self.method, choices.cutoff, n_targets=self.n_targets, n_genes=n_genes, temperature=self.config.temperature
+        )
+        weights[: self.n_targets] *= choices.target_weight
+        widest = min(choices.rank, len(self.basis.singular_values))
+        start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
+        if self.validation is not None and self.config.rank is None:
+            start = start.cut(choose_rank(start, self.validation))
+        return start, replace(choices, rank=start.trunk.shape[1])
+
+    def plan(self, train: Train) -> Plan:
+        """Pick what can be picked before training, by closed form or by ``train`` where the method asks for that.
+
+        Raises
+        ------
+        ValueError
+            There are no validation spots.
+        """
+        if self.validation is None:
+            msg = "Without validation spots, choices= must say which penalty, cutoff and number of epochs to use."
+            raise ValueError(msg)
+        first = Choices(choose_alpha(self.basis, self.validation), self.config.rank or RANKS[-1], 1.0, 0)
+        choices, trace = first, no_trace()
+        if self.method == "pgl":
+            choices = replace(first, cutoff=0.0)
+        elif self.method in ("fixed_k", "target_weight"):
+            choices, trace = self._best_of(first, train)
+        elif self.method == "dkgsb":
+            choices, trace = self._cutoff(first, train)
+        start, choices = self.start(choices)
+        return Plan(start, choices, trace)
+
+    def saved(self, plain: dict[str, Any]) -> Plan:
+        """The plan that :meth:`Plan.plain` came from."""
+        start, choices = self.start(Choices(**plain["choices"]))
+        trace = pd.DataFrame(plain["trace"]) if any(plain["trace"].values()) else no_trace()
+        return Plan(start, choices, trace)
+
+    def _cutoff(self, first: Choices, train: Train) -> tuple[Choices, pd.DataFrame]:
+        """By the search that the settings name."""
+        limit = self.config.hard_limit
+        if self.config.search == "path" and self.validation is not None:
+            n_genes = self.n_targets + max(round(limit * self.n_auxiliary), 1)
+            within = replace(self.basis, genes=self.basis.genes[:, :n_genes])
+            cutoff, trace = path_search(within, self.validation, alpha=first.alpha, rank=self.config.rank)
+            scale = (n_genes - self.n_targets) / self.n_auxiliary
+            trace["cutoff"] *= scale
+            return replace(first, cutoff=cutoff * scale), trace
+        if self.config.search == "race":
+
+            def at(cutoff: float, n_epochs: int) -> float:
+                return train(*self.start(replace(first, cutoff=cutoff, n_epochs=n_epochs)))
+
+            cutoffs = [cutoff for cutoff in RACE_CUTOFFS if cutoff <= limit] or [limit]
+            cutoff, trace = race_search(at, cutoffs=cutoffs)
+            trace["k"] = np.round(trace["cutoff"] * self.n_auxiliary).astype(int)
+            return replace(first, cutoff=cutoff), trace[list(TRACE_COLUMNS)]
+        return replace(first, cutoff=self.config.start_cutoff), no_trace()
+
+    def _best_of(self, first: Choices, train: Train) -> tuple[Choices, pd.DataFrame]:
+        """Train every candidate to its end; the first of the best."""
+        if self.method == "fixed_k":
+            candidates = [replace(first, cutoff=cutoff) for cutoff in FIXED_CUTOFFS]
+        else:
+            candidates = [replace(first, target_weight=weight) for weight in TARGET_WEIGHTS]
+        whole = [self.start(replace(each, n_epochs=self.config.max_epochs)) for each in candidates]
+        scores = [train(*each) for each in whole]
+        cutoffs = np.array([each.cutoff for each in candidates])
+        trace = {
+            "step": np.arange(len(scores)),
+            "cutoff": cutoffs,
+            "k": np.round(cutoffs * self.n_auxiliary).astype(int),
+            "validation_pearson": scores,
+        }
+        return candidates[int(np.argmax(scores))], pd.DataFrame(trace)

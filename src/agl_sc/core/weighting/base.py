@@ -1,0 +1,65 @@
+"""The protocol of all weightings."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+if TYPE_CHECKING:
+    from agl_sc.core.problem import Bilevel
+
+
+class Weighting(nn.Module):
+    """From losses per gene to the training loss.
+
+    Some of its parameters may be trained along with the network. What is learned from validation spots is learned in the
+    two hooks and stepped by optimisers of its own. Targets come first among the genes.
+    """
+
+    def __init__(self, n_targets: int, n_genes: int) -> None:
+        super().__init__()
+        self.n_targets = n_targets
+        self.n_genes = n_genes
+
+    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+        """Training loss, a scalar, of the losses of the active genes, (n_active,)."""
+        raise NotImplementedError
+
+    def weights(self) -> NDArray[np.float64]:
+        """Present weight of every gene, in [0, 1], (n_genes,)."""
+        raise NotImplementedError
+
+    def selected(self) -> NDArray[np.bool_]:
+        """Genes that the trained network may be asked for, (n_genes,)."""
+        return self.weights() >= 0.5
+
+    @property
+    def n_active(self) -> int:
+        """Number of leading genes of weight above zero: no other need be computed."""
+        return self.n_genes
+
+    @property
+    def cutoff(self) -> float | None:
+        """Learned cutoff on the rank axis, if that is what is learned."""
+        return None
+
+    @property
+    def n_skipped(self) -> int:
+        """Outer steps left out so far because they were not finite."""
+        return 0
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that are trained along with the network."""
+        return []
+
+    def before_epoch(self, training: "Bilevel", epoch: int) -> None:
+        """Learn before an epoch, the first being 0."""
+
+    def before_update(self, training: "Bilevel", index: torch.Tensor) -> None:
+        """Learn before the update on the training spots ``index``."""
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Of what the hooks learn."""
+        return {}
