@@ -95,6 +95,18 @@ def no_validation(sdata: SpatialData) -> None:
     split(sdata, test=["section_3"], validation=0.0)
 
 
+def one_validation_spot(sdata: SpatialData) -> None:
+    split(sdata, test=["section_3"], validation=["section_2"])
+    assigned = sdata["table"].obs["agl_split"]
+    sdata["table"].obs.loc[assigned.index[assigned == "validation"][1:], "agl_split"] = "train"
+    del sdata["table"].uns["agl"]["split"]
+
+
+def nan_rank(sdata: SpatialData) -> None:
+    table = sdata["table"]
+    table.var.loc[table.var_names[table.var["agl_role"] == "auxiliary"][0], "agl_prior_rank"] = np.nan
+
+
 def all_excluded(sdata: SpatialData) -> None:
     zeros = scipy.sparse.csr_matrix(sdata["table"].shape, dtype=np.float32)
     del sdata["table"].var["agl_role"]
@@ -119,7 +131,11 @@ BAD = [
     pytest.param(nothing, {"layer": "raw"}, KeyError, "layer='raw' is not in the table", id="layer missing"),
     pytest.param(as_layer("agl"), {"layer": "agl"}, ValueError, "layer='agl' holds the counts and would be overwritten", id="layer overwritten"),
     pytest.param(nothing, {"config": TrainConfig(batch_size=64)}, ValueError, r"53 training spots, fewer than batch_size=64; pass config=TrainConfig\(batch_size=26\)", id="too few spots"),
-    pytest.param(no_validation, {}, ValueError, "has no validation spot, and validation picks the epoch", id="no validation"),
+    pytest.param(no_validation, {}, ValueError, "has 0 validation spots, no two of them in one section", id="no validation"),
+    pytest.param(one_validation_spot, {}, ValueError, "has 1 validation spots, no two of them in one section", id="one validation spot"),
+    pytest.param(nan_rank, {}, ValueError, r"agl_prior_rank.* is NaN for 1 auxiliary genes, 'G0001' the first; run agl_sc.pp.rank_auxiliary", id="rank NaN"),
+    pytest.param(nothing, {"preset": "supplement", "config": None}, ValueError, "preset='supplement' is not one of 'paper', 'released', 'warmstart'", id="preset"),
+    pytest.param(nothing, {"preset": "paper", "config": TrainConfig()}, ValueError, "preset='paper' and config= exclude each other", id="preset and config"),
     pytest.param(without("uns", "agl"), {}, ValueError, "obsm.*agl_features.* was not made by agl_sc.pp.embed", id="features of unknown origin"),
     pytest.param(nothing, {"method": "mtl"}, ValueError, "method='mtl' is not one of 'pgl', 'agl', 'dkgsb'", id="method"),
     pytest.param(nothing, {"key_added": "my result"}, ValueError, "key_added='my result' is not a plain name", id="key_added"),

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Arm = Method | Literal["ridge"]
-LABELS = {"ridge": "ridge", "pgl": "targets only", "agl": "all auxiliary", "dkgsb": "DkGSB"}
+LABELS = {
+    "ridge": "ridge",
+    "pgl": "targets only",
+    "agl": "all auxiliary",
+    "dkgsb": "DkGSB",
+    "fixed_k": "fixed k",
+    "target_weight": "tuned target weight",
+    "uncertainty": "uncertainty",
+    "auxilearn": "AuxiLearn",
+    "amal": "AMAL",
+    "cosine": "gradient cosine",
+}
 
 
 def compare_arms(

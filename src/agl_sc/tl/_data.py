@@ -170,6 +170,10 @@ def ordered_genes(table: "AnnData", keys: Keys) -> tuple[list[str], int]:
         raise KeyError(msg)
     check_fitted_on(table, keys, "prior_rank", by="rank_auxiliary")
     rank = table.var[keys.prior_rank]
+    unranked = list(table.var_names[(role == "auxiliary") & rank.isna().to_numpy()])
+    if unranked:
+        msg = f'var["{keys.prior_rank}"] is NaN for {len(unranked)} auxiliary genes, {unranked[0]!r} the first; run agl_sc.pp.rank_auxiliary(sdata) again.'
+        raise ValueError(msg)
     auxiliary = list(rank[role == "auxiliary"].sort_values(kind="stable").index)
     return [*targets, *auxiliary], len(targets)
 

@@ -202,8 +202,9 @@ def _prepare(
     if n_train < config.batch_size:
         msg = f"There are {n_train} training spots, fewer than batch_size={config.batch_size}; pass config=TrainConfig(batch_size={max(8, n_train // 2)})."
         raise ValueError(msg)
-    if not (assigned == "validation").any():
-        msg = f'obs["{keys.split}"] has no validation spot, and validation picks the epoch; run agl_sc.pp.split(sdata, validation=0.2).'
+    per_section = section_of(table)[assigned == "validation"].value_counts()
+    if per_section.max() < 2 or per_section.empty:
+        msg = f'obs["{keys.split}"] has {per_section.sum()} validation spots, no two of them in one section, and validation picks the epoch by Pearson; run agl_sc.pp.split(sdata, validation=0.2).'
         raise ValueError(msg)
     if keys.role not in table.var:
         target_genes(sdata, genes=min(50, table.n_vars), layer=layer, **common)
