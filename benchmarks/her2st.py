@@ -1,6 +1,7 @@
 """Held-out Pearson of every arm on HER2ST: train on C2-C4, C5 picks, C6 and B4 (another patient) are predicted.
 
     python benchmarks/her2st.py ../shared/data/her2st --seeds 3
+    python benchmarks/her2st.py ../shared/data/her2st --arms ridge agl fixed_k uncertainty --figures docs
 
 Prints the mean over the 50 targets per arm and section as mean and range over seeds, the paired difference to ridge with a
 bootstrap interval over target genes (of these two sections alone; targets are correlated), wall time and peak memory.
@@ -12,11 +13,15 @@ import resource
 import time
 import warnings
 from pathlib import Path
+from typing import get_args
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from spatialdata import SpatialData
 
 import agl_sc
+from agl_sc.core.config import Search
 from agl_sc.io._st import read_st_folder
 from agl_sc.tl import TrainConfig
 from agl_sc.tl._arms import LABELS, compare_arms
@@ -26,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--search", default="path", choices=["path", "gradient"])
+    parser.add_argument("--search", default="path", choices=get_args(Search))
+    parser.add_argument("--arms", nargs="+", default=["ridge", "pgl", "agl", "dkgsb"], choices=list(LABELS))
+    parser.add_argument("--figures", type=Path, help="folder for figures of DkGSB's searches")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     warnings.simplefilter("ignore")
@@ -40,14 +47,36 @@ def main() -> None:
     clock.lap("embed")
     tables = []
     for seed in range(arguments.seeds):
-        result, model = compare_arms(sdata, config=TrainConfig(search=arguments.search), seed=seed)
+        result, model = compare_arms(sdata, arguments.arms, config=TrainConfig(search=arguments.search), seed=seed)
         tables.append(result)
-        clock.lap(f"four arms, seed {seed}")
-        if model is not None:
+        clock.lap(f"{len(arguments.arms)} arms, seed {seed}")
+        if model is not None and model.cutoff is not None:
             n_selected = int((model.weights[model.n_targets :] >= 0.5).sum())
             print(f"seed {seed}: cutoff {model.cutoff:.4f}, {n_selected} auxiliary genes, epoch {model.best_epoch}")
     report(pd.concat(tables, ignore_index=True))
+    if arguments.figures is not None:
+        draw_searches(sdata, arguments.figures)
+        clock.lap("figures")
     print(clock.text())
+
+
+def draw_searches(sdata: SpatialData, folder: Path) -> None:
+    """Validation path over k, and the cutoff's trace under the hyper-gradient from three starts."""
+    model = agl_sc.tl.train(sdata, config=TrainConfig(search="path"))
+    agl_sc.pl.cutoff(model, save=folder / "her2st_path.png")
+    figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for start in (0.1, 0.5, 0.9):
+        config = TrainConfig(search="gradient", start_cutoff=start, patience=50)
+        trace = agl_sc.tl.train(sdata, config=config).cutoff_trace
+        ax.plot(trace["step"], trace["cutoff"], label=f"from {start}")
+    ax.set(
+        xlabel="epoch",
+        ylabel="cutoff on the rank axis",
+        ylim=(0, 1),
+        title="Hyper-gradient, HER2ST C2-C4, validated on C5",
+    )
+    ax.legend(frameon=False)
+    figure.savefig(folder / "her2st_gradient.png", dpi=150)
 
 
 def report(result: pd.DataFrame) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from agl_sc.core.config import LossName
-from agl_sc.core.losses import Moments, correlation, merge, moments, mse_loss, negative_binomial_loss, poisson_loss
+from agl_sc.core.linear_pearson import linear_moments
+from agl_sc.core.losses import mse_loss, negative_binomial_loss, poisson_loss
+from agl_sc.core.pearson import Moments, correlation, merge, moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Objective:
 
     def parts(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, batch: Batch) -> torch.Tensor:
         """Sums over spots of predictions ``hidden @ weight.T + bias``, (n_sums, n_groups, n_genes)."""
+        if self.name == "pearson":
+            return linear_moments(hidden, weight, bias, measured=batch.measured, **batch.groups()).stacked()
         return self.parts_of(torch.nn.functional.linear(hidden, weight, bias), batch)
 
     def parts_of(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:

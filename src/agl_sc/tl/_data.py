@@ -22,6 +22,7 @@ from agl_sc.core.counts import Counts, count_law
 from agl_sc.core.encoder import load_encoder
 from agl_sc.core.fit import fit
 from agl_sc.core.network import network_from
+from agl_sc.core.parallel import n_pieces
 from agl_sc.core.problem import Earlier, Spots, in_log_units
 from agl_sc.core.progress import FitResult
 from agl_sc.core.rounds import fit_in_rounds
@@ -235,7 +236,13 @@ def fit_arm(
         "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed
     }  # fmt: skip
     training, held_out = data.spots(data.train, n_genes), data.held_out()
-    saved = None if checkpoint is None else Checkpoint(checkpoint, _settings(data, method, config=config, seed=seed))
+    accelerator = common["accelerator"] = accelerator or Accelerator()
+    settings = {
+        **_settings(data, method, config=config, seed=seed),
+        "mixed_precision": accelerator.mixed_precision,
+        "n_pieces": n_pieces(accelerator),
+    }
+    saved = None if checkpoint is None else Checkpoint(checkpoint, settings)
     common_first = {**common, "sources": data.sources, "on_improvement": on_improvement, "checkpoint": saved}
     if method == "dkgsb" and config.start == "agl":
         return fit_in_rounds(training, held_out, **common_first)
