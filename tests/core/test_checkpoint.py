@@ -8,6 +8,7 @@ import torch
 from agl_sc.core import fit as fit_module
 from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.epoch import train_epoch
 from agl_sc.core.fit import fit
 from agl_sc.core.problem import Spots
 from agl_sc.core.progress import FitResult
@@ -55,7 +56,6 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
     whole = run(config, method)
     checkpoint = Checkpoint(tmp_path / "state.safetensors", SETTINGS)
     epochs = iter(range(10))
-    train_epoch = fit_module.train_epoch
 
     def interrupted(*args: object, **kwargs: object) -> float:
         if next(epochs) == stop_at:
