@@ -38,7 +38,7 @@ def make_model(seed: int = 0, *, method: str = "dkgsb", encoder: dict[str, torch
         genes=[f"gene{i}" for i in range(N_GENES - 1)] + ["Gène-µ"],
         weights=np.linspace(1.0, 1e-7, N_GENES) ** 3,
         n_targets=N_TARGETS,
-        n_predicted=N_PREDICTED,
+        selected=np.isin(np.arange(N_GENES), [0, 1, 2, 4, 7]),
         method=method,
         search="path" if learned else None,
         cutoff=2 / 3 if learned else None,
@@ -146,7 +146,7 @@ def test_predict_changes_nothing(model: Model) -> None:
 
 def test_names_of_genes(model: Model) -> None:
     assert model.targets == ["gene0", "gene1", "gene2"]
-    assert model.predicted_genes == ["gene0", "gene1", "gene2", "gene3", "gene4"]
+    assert model.predicted_genes == ["gene0", "gene1", "gene2", "gene4", "gene7"]
 
 
 def assert_same(one: Model, other: Model) -> None:
@@ -154,7 +154,17 @@ def assert_same(one: Model, other: Model) -> None:
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     assert all(one.tensors[name].dtype == other.tensors[name].dtype for name in one.tensors)
     np.testing.assert_array_equal(one.weights, other.weights)
-    for name in ("genes", "n_targets", "n_predicted", "method", "search", "cutoff", "best_epoch", "card"):
+    for name in (
+        "genes",
+        "n_targets",
+        "n_predicted",
+        "predicted_genes",
+        "method",
+        "search",
+        "cutoff",
+        "best_epoch",
+        "card",
+    ):
         assert getattr(one, name) == getattr(other, name), name
     for name in ("history", "cutoff_trace"):
         loaded, expected = getattr(one, name), getattr(other, name)
@@ -197,7 +207,7 @@ def test_folder_holds_two_plain_files(tmp_path: Path, model: Model) -> None:
     for name in FILES:
         data = (tmp_path / "model" / name).read_bytes()
         assert not data.startswith((b"\x80", b"PK"))  # neither a pickle nor a zip of pickles
-    assert json.loads((tmp_path / "model" / "model.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["format"] == 2
 
 
 def test_same_model_same_bytes(tmp_path: Path, model: Model) -> None:
@@ -313,11 +323,11 @@ def test_card_that_is_merely_laid_out_anew_is_taken(saved: Path, model: Model) -
     assert_same(Model.load(saved), model)
 
 
-@pytest.mark.parametrize("card", ['{"format": 2}', "{}", "[1, 2]"])
+@pytest.mark.parametrize("card", ['{"format": 1}', "{}", "[1, 2]"])
 def test_another_format(saved: Path, card: str) -> None:
     (saved / "model.json").write_text(card)
     with pytest.raises(
-        ValueError, match=r"is of another model format than 1; load it with the agl-sc version that wrote"
+        ValueError, match=r"is of another model format than 2; load it with the agl-sc version that wrote"
     ):
         Model.load(saved)
 

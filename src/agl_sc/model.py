@@ -23,7 +23,7 @@ from agl_sc.core.scaling import center_per_section, scale_features
 
 FloatArray = NDArray[np.float64]
 
-FORMAT = 1
+FORMAT = 2
 _CARD, _WEIGHTS = "model.json", "model.safetensors"
 
 
@@ -35,13 +35,13 @@ class Model:
     """Parameters ``network.*`` and, when fine-tuned, ``encoder.*``; ``feature_scale`` (n_features,); ``slope`` and
     ``intercept`` (n_predicted,); for a likelihood ``base``, log of the mean normalised count, (n_predicted,)."""
     genes: list[str] = field(repr=False)
-    """Modelled genes: targets, then selected and other auxiliary genes, both by prior rank."""
+    """Modelled genes: targets, then auxiliary genes by prior rank."""
     weights: FloatArray = field(repr=False)
     """Weight of every modelled gene in training, in [0, 1], (n_genes,)."""
     n_targets: int
     """Number of leading genes that are targets."""
-    n_predicted: int
-    """Number of leading genes that are predicted: targets and selected auxiliary genes."""
+    selected: NDArray[np.bool_] = field(repr=False)
+    """Modelled genes that are predicted: targets and selected auxiliary genes, (n_genes,)."""
     method: str
     """As :func:`agl_sc.tl.train` takes it."""
     search: str | None
@@ -65,7 +65,12 @@ class Model:
     @property
     def predicted_genes(self) -> list[str]:
         """Names of the genes that are predicted."""
-        return self.genes[: self.n_predicted]
+        return [gene for gene, selected in zip(self.genes, self.selected, strict=True) if selected]
+
+    @property
+    def n_predicted(self) -> int:
+        """Number of genes that are predicted."""
+        return int(self.selected.sum())
 
     @property
     def finetuned(self) -> bool:
@@ -148,12 +153,18 @@ class Model:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _fields(self) -> dict[str, Any]:
-        plain = ("genes", "n_targets", "n_predicted", "method", "search", "cutoff", "best_epoch", "card")
+        plain = ("genes", "n_targets", "method", "search", "cutoff", "best_epoch", "card")
         tables = {
             name: json.loads(getattr(self, name).to_json(orient="split", double_precision=15))
             for name in ("history", "cutoff_trace")
         }
-        return {"format": FORMAT, **{k: getattr(self, k) for k in plain}, "weights": self.weights.tolist(), **tables}
+        return {
+            "format": FORMAT,
+            **{k: getattr(self, k) for k in plain},
+            "weights": self.weights.tolist(),
+            "selected": self.selected.tolist(),
+            **tables,
+        }
 
     @classmethod
     def load(cls, path: str | Path) -> "Model":
@@ -193,7 +204,8 @@ class Model:
         del fields["format"]
         tables: dict[str, Any] = {name: _numeric_table(fields.pop(name)) for name in ("history", "cutoff_trace")}
         weights = np.array(fields.pop("weights"), dtype=float)
-        return cls(tensors=load_tensors(data), weights=weights, **tables, **fields)
+        selected = np.array(fields.pop("selected"), dtype=bool)
+        return cls(tensors=load_tensors(data), weights=weights, selected=selected, **tables, **fields)
 
 
 def check_model_path(path: str | Path) -> Path:

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
@@ -221,8 +220,7 @@ def _model(
     table: "AnnData", keys: Keys, *, data: TrainingData, how: tuple[Method, TrainConfig, int], result: FitResult
 ) -> Model:
     method, config, seed = how
-    learned = method == "dkgsb"
-    order = np.argsort(~result.selected, kind="stable")
+    learned = method in ("dkgsb", "fixed_k")
     card = {
         "features": recorded(table, keys, "features"),
         "normalize": normalize_of(table, keys),
@@ -239,12 +237,12 @@ def _model(
     }
     return Model(
         tensors=data.calibrated(result, config),
-        genes=[data.genes[i] for i in order],
-        weights=result.weights[order],
+        genes=data.genes[: len(result.weights)],
+        weights=result.weights,
         n_targets=data.n_targets,
-        n_predicted=int(result.selected.sum()),
+        selected=result.selected,
         method=method,
-        search=config.search if learned else None,
+        search=config.search if method == "dkgsb" else None,
         cutoff=result.choices.cutoff if learned else None,
         best_epoch=result.choices.n_epochs,
         card=card,
