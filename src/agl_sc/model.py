@@ -16,9 +16,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from agl_sc._paths import check_parent
+from agl_sc.core.counts import in_log_units
 from agl_sc.core.encoder import Encoder, load_encoder
 from agl_sc.core.network import network_from
-from agl_sc.core.problem import in_log_units
 from agl_sc.core.scaling import center_per_section, scale_features
 
 FloatArray = NDArray[np.float64]

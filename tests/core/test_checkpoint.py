@@ -9,6 +9,7 @@ from agl_sc.core import fit as fit_module
 from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.epoch import train_epoch
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.problem import Spots
 from agl_sc.core.progress import FitResult
@@ -23,12 +24,12 @@ def spots(n_spots: int, seed: int) -> Spots:
     loadings = np.random.default_rng(0).normal(size=(12, 20))
     features = generator.normal(size=(n_spots, 12))
     expression = features @ loadings + generator.normal(size=(n_spots, 20)) * 3
-    return Spots(features, expression, np.zeros(n_spots, dtype=np.int64))
+    return Spots(features, Expression.from_dense(expression), np.zeros(n_spots, dtype=np.int64))
 
 
 def run(config: TrainConfig, method: Method, checkpoint: Checkpoint | None = None) -> FitResult:
     held_out = spots(30, 2)
-    validation = Validation(held_out.features, held_out.expression[:, :N_TARGETS], held_out.sections)
+    validation = Validation(held_out.features, held_out.expression.columns(0, N_TARGETS), held_out.sections)
     return fit(
         spots(64, 1),
         validation,

@@ -9,13 +9,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from agl_sc.core.closed_form import reduced_rank_ridge, ridge_basis
 from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.gate import n_active
-from agl_sc.core.network import reduced_rank_ridge, ridge_basis
+from agl_sc.core.path import ALPHAS
 from agl_sc.core.problem import Choices, Spots
 from agl_sc.core.progress import FitResult
-from agl_sc.core.search import ALPHAS, TRACE_COLUMNS, Validation, section_pearson
+from agl_sc.core.search import TRACE_COLUMNS, Validation, section_pearson
 from agl_sc.core.weighting import gene_weights
 
 FloatArray = NDArray[np.float64]
@@ -36,7 +38,7 @@ def make_spots(seed: int = 0) -> tuple[Spots, Validation]:
     expression = bent @ rng.normal(size=(6, N_GENES)) + noise * rng.normal(size=(2 * N_SPOTS, N_GENES))
     expression = (expression - expression.mean(axis=0)) / expression.std(axis=0)
     sections = np.repeat([0, 1], N_SPOTS // 2)
-    spots = Spots(features[:N_SPOTS], expression[:N_SPOTS], sections)
+    spots = Spots(features[:N_SPOTS], Expression.from_dense(expression[:N_SPOTS]), sections)
     return spots, Validation(features[N_SPOTS:], expression[N_SPOTS:, :N_TARGETS], sections)
 
 
@@ -228,7 +230,7 @@ def test_first_loss_is_the_weighted_mean_over_genes_at_the_closed_form(method: M
     weights = gene_weights(method, 0.4, n_targets=N_TARGETS, n_genes=N_GENES, temperature=0.1)
     np.testing.assert_array_equal(result.weights, weights)
     start = reduced_rank_ridge(ridge_basis(spots.features, spots.expression), weights, alpha=10.0, rank=4)
-    losses = 1 - section_pearson(spots.expression, start.predict(spots.features), spots.sections)
+    losses = 1 - section_pearson(spots.expression.columns(0, N_GENES), start.predict(spots.features), spots.sections)
     assert result.history["loss"][1] == pytest.approx(np.average(losses, weights=weights), abs=1e-5)
 
 
@@ -264,7 +266,7 @@ def test_inactive_genes_do_not_change_the_training_of_the_others() -> None:
     choices = Choices(alpha=10.0, rank=4, cutoff=0.3, n_epochs=3)
     common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "config": config()}
     first = fit(spots, None, choices=choices, **common)
-    spots.expression[:, N_TARGETS + n_active(0.3, N_AUXILIARY) :] = 7.0
+    spots.expression.scale[N_TARGETS + n_active(0.3, N_AUXILIARY) :] = np.inf
     second = fit(spots, None, choices=choices, **common)
     assert torch.equal(first.state["network.linear.weight"], second.state["network.linear.weight"])
 
@@ -304,7 +306,7 @@ def test_gradient_search_does_not_train_the_network() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gene_that_is_constant_does_no_harm(method: Method) -> None:
     spots, validation = make_spots()
-    spots.expression[:, [1, N_TARGETS + 2]] = 0.0
+    spots.expression.scale[[1, N_TARGETS + 2]] = np.inf
     validation.targets[:, 2] = 0.0
     result = fit(spots, validation, n_targets=N_TARGETS, method=method, config=config(max_epochs=3))
     assert all(value.isfinite().all() for value in result.state.values())
@@ -349,7 +351,8 @@ class Mapped:
 )
 def test_a_small_last_batch_is_dropped(n_spots: int, batch_size: int, sizes: list[int]) -> None:
     spots, validation = make_spots()
-    few = Spots(spots.features[:n_spots], spots.expression[:n_spots], spots.sections[:n_spots])
+    expression = Expression.from_dense(spots.expression.columns(0, N_GENES)[:n_spots])
+    few = Spots(spots.features[:n_spots], expression, spots.sections[:n_spots])
     source = Mapped(few.features, torch.nn.Identity())
     settings = config(batch_size=batch_size, max_epochs=2)
     common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "pgl", "config": settings}

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
-from agl_sc.core.search import ALPHAS
+from agl_sc.core.path import ALPHAS
 
 FloatArray = NDArray[np.float64]
 

@@ -8,19 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.network import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.path import RANKS, choose_alpha, choose_rank, path_search
 from agl_sc.core.problem import Choices, Spots
-from agl_sc.core.search import (
-    RACE_CUTOFFS,
-    RANKS,
-    TRACE_COLUMNS,
-    Validation,
-    choose_alpha,
-    choose_rank,
-    path_search,
-    race_search,
-)
+from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation, race_search
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
 
 FloatArray = NDArray[np.float64]

@@ -77,3 +77,8 @@ def to_log_rate(spread: FloatArray, base: FloatArray) -> FloatArray:
     """Slope per gene from scaled expression log(1 + count) to the log of the rate, at the mean, at most 1, (n_genes,)."""
     slope: FloatArray = np.minimum(spread * (1 + np.exp(-base)), 1.0)
     return slope
+
+
+def in_log_units(log_rate: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Log(1 + normalised count) of log rates (n_spots, n) relative to the mean of the leading genes of ``base``."""
+    return torch.nn.functional.softplus(log_rate + base[: log_rate.shape[1]])

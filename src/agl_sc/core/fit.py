@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from agl_sc.core.checkpoint import Checkpoint, Tensors
 from agl_sc.core.choose import Plan, Planner, no_trace
+from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.epoch import batches_of, train_epoch
-from agl_sc.core.network import LowRank
 from agl_sc.core.parallel import n_pieces
 from agl_sc.core.problem import Bilevel, Choices, Earlier, Problem, Spots
 from agl_sc.core.progress import FitResult, begin, result_of, resume, to_save

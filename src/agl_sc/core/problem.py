@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from agl_sc.core.checkpoint import Tensors, part
-from agl_sc.core.counts import Counts
+from agl_sc.core.counts import Counts, in_log_units
+from agl_sc.core.expression import Batches, Expression
 from agl_sc.core.hypergradient import Parameters
 from agl_sc.core.network import Network
 from agl_sc.core.objective import Batch, Objective
@@ -23,14 +24,12 @@ class Spots:
 
     features: FloatArray
     """Centred per section and scaled, (n_spots, n_features)."""
-    expression: FloatArray
+    expression: Expression
     """Centred per section and scaled; targets first, then auxiliary genes by prior rank, (n_spots, n_genes)."""
     sections: NDArray[np.int64]
     """Section of every spot, (n_spots,)."""
     counts: Counts | None = None
     """Raw counts of the same genes, for a likelihood."""
-    spread: FloatArray | None = None
-    """What the expression was divided by, (n_genes,), for a likelihood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Problem:
     """Trunk and head."""
     source: Source
     """Inputs of the training spots."""
-    expression: torch.Tensor
+    expression: Batches
     """Of the training spots, (n_spots, n_genes)."""
     sections: torch.Tensor
     """Section of every training spot, (n_spots,)."""
@@ -120,7 +119,7 @@ class Problem:
         sections = self.sections[here]
         present = torch.unique(sections) if present is None else present
         if self.counts is None:
-            return Batch(inputs, self.expression[here, :n_genes], sections, present, inputs.new_zeros(0))
+            return Batch(inputs, self.expression.batch(index, n_genes), sections, present, inputs.new_zeros(0))
         measured = self.counts.batch(index, n_genes).to(self.device)
         library = torch.from_numpy(np.log(self.counts.library[index.cpu().numpy()]).astype(np.float32))
         return Batch(inputs, measured, sections, present, library.to(self.device))
@@ -135,11 +134,6 @@ class Problem:
             raw = torch.cat([self.network(inputs, self.n_targets) for inputs in batches]).float()
             predicted = raw if self.base is None else in_log_units(raw, self.base)
         return self.validation.score(predicted.cpu().double().numpy())
-
-
-def in_log_units(log_rate: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Log(1 + normalised count) of log rates (n_spots, n) relative to the mean of the leading genes of ``base``."""
-    return torch.nn.functional.softplus(log_rate + base[: log_rate.shape[1]])
 
 
 @dataclass(slots=True)

@@ -4,10 +4,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.counts import count_law, to_log_rate
+from agl_sc.core.expression import Batches, gene_blocks
 from agl_sc.core.hypergradient import Parameters
-from agl_sc.core.network import LowRank, Network, load_closed_form
+from agl_sc.core.network import Network, load_closed_form
 from agl_sc.core.objective import Objective
 from agl_sc.core.problem import Problem, Spots
 from agl_sc.core.search import Validation
@@ -48,7 +50,7 @@ def make_problem(
     problem = Problem(
         network=network.to(device),
         source=sources[0],
-        expression=torch.from_numpy(spots.expression.astype(np.float32)).to(device),
+        expression=Batches(spots.expression, device),
         sections=torch.from_numpy(spots.sections).to(device),
         objective=objective,
         counts=spots.counts if base is not None else None,
@@ -82,8 +84,8 @@ def _objective(
         return Objective("pearson", None, empty, empty), None, ones
     if config.loss == "mse":
         return Objective("mse", _panels(_varying(spots), device), empty, empty), None, ones
-    if spots.counts is None or spots.spread is None:
-        msg = f"loss={config.loss!r} needs raw counts; pass Spots with counts and spread."
+    if spots.counts is None:
+        msg = f"loss={config.loss!r} needs raw counts; pass Spots with counts."
         raise ValueError(msg)
     law = count_law(spots.counts, spots.sections)
 
@@ -91,7 +93,7 @@ def _objective(
         return torch.from_numpy(values.astype(np.float32)).to(device)
 
     objective = Objective(config.loss, _panels(law.panels, device), tensor(law.log_share), tensor(law.log_dispersion))
-    return objective, tensor(law.base), to_log_rate(spots.spread, law.base)
+    return objective, tensor(law.base), to_log_rate(spots.expression.scale, law.base)
 
 
 def _panels(measured: NDArray[np.bool_], device: torch.device) -> torch.Tensor | None:
@@ -103,5 +105,6 @@ def _varying(spots: Spots) -> NDArray[np.bool_]:
     """Genes that are not the same in all spots of a section, (n_sections, n_genes)."""
     varying = np.zeros((int(spots.sections.max()) + 1, spots.expression.shape[1]), dtype=bool)
     for code in np.unique(spots.sections):
-        varying[code] = np.ptp(spots.expression[spots.sections == code], axis=0) > 0
+        for genes, values in gene_blocks(spots.expression.values[spots.sections == code]):
+            varying[code, genes] = np.ptp(values, axis=0) > 0
     return varying

@@ -67,7 +67,7 @@ def ridge_pearson(sdata: "SpatialData") -> pd.DataFrame:
     table, keys = get_table(sdata, None), Keys()
     data = training_data(table, keys, None)
     spots = data.spots(data.train | data.validation, data.n_targets)
-    predicted = data.features @ ridge_cv(spots.features, spots.expression)
+    predicted = data.features @ ridge_cv(spots.features, spots.expression.columns(0, data.n_targets))
     rows = (split_of(table, keys) == "test") & np.isfinite(predicted).all(axis=1)
     names = section_of(table).to_numpy()
     tables = []

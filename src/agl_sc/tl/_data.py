@@ -20,13 +20,14 @@ from agl_sc.core.checkpoint import Checkpoint, part
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.counts import Counts, count_law
 from agl_sc.core.encoder import load_encoder
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
-from agl_sc.core.network import network_from
+from agl_sc.core.network import calibration, network_from
 from agl_sc.core.parallel import n_pieces
-from agl_sc.core.problem import Earlier, Spots, in_log_units
+from agl_sc.core.problem import Earlier, Spots
 from agl_sc.core.progress import FitResult
 from agl_sc.core.rounds import fit_in_rounds
-from agl_sc.core.scaling import calibrate, center_per_section, scale_features, spread
+from agl_sc.core.scaling import center_per_section, scale_features, spread
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import EncodedTiles
 from agl_sc.core.tiles import tile_batches
@@ -82,12 +83,11 @@ class TrainingData:
 
     def spots(self, rows: BoolArray, n_genes: int | None = None) -> Spots:
         """Rows ready for training, scaled by the spread of the training spots."""
-        codes = self.sections
-        training = center_per_section(self.measured(self.train, n_genes), codes[self.train])
-        values = training if rows is self.train else center_per_section(self.measured(rows, n_genes), codes[rows])
-        scale = spread(training)
+        expression = Expression.fitted(self.expression[self.train][:, :n_genes], self.sections[self.train])
+        if rows is not self.train:
+            expression = Expression.fitted(self.expression[rows][:, :n_genes], self.sections[rows], expression.scale)
         counts = Counts(self.counts[rows][:, :n_genes], self.library[rows], self.units)
-        return Spots(self.features[rows], values / scale, codes[rows], counts, scale)
+        return Spots(self.features[rows], expression, self.sections[rows], counts)
 
     def held_out(self) -> Validation:
         """Validation spots of the targets."""
@@ -106,18 +106,15 @@ class TrainingData:
             tiles.load(result.state)
             inputs = torch.cat([batch.cpu() for batch in tiles.all_inputs()])
         counted = config.loss in ("poisson", "negative_binomial")
-        base = self._base()[: len(selected)][selected] if counted else np.zeros(0)
-        with torch.inference_mode():
-            raw = network(inputs)
-            raw = in_log_units(raw, torch.from_numpy(base.astype(np.float32))) if counted else raw
-        measured = self.expression[self.train][:, np.flatnonzero(selected)].toarray().astype(float)
-        slope, intercept = calibrate(raw.double().numpy(), measured)
+        base = torch.from_numpy(self._base()[: len(selected)][selected].astype(np.float32)) if counted else None
+        measured = self.expression[self.train][:, np.flatnonzero(selected)]
+        slope, intercept = calibration(network, inputs, measured, base=base)
         scale = {"feature_scale": self.feature_scale, "slope": slope, "intercept": intercept}
         return {
             **{f"network.{name}": tensor for name, tensor in network.state_dict().items()},
             **{name: tensor for name, tensor in result.state.items() if name.startswith("encoder.")},
             **{name: torch.from_numpy(values.astype(np.float32)) for name, values in scale.items()},
-            **({"base": torch.from_numpy(base.astype(np.float32))} if counted else {}),
+            **({} if base is None else {"base": base}),
         }
 
     def _base(self) -> FloatArray:

@@ -1,0 +1,188 @@
+"""Reduced-rank ridge with gene weights: the closed-form start of trunk and head."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agl_sc.core.eigen import leading_eigenvectors
+from agl_sc.core.expression import Expression
+
+FloatArray = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
+
+_COLUMNS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RidgeBasis:
+    """Training features and all genes in the eigenbasis of the features' Gram matrix.
+
+    With features F = U diag(s) V', ridge of the genes Z is ``F V diag(s / (s^2 + alpha)) U'Z``. Everything that a
+    reduced-rank fit needs is of size min(n_spots, n_features), whatever the number of spots.
+    """
+
+    singular_values: FloatArray
+    """Of the features, (q,), q <= min(n_spots, n_features)."""
+    loadings: FloatArray
+    """V, (n_features, q)."""
+    genes: Floats
+    """U'Z, (q, n_genes), in the precision of the features."""
+    n_spots: int
+    """Number of training spots."""
+
+
+def ridge_basis(features: Floats, expression: Expression) -> RidgeBasis:
+    """Decompose centred features once, and project centred genes on them, block by block.
+
+    Works on the smaller of the kernel (n_spots, n_spots) and the covariance (n_features, n_features), in double
+    precision; genes are projected and kept in the precision of the features.
+
+    Parameters
+    ----------
+    features
+        (n_spots, n_features).
+    expression
+        Of the same spots.
+    """
+    n_spots, n_features = features.shape
+    if n_spots < n_features:
+        squares, left = _decompose(_gram(features))
+        singular_values = np.sqrt(squares)
+        loadings = features.T @ left / singular_values
+        projection = left.astype(features.dtype)
+        return RidgeBasis(singular_values, loadings, _project(projection, expression), n_spots)
+    squares, loadings = _decompose(_gram(features.T))
+    singular_values = np.sqrt(squares)
+    genes = _project(features, expression)  # with F' before V', no left singular vectors of n_spots rows are needed
+    turn = (loadings / singular_values).astype(features.dtype)
+    for start in range(0, genes.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        genes[: len(squares), columns] = turn.T @ genes[:, columns]
+    return RidgeBasis(singular_values, loadings, genes[: len(squares)], n_spots)
+
+
+def _gram(matrix: Floats, weights: FloatArray | None = None) -> FloatArray:
+    """``matrix W matrix'`` in double precision, a few columns at a time."""
+    n_rows, n_columns = matrix.shape
+    root = np.ones(n_columns) if weights is None else np.sqrt(weights)
+    gram = np.zeros((n_rows, n_rows))
+    for start in range(0, n_columns, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        block = matrix[:, columns] * root[columns]
+        gram += block @ block.T
+    return gram
+
+
+def _decompose(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
+    squares, vectors = np.linalg.eigh(gram)
+    keep = squares > squares[-1] * 1e-10
+    return squares[keep], vectors[:, keep]
+
+
+def _project(left: Floats, expression: Expression) -> Floats:
+    """``left' Z``, (n_columns, n_genes), of ``left`` (n_spots, n_columns)."""
+    projected = np.empty((left.shape[1], expression.shape[1]), dtype=left.dtype)
+    for genes, values in expression.blocks():
+        projected[:, genes] = left.T @ values.astype(left.dtype, copy=False)
+    return projected
+
+
+def ridge_coefficients(basis: RidgeBasis, alpha: float, n_genes: int | None = None) -> FloatArray:
+    """Ridge regression of the first ``n_genes`` genes on the features, (n_features, n_genes)."""
+    shrunk = basis.singular_values / (basis.singular_values**2 + alpha)
+    coefficients: FloatArray = (basis.loadings * shrunk) @ basis.genes[:, :n_genes]
+    return coefficients
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A linear predictor of low rank: ``features @ trunk @ head``."""
+
+    trunk: FloatArray
+    """(n_features, rank); its output has unit mean square over the training spots."""
+    head: FloatArray
+    """(rank, n_genes)."""
+
+    def cut(self, rank: int) -> "LowRank":
+        """The best solution of a lower rank: leading columns and rows."""
+        return LowRank(self.trunk[:, :rank], self.head[:rank])
+
+    def predict(self, features: FloatArray) -> FloatArray:
+        """Predictions (n_spots, n_genes)."""
+        predicted: FloatArray = features @ self.trunk @ self.head
+        return predicted
+
+
+def _shrinkage(basis: RidgeBasis, alpha: float) -> FloatArray:
+    """What ridge does to every direction of the basis, (q,): it fits ``HZ = U diag(shrinkage) U'Z``."""
+    squares = basis.singular_values**2
+    shrinkage: FloatArray = squares / (squares + alpha)
+    return shrinkage
+
+
+def _low_rank(basis: RidgeBasis, leading: FloatArray, *, shrinkage: FloatArray, n_genes: int | None = None) -> LowRank:
+    """Trunk from orthonormal directions in the basis, (q, rank), and its head for the leading genes."""
+    scale = np.sqrt(basis.n_spots)
+    trunk = basis.loadings @ (leading / basis.singular_values[:, None]) * scale
+    head = (leading * (shrinkage / scale)[:, None]).T.astype(basis.genes.dtype) @ basis.genes[:, :n_genes]
+    return LowRank(trunk, head.astype(np.float64))
+
+
+def reduced_rank_ridge(basis: RidgeBasis, weights: FloatArray, *, alpha: float, rank: int) -> LowRank:
+    """Best rank-``rank`` approximation of the ridge fit under gene weights.
+
+    The leading eigenvectors of ``H Z W Z' H`` span the shared trunk, so auxiliary genes shape it in closed form.
+
+    Parameters
+    ----------
+    basis
+        Of the training spots.
+    weights
+        Non-negative weight of every gene, (n_genes,).
+    alpha
+        Ridge penalty on the features' scale.
+    rank
+        Width of the trunk; at most min(n_spots, n_features).
+    """
+    rank = min(rank, len(basis.singular_values))
+    shrinkage = _shrinkage(basis, alpha)
+    n_active = int(np.flatnonzero(weights).max(initial=-1)) + 1
+    gram = _gram(basis.genes[:, :n_active], weights[:n_active]) * np.outer(shrinkage, shrinkage)
+    return _low_rank(basis, leading_eigenvectors(gram, rank)[:, :rank], shrinkage=shrinkage)
+
+
+def reduced_rank_path(
+    basis: RidgeBasis, n_targets: int, n_auxiliary: NDArray[np.int64], *, alpha: float, rank: int
+) -> Iterator[LowRank]:
+    """Reduced-rank ridge of the targets for every number of auxiliary genes, by one running sum over genes.
+
+    Parameters
+    ----------
+    basis
+        Of the training spots; genes are the targets, then the auxiliary genes by prior rank.
+    n_targets
+        Number of leading genes that are targets (weight 1).
+    n_auxiliary
+        Increasing numbers of auxiliary genes to include (weight 1).
+    alpha
+        Ridge penalty on the features' scale.
+    rank
+        Width of the trunk.
+
+    Yields
+    ------
+    One solution per entry of ``n_auxiliary``, its head for the targets only.
+    """
+    rank = min(rank, len(basis.singular_values))
+    shrinkage = _shrinkage(basis, alpha)
+    shrinkages = np.outer(shrinkage, shrinkage)
+    gram = np.zeros_like(shrinkages)
+    done, leading = 0, None
+    for n in n_targets + n_auxiliary:
+        gram += _gram(basis.genes[:, done:n])
+        done = n
+        leading = leading_eigenvectors(gram * shrinkages, rank, leading)
+        yield _low_rank(basis, leading[:, :rank], shrinkage=shrinkage, n_genes=n_targets)

@@ -1,0 +1,114 @@
+"""What validation picks in closed form: penalty, rank, and where to cut the ranking of auxiliary genes."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, ridge_coefficients
+from agl_sc.core.search import TRACE_COLUMNS, Validation
+
+FloatArray = NDArray[np.float64]
+
+ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 17))
+"""Ridge penalties tried, per feature."""
+RANKS = (4, 8, 16, 32, 64)
+"""Widths of the trunk tried."""
+
+
+def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
+    """Ridge penalty with the best mean validation Pearson of the targets."""
+    n_targets = validation.targets.shape[1]
+    n_features = validation.features.shape[1]
+    grid = [n_features * alpha for alpha in ALPHAS]
+    scores = [validation.score(validation.features @ ridge_coefficients(basis, a, n_targets)) for a in grid]
+    return float(grid[int(np.argmax(scores))])
+
+
+def choose_rank(start: LowRank, validation: Validation) -> int:
+    """Rank of the trunk with the best mean validation Pearson of the targets."""
+    n_targets = validation.targets.shape[1]
+    ranks = _ranks(start.trunk.shape[1])
+    targets = LowRank(start.trunk, start.head[:, :n_targets])
+    return ranks[int(np.argmax(rank_pearson(targets, ranks, validation).mean(axis=1)))]
+
+
+def path_search(
+    basis: RidgeBasis, validation: Validation, *, alpha: float, rank: int | None = None, n_cutoffs: int = 64
+) -> tuple[float, pd.DataFrame]:
+    """Cutoff from the closed-form fit at every number of auxiliary genes.
+
+    Validation scores are smoothed over neighbouring cutoffs, and the best rank of the trunk is kept; of the cutoffs whose
+    paired difference to the best is within one standard error over target genes, the one with the fewest genes is taken.
+
+    Parameters
+    ----------
+    basis
+        Training spots; genes are the targets, then the auxiliary genes by prior rank.
+    validation
+        Validation spots.
+    alpha
+        Ridge penalty on the features' scale.
+    rank
+        Width of the trunk; chosen on the validation spots if None.
+    n_cutoffs
+        Number of cutoffs tried, evenly over the rank axis.
+
+    Returns
+    -------
+    The cutoff in [0, 1], and the trace: step, cutoff, k, validation_pearson; 0 and an empty trace without auxiliary genes.
+    """
+    n_targets = validation.targets.shape[1]
+    n_auxiliary = basis.genes.shape[1] - n_targets
+    if n_auxiliary == 0:
+        return 0.0, pd.DataFrame(columns=list(TRACE_COLUMNS))
+    widest = min(len(basis.singular_values), RANKS[-1] if rank is None else rank)
+    ranks = _ranks(widest) if rank is None else [widest]
+    k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))
+    path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
+    scores = np.stack([rank_pearson(solution, ranks, validation) for solution in path])
+    smooth = _smooth(scores)
+    best = int(np.argmax(smooth.mean(axis=2).max(axis=0)))
+    cutoffs = k / n_auxiliary
+    trace = {"step": np.arange(len(k)), "cutoff": cutoffs, "k": k, "validation_pearson": scores[:, best].mean(axis=1)}
+    return float(cutoffs[_one_standard_error(smooth[:, best])]), pd.DataFrame(trace)
+
+
+def _ranks(widest: int) -> list[int]:
+    return [rank for rank in RANKS if rank < widest] + [widest] if widest < RANKS[-1] else list(RANKS)
+
+
+def rank_pearson(solution: LowRank, ranks: list[int], validation: Validation) -> FloatArray:
+    """Pearson of every target within sections, averaged over them, at every rank, undefined ones 0, (n_ranks, n_targets).
+
+    From second moments of the trunk's output, so that its width is the only size that a rank costs: predictions at rank r
+    are partial sums over the trunk, and so are their products with the targets and their squares.
+    """
+    shared, head, at = validation.features @ solution.trunk, solution.head, np.array(ranks) - 1
+    total, n_defined = (np.zeros((len(ranks), head.shape[1])) for _ in range(2))
+    for code in np.unique(validation.sections):
+        inside = validation.sections == code
+        trunk, measured = (each[inside] - each[inside].mean(axis=0) for each in (shared, validation.targets))
+        gram = trunk.T @ trunk
+        square = np.cumsum(head * ((np.tril(gram) + np.tril(gram, -1)) @ head), axis=0)[at]
+        product = np.cumsum(head * (trunk.T @ measured), axis=0)[at]
+        # A constant is not one to the last digit; the trunk's output has unit mean square.
+        varies = square > 1e-20 * len(trunk) * np.cumsum(head**2, axis=0)[at]
+        varies &= np.ptp(validation.targets[inside], axis=0) > 0
+        norm = np.sqrt(np.where(varies, square * (measured**2).sum(axis=0), 1.0))
+        total += np.where(varies, product / norm, 0.0)
+        n_defined += varies
+    return total / np.maximum(n_defined, 1)
+
+
+def _smooth(scores: FloatArray, reach: int = 2) -> FloatArray:
+    """Running mean over the first axis, the window cut at the ends."""
+    windows = [scores[max(i - reach, 0) : i + reach + 1] for i in range(len(scores))]
+    return np.stack([window.mean(axis=0) for window in windows])
+
+
+def _one_standard_error(scores: FloatArray) -> int:
+    """First row whose paired difference to the best row is within one standard error over columns."""
+    best = scores[np.argmax(scores.mean(axis=1))]
+    difference = best - scores
+    error = difference.std(axis=1) / np.sqrt(scores.shape[1])
+    return int(np.argmax(difference.mean(axis=1) <= error))
