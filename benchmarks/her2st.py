@@ -86,6 +86,8 @@ def report(result: pd.DataFrame) -> None:
     print("\nMean Pearson of the targets: mean, min, max over seeds")
     print(spread.rename(index=LABELS).to_string(float_format="{:.3f}".format))
     genes = result.groupby(["arm", "section", "gene"], sort=False)["pearson"].mean().unstack("arm")
+    if "ridge" not in genes:
+        return
     print("\nDifference to ridge, paired over targets: mean [95 % bootstrap interval]")
     for arm in [name for name in genes.columns if name != "ridge"]:
         for section, rows in genes.groupby("section"):
