@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agl_sc.core.config import TrainConfig
+from agl_sc.core.config import MIN_BATCH, TrainConfig
 from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
 from agl_sc.core.hypergradient import Adam, Parameters, State, fresh_state, hypergradient, warm_state
 from agl_sc.core.losses import weighted_mean
@@ -75,17 +75,20 @@ class LearnedCutoff(Weighting):
             self.search(training)
 
     def search(self, training: Bilevel) -> float:
-        """A step per training batch; mean validation loss at the ends of the unrolled steps."""
+        """A step per training batch; mean validation loss at the ends of the unrolled steps that were finite."""
         size, n_validation = self.config.outer_batch_size, training.n_validation
-        batches = list(torch.split(torch.cat(training.batches), size)) if size else training.batches
-        values = []
+        batches, values = training.batches, []
+        if size is not None:
+            spots = torch.cat(batches)
+            batches = [index for index in torch.split(spots, size) if len(index) >= min(MIN_BATCH, len(spots))]
         for index in batches:
             rows = None
             if self.config.validation_batch_size is not None:
                 shuffled = torch.randperm(n_validation, generator=training.randomness)
                 rows = shuffled[: self.config.validation_batch_size].to(self.at.device)
             values.append(self.step(training, index, rows))
-        return float(np.mean(values))
+        finite = [value for value in values if np.isfinite(value)]
+        return float(np.mean(finite)) if finite else float("nan")
 
     def step(self, training: Bilevel, index: torch.Tensor, rows: torch.Tensor | None = None) -> float:
         """Move the cutoff against the hyper-gradient of one training and one validation batch.

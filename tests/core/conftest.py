@@ -1,0 +1,101 @@
+"""A small bi-level problem, in float64 for what must agree to many digits."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from agl_sc.core.config import LossName
+from agl_sc.core.counts import Counts, count_law
+from agl_sc.core.network import Network
+from agl_sc.core.objective import Objective
+from agl_sc.core.problem import Bilevel, Problem
+from agl_sc.core.search import Validation
+from agl_sc.core.sources import CachedFeatures
+
+CPU = torch.device("cpu")
+N_FEATURES, N_TARGETS, N_SPOTS, N_HELD_OUT = 6, 3, 40, 30
+
+
+@pytest.fixture
+def another_accelerator() -> Iterator[None]:
+    """Accelerate remembers the first Accelerator of a process; forget it, before and after."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(scope="session")
+def make_bilevel() -> Callable[..., Bilevel]:
+    """From ``n_auxiliary``, ``loss``, ``n_sections``, ``dropout``, ``dtype`` to a training under way, its Adam warm."""
+    return bilevel
+
+
+def bilevel(
+    *,
+    n_auxiliary: int = 12,
+    loss: LossName = "pearson",
+    n_sections: int = 2,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> Bilevel:
+    rng = np.random.default_rng(0)
+    n_genes = N_TARGETS + n_auxiliary
+    features = rng.normal(size=(N_SPOTS + N_HELD_OUT, N_FEATURES))
+    signal = features @ rng.normal(size=(N_FEATURES, n_genes)) / 2
+    expression = signal + rng.normal(size=signal.shape)
+    sections = np.arange(len(features)) % n_sections
+    training = slice(0, N_SPOTS)
+    values = scipy.sparse.csr_matrix(rng.poisson(np.exp(signal[training] / 2 + 1)).astype(float))
+    library = np.asarray(values.sum(axis=1)).ravel() + 10.0
+    counts = Counts(values, library, float(library.mean()))
+    counted = loss in ("poisson", "negative_binomial")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Network(N_FEATURES, n_genes, rank=2, hidden=4, dropout=dropout).to(dtype)
+        torch.nn.init.normal_(network.outer.weight, std=0.3)
+    problem = Problem(
+        network=network.eval(),
+        source=source_of(features[training], dtype),
+        expression=torch.from_numpy(expression[training]).to(dtype),
+        sections=torch.from_numpy(sections[training]),
+        objective=objective_of(loss, counts, sections[training], dtype=dtype),
+        counts=counts if counted else None,
+        base=torch.zeros(n_genes, dtype=dtype) if counted else None,
+        validation_source=source_of(features[N_SPOTS:], dtype),
+        validation=Validation(features[N_SPOTS:], expression[N_SPOTS:, :N_TARGETS], sections[N_SPOTS:]),
+        n_targets=N_TARGETS,
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    everything = torch.arange(N_SPOTS)
+    made = Bilevel(problem, optimizer, [everything], torch.Generator().manual_seed(0), 0.01)
+    for _ in range(4):
+        optimizer.zero_grad()
+        batch = made.batch(everything, n_genes)
+        made.losses(dict(network.named_parameters()), batch).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    optimizer.zero_grad()
+    return made
+
+
+def source_of(features: Any, dtype: torch.dtype) -> CachedFeatures:
+    source = CachedFeatures(features, CPU)
+    source.features = torch.from_numpy(features).to(dtype)
+    return source
+
+
+def objective_of(loss: LossName, counts: Counts, sections: Any, *, dtype: torch.dtype) -> Objective:
+    empty = torch.zeros(0)
+    if loss in ("pearson", "mse"):
+        return Objective(loss, None, empty, empty)
+    law = count_law(counts, sections)
+    return Objective(loss, None, *(torch.from_numpy(v).to(dtype) for v in (law.log_share, law.log_dispersion)))
