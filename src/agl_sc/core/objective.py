@@ -57,6 +57,8 @@ class Objective:
         if self.name == "pearson":
             return moments(predicted, batch.measured, **batch.groups()).stacked()
         mask = None if self.panels is None else self.panels[batch.sections, : predicted.shape[1]]
+        if mask is None and not len(predicted):  # a piece without spots: the mean would be NaN
+            mask = torch.ones_like(predicted, dtype=torch.bool)
         losses = self._means(predicted, batch, mask)
         count = losses.new_full(losses.shape, len(predicted)) if mask is None else mask.sum(dim=0).to(losses.dtype)
         return torch.stack([count, count * losses])[:, None]
