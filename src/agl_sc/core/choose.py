@@ -68,8 +68,8 @@ class Planner:
         """Number of auxiliary genes."""
         return int(self.basis.genes.shape[1]) - self.n_targets
 
-    def start(self, choices: Choices) -> tuple[LowRank, Choices]:
-        """Closed-form start under the chosen weights, and its rank, which validation picks unless it is set."""
+    def start(self, choices: Choices, *, pick_rank: bool = False) -> tuple[LowRank, Choices]:
+        """Closed-form start under the chosen weights, and its rank: as chosen, or the best up to that on validation."""
         n_genes = self.basis.genes.shape[1]
         weights = gene_weights(
             self.method, choices.cutoff, n_targets=self.n_targets, n_genes=n_genes, temperature=self.config.temperature
@@ -77,7 +77,7 @@ class Planner:
         weights[: self.n_targets] *= choices.target_weight
         widest = min(choices.rank, len(self.basis.singular_values))
         start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
-        if self.validation is not None and self.config.rank is None:
+        if pick_rank and self.validation is not None and self.config.rank is None:
             start = start.cut(choose_rank(start, self.validation))
         return start, replace(choices, rank=start.trunk.shape[1])
 
@@ -100,7 +100,7 @@ class Planner:
             choices, trace = self._best_of(first, train)
         elif self.method == "dkgsb":
             choices, trace = self._cutoff(first, train)
-        start, choices = self.start(choices)
+        start, choices = self.start(choices, pick_rank=True)
         return Plan(start, choices, trace)
 
     def saved(self, plain: dict[str, Any]) -> Plan:
@@ -122,7 +122,7 @@ class Planner:
         if self.config.search == "race":
 
             def at(cutoff: float, n_epochs: int) -> float:
-                return train(*self.start(replace(first, cutoff=cutoff, n_epochs=n_epochs)))
+                return train(*self.start(replace(first, cutoff=cutoff, n_epochs=n_epochs), pick_rank=True))
 
             cutoffs = [cutoff for cutoff in RACE_CUTOFFS if cutoff <= limit] or [limit]
             cutoff, trace = race_search(at, cutoffs=cutoffs)
@@ -136,7 +136,7 @@ class Planner:
             candidates = [replace(first, cutoff=cutoff) for cutoff in FIXED_CUTOFFS]
         else:
             candidates = [replace(first, target_weight=weight) for weight in TARGET_WEIGHTS]
-        whole = [self.start(replace(each, n_epochs=self.config.max_epochs)) for each in candidates]
+        whole = [self.start(replace(each, n_epochs=self.config.max_epochs), pick_rank=True) for each in candidates]
         scores = [train(*each) for each in whole]
         cutoffs = np.array([each.cutoff for each in candidates])
         trace = {
