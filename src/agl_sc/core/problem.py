@@ -174,8 +174,11 @@ class Bilevel:
         n_targets = measured.shape[1]
         hidden = self.problem.network.hidden_at(at, inputs)
         batch = Batch(inputs, measured, sections, torch.unique(sections), inputs.new_zeros(0))
+        predicted = torch.nn.functional.linear(hidden, at["head.weight"][:n_targets], at["head.bias"][:n_targets])
+        if self.problem.base is not None:
+            predicted = in_log_units(predicted, self.problem.base)
         pearson = Objective("pearson", None, inputs.new_zeros(0), inputs.new_zeros(0))
-        return pearson.of_batch(hidden, at["head.weight"][:n_targets], at["head.bias"][:n_targets], batch=batch).mean()
+        return pearson.losses(pearson.parts_of(predicted, batch)[None]).mean()
 
     @property
     def n_validation(self) -> int:
