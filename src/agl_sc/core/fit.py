@@ -16,7 +16,7 @@ from agl_sc.core.choose import Plan, Planner, no_trace
 from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.epoch import batches_of, train_epoch
-from agl_sc.core.parallel import n_pieces
+from agl_sc.core.parallel import n_pieces, of_main, take_over
 from agl_sc.core.problem import Bilevel, Choices, Earlier, Problem, Spots
 from agl_sc.core.progress import FitResult, begin, result_of, resume, to_save
 from agl_sc.core.search import Validation
@@ -75,7 +75,13 @@ def fit(
     Returns
     -------
     The best epoch by validation, or the last one without validation.
+
+    Raises
+    ------
+    ValueError
+        No section has two validation spots; neither validation spots nor choices are given; a likelihood lacks counts.
     """
+    _check(validation)
     accelerator, earlier = accelerator or Accelerator(), earlier or Earlier()
     method = method if spots.expression.shape[1] > n_targets else "pgl"
     planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=config)
@@ -92,6 +98,7 @@ def fit(
 
     def attempt(start: LowRank, picked: Choices) -> float:
         """Training on cached features, for the methods that choose by trying."""
+        start, picked = of_main((start, picked), accelerator)
         problem = setup(start=start, sources=None)
         weighting = _weighting(method, picked, problem, config=config)
         return _train(
@@ -104,11 +111,12 @@ def fit(
             n_epochs=picked.n_epochs,
         ).score
 
-    saved = None if checkpoint is None else checkpoint.read()
+    saved = of_main(None if checkpoint is None else checkpoint.read(), accelerator)
     if saved is not None:
         plan = planner.saved(saved[1]["plan"])
     else:
         plan = planner.plan(attempt) if choices is None else Plan(*planner.start(choices), no_trace())
+    plan = of_main(plan, accelerator)
     problem = setup(start=plan.start, sources=sources)
     searching = method == "dkgsb" and config.search == "gradient" and choices is None
     weighting = _weighting(method, plan.choices, problem, config=config, search=searching, weights=earlier.weights)
@@ -125,6 +133,16 @@ def fit(
         checkpoint=checkpoint,
         saved=saved,
     )
+
+
+def _check(validation: Validation | None) -> None:
+    """Refuse what Pearson, taken within sections, is not defined on."""
+    if validation is not None and np.unique(validation.sections, return_counts=True)[1].max(initial=0) < 2:
+        msg = (
+            "Validation Pearson is taken within sections and needs at least two validation spots of a section; pass more, "
+            "such as by agl_sc.pp.split(sdata, validation=0.2)."
+        )
+        raise ValueError(msg)
 
 
 def _train(
@@ -144,8 +162,10 @@ def _train(
     """The loop: before every epoch the weighting may learn, then the network does, then validation judges."""
     optimizer = make_optimizer(problem, weighting.trained(), config)
     stepper = AcceleratedOptimizer(optimizer, scaler=accelerator.scaler)  # prepare() would keep it for ever
+    for module in (*problem.parts().values(), weighting):
+        take_over(module, accelerator)
     if saved is None:
-        now = begin(problem, weighting, plan.choices)
+        now = begin(problem, weighting, plan.choices, score=of_main(problem.score(), accelerator))
     else:
         now = resume(saved, problem, weighting=weighting, optimizer=optimizer)
     if on_improvement is not None and problem.validation is not None and now.epoch == 0:
@@ -159,8 +179,9 @@ def _train(
             training = Bilevel(problem, optimizer, batches, randomness, config.lr)
             problem.network.eval()
             weighting.before_epoch(training, now.epoch)
+            take_over(weighting, accelerator)
             loss = train_epoch(training, weighting, stepper=stepper, accelerator=accelerator)
-            improved = now.update(problem, weighting, loss)
+            improved = now.update(problem, weighting, loss=loss, score=of_main(problem.score(), accelerator))
             if improved and on_improvement is not None and problem.validation is not None:
                 on_improvement(result_of(now, weighting, plan))
             if checkpoint is not None and accelerator.is_main_process:

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
+
+T = TypeVar("T")
 
 Piece = Callable[[], torch.Tensor]
 """Sums over the spots of a piece of a batch; the same whenever it is called."""
@@ -68,6 +72,18 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter], accelerator: Acc
     flat = accelerator.reduce(torch.cat([gradient.reshape(-1) for gradient in gradients]), reduction="mean")
     for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def take_over(module: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Overwrite parameters and buffers by those of the main process."""
+    if accelerator.num_processes > 1:
+        for value in module.state_dict().values():
+            value.copy_(broadcast(value))
+
+
+def of_main(value: T, accelerator: Accelerator) -> T:
+    """What the main process has; anything that can be pickled."""
+    return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 @contextmanager

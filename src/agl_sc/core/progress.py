@@ -67,25 +67,23 @@ class Progress:
         """Whether the best epoch is too long ago."""
         return self.epoch - self.best_choices.n_epochs >= patience
 
-    def update(self, problem: Problem, weighting: Weighting, loss: float) -> bool:
+    def update(self, problem: Problem, weighting: Weighting, *, loss: float, score: float) -> bool:
         """Count an epoch; True if it is the best so far, as every one is without validation spots."""
         self.epoch += 1
-        score = self.note(problem, weighting, loss)
+        self.note(weighting, loss=loss, score=score)
         improved = problem.validation is None or score > self.best_score
         if improved:
             self.best_score, self.best = score, _snapshot(problem, weighting)
             self.best_choices = replace(self.picked, n_epochs=self.epoch)
         return improved
 
-    def note(self, problem: Problem, weighting: Weighting, loss: float) -> float:
-        """Add a row to the history; the validation Pearson."""
-        score = problem.score()
+    def note(self, weighting: Weighting, *, loss: float, score: float) -> None:
+        """Add a row to the history."""
         if weighting.cutoff is not None:
             self.picked = replace(self.picked, cutoff=weighting.cutoff)
-        k = int((weighting.weights()[problem.n_targets :] >= 0.5).sum())
+        k = int((weighting.weights()[weighting.n_targets :] >= 0.5).sum())
         row = {"epoch": self.epoch, "loss": loss, "validation_pearson": score, "cutoff": self.picked.cutoff, "k": k}
         self.history.append({**row, "skipped": weighting.n_skipped})
-        return score
 
 
 def _snapshot(problem: Problem, weighting: Weighting) -> Parameters:
@@ -107,11 +105,11 @@ def result_of(now: Progress, weighting: Weighting, plan: Plan) -> FitResult:
     return FitResult(state, weights, selected, now.best_choices, history, trace)
 
 
-def begin(problem: Problem, weighting: Weighting, picked: Choices) -> Progress:
+def begin(problem: Problem, weighting: Weighting, picked: Choices, *, score: float) -> Progress:
     """Before the first epoch."""
     start = replace(picked, n_epochs=0)
-    now = Progress(0, start, best_score=-np.inf, best_choices=start, best=_snapshot(problem, weighting), history=[])
-    now.best_score = now.note(problem, weighting, float("nan"))
+    now = Progress(0, start, best_score=score, best_choices=start, best=_snapshot(problem, weighting), history=[])
+    now.note(weighting, loss=float("nan"), score=score)
     return now
 
 

@@ -14,6 +14,7 @@ from agl_sc.core.choose import Planner
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.epoch import batches_of
 from agl_sc.core.fit import fit
+from agl_sc.core.parallel import of_main
 from agl_sc.core.problem import Bilevel, Earlier, Problem, Spots
 from agl_sc.core.progress import FitResult
 from agl_sc.core.search import TRACE_COLUMNS, Validation
@@ -55,11 +56,11 @@ def fit_in_rounds(
     planner = Planner.of(spots, validation, n_targets=n_targets, method="dkgsb", config=plain)
     start, _ = planner.start(best.choices)
     setup = partial(make_problem, spots, validation, n_targets=n_targets, start=start, config=plain, sources=sources)
-    history, traces, round_ = [best.history], [], 0
+    history, traces, round_ = [best.history], list[pd.DataFrame](), 0
     while True:
         round_ += 1
         problem = setup(state=best.state, device=accelerator.device, seed=seed)
-        cutoff, trace = search_cutoff(problem, config, seed=seed + round_)
+        cutoff, trace = of_main(search_cutoff(problem, config, seed=seed + round_), accelerator)
         traces.append(trace)
         picked = replace(best.choices, cutoff=cutoff, n_epochs=config.max_epochs)
         trained = fit(
@@ -76,10 +77,16 @@ def fit_in_rounds(
             break
         best = trained
         if on_improvement is not None and accelerator.is_main_process:
-            on_improvement(best)
+            on_improvement(_joined(best, history, traces))
+    return _joined(best, history, traces)
+
+
+def _joined(best: FitResult, history: list[pd.DataFrame], traces: list[pd.DataFrame]) -> FitResult:
+    """The best round with the history and trace of all, epochs and steps counted on."""
     joined, trace = (pd.concat(tables, ignore_index=True) for tables in (history, traces))
     joined["epoch"], trace["step"] = range(len(joined)), range(len(trace))
-    return replace(best, history=joined, cutoff_trace=trace)
+    choices = replace(best.choices, n_epochs=int(joined["validation_pearson"].argmax()))
+    return replace(best, choices=choices, history=joined, cutoff_trace=trace)
 
 
 def search_cutoff(problem: Problem, config: TrainConfig, *, seed: int) -> tuple[float, pd.DataFrame]:
@@ -96,7 +103,7 @@ def search_cutoff(problem: Problem, config: TrainConfig, *, seed: int) -> tuple[
     problem.network.eval()
     problem.source.begin_epoch()
     best, rows = 0, list[list[float]]()
-    while len(rows) - best < config.search_patience and len(rows) < config.max_epochs:
+    while len(rows) - best < config.search_patience and len(rows) < max(config.max_epochs, 1):
         randomness = torch.Generator().manual_seed(seed * 1_000_003 + len(rows))
         batches = batches_of(len(problem.source), config.batch_size, randomness)
         cutoff = weighting.cutoff
