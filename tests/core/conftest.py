@@ -21,6 +21,17 @@ CPU = torch.device("cpu")
 N_FEATURES, N_TARGETS, N_SPOTS, N_HELD_OUT = 6, 3, 40, 30
 
 
+class Dense:
+    """Expression as one matrix, in any precision."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+        self.device = values.device
+
+    def batch(self, index: torch.Tensor, n_genes: int) -> torch.Tensor:
+        return self.values[index, :n_genes]
+
+
 @pytest.fixture
 def another_accelerator() -> Iterator[None]:
     """Accelerate remembers the first Accelerator of a process; forget it, before and after."""
@@ -66,7 +77,7 @@ def bilevel(
     problem = Problem(
         network=network.eval(),
         source=source_of(features[training], dtype),
-        expression=torch.from_numpy(expression[training]).to(dtype),
+        expression=Dense(torch.from_numpy(expression[training]).to(dtype)),
         sections=torch.from_numpy(sections[training]),
         objective=objective_of(loss, counts, sections[training], dtype=dtype),
         counts=counts if counted else None,

@@ -6,8 +6,7 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
-from agl_sc.core.counts import Counts, count_law, to_log_rate
-from agl_sc.core.problem import in_log_units
+from agl_sc.core.counts import Counts, count_law, in_log_units, to_log_rate
 
 FloatArray = NDArray[np.float64]
 SHARES = np.array([[0.01, 0.002, 0.03, 0.001, 0.0], [0.02, 0.002, 0.01, 0.004, 0.005]])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse
@@ -90,6 +91,17 @@ def gene_blocks(values: scipy.sparse.csr_matrix) -> Iterator[tuple[slice, FloatA
     for start in range(0, n_genes, width):
         genes = slice(start, min(start + width, n_genes))
         yield genes, by_gene[:, genes].astype(float).toarray()
+
+
+class Measured(Protocol):
+    """Expression of the training spots on a device."""
+
+    device: torch.device
+    """Where batches are."""
+
+    def batch(self, index: torch.Tensor, n_genes: int) -> torch.Tensor:
+        """First ``n_genes`` genes, centred and scaled, of the spots ``index``, (n, n_genes)."""
+        ...
 
 
 class Batches:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.checkpoint import Tensors, part
 from agl_sc.core.counts import Counts, in_log_units
-from agl_sc.core.expression import Batches, Expression
+from agl_sc.core.expression import Expression, Measured
 from agl_sc.core.hypergradient import Parameters
 from agl_sc.core.network import Network
 from agl_sc.core.objective import Batch, Objective
@@ -66,7 +66,7 @@ class Problem:
     """Trunk and head."""
     source: Source
     """Inputs of the training spots."""
-    expression: Batches
+    expression: Measured
     """Of the training spots, (n_spots, n_genes)."""
     sections: torch.Tensor
     """Section of every training spot, (n_spots,)."""

@@ -87,9 +87,9 @@ def test_harmful_gene_falls_and_helpful_one_rises(make_bilevel: Make) -> None:
     """
     training = make_bilevel(dtype=torch.float32, n_auxiliary=2)
     problem = training.problem
-    features, targets = training.batch(torch.arange(40), 3).inputs, problem.expression[:, :3]
+    features, targets = training.batch(torch.arange(40), 3).inputs, vars(problem.expression)["values"][:, :3]
     signal = (features @ torch.linalg.lstsq(features, targets).solution).sum(dim=1)
-    problem.expression[:, 3:] = torch.stack([signal, -signal], dim=1)
+    vars(problem.expression)["values"][:, 3:] = torch.stack([signal, -signal], dim=1)
     with torch.no_grad():
         head = problem.network.head.weight
         head.mul_(5)

@@ -67,6 +67,6 @@ def test_weights_are_means_over_the_updates_of_an_epoch(make_bilevel: Make) -> N
 
 def test_a_batch_in_which_nothing_varies_has_finite_weights(make_bilevel: Make) -> None:
     training = make_bilevel()
-    training.problem.expression[:] = 1.0
+    vars(training.problem.expression)["values"][:] = 1.0
     found = GradientCosine(3, 15).cosines(training, INDEX)
     assert (found == 0).all()

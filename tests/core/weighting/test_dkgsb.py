@@ -120,7 +120,7 @@ def test_genes_beyond_the_active_ones_do_not_matter(make_bilevel: Make) -> None:
         weighting = learned(training, temperature=0.01)
         assert weighting.n_active < training.problem.n_genes - 5
         if spoilt:
-            training.problem.expression[:, weighting.n_active :] = torch.nan
+            vars(training.problem.expression)["values"][:, weighting.n_active :] = torch.nan
         weighting.step(training, EVERYTHING)
         assert weighting.n_skipped == 0
         cutoffs.append(weighting.at)
@@ -187,16 +187,16 @@ def test_epochs_that_warm_up_and_trainings_without_validation_do_not_search(make
 
 def spoil(training: Bilevel, kind: str) -> Callable[[], None]:
     """Make steps fail; the way back."""
-    lr, value = training.lr, float(training.problem.expression[0, 0])
+    lr, value = training.lr, float(vars(training.problem.expression)["values"][0, 0])
 
     def back() -> None:
         training.lr = lr
-        training.problem.expression[0, 0] = value
+        vars(training.problem.expression)["values"][0, 0] = value
 
     if kind == "lr":
         training.lr = 1e200
     else:
-        training.problem.expression[0, 0] = torch.nan
+        vars(training.problem.expression)["values"][0, 0] = torch.nan
     return back
 
 
