@@ -105,7 +105,8 @@ def test_training_loss_and_weights(make_bilevel: Make) -> None:
     (slope,) = torch.autograd.grad(value, losses)
     assert (slope[:3] == 1).all()
     assert (slope > 0).all()
-    assert float(value) == pytest.approx(float(losses[:3].sum() + weighting.combine(losses[3:])), rel=1e-6)
+    expected = losses[:3].sum() + weighting.combine(losses[3:]).sum()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
     weights = weighting.weights()
     np.testing.assert_allclose(weights, (slope / slope.max()).numpy(), rtol=1e-6)
     assert weights.max() == 1
