@@ -9,14 +9,13 @@ from sklearn.linear_model import Ridge
 
 from agl_sc.core import closed_form, expression
 from agl_sc.core.closed_form import (
-    Floats,
     RidgeBasis,
     reduced_rank_path,
     reduced_rank_ridge,
     ridge_basis,
     ridge_coefficients,
 )
-from agl_sc.core.expression import Expression
+from agl_sc.core.expression import Expression, Floats
 
 FloatArray = NDArray[np.float64]
 

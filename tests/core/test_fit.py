@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.closed_form import reduced_rank_ridge, ridge_basis
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.expression import Expression
+from agl_sc.core.expression import Expression, Floats
 from agl_sc.core.fit import fit
 from agl_sc.core.gate import n_active
 from agl_sc.core.path import ALPHAS
@@ -316,7 +316,7 @@ def test_a_gene_that_is_constant_does_no_harm(method: Method) -> None:
 class Mapped:
     """Features through a linear encoder that is trained too."""
 
-    def __init__(self, features: FloatArray, encoder: torch.nn.Module) -> None:
+    def __init__(self, features: Floats, encoder: torch.nn.Module) -> None:
         self.features = torch.from_numpy(features.astype(np.float32))
         self.encoder: torch.nn.Module | None = encoder
         self.map = encoder

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agl_sc.core.eigen import leading_eigenvectors
-from agl_sc.core.expression import Expression
+from agl_sc.core.expression import Expression, Floats
 
 FloatArray = NDArray[np.float64]
-Floats = NDArray[np.floating[Any]]
 
 _COLUMNS = 1024
 
@@ -110,7 +108,7 @@ class LowRank:
         """The best solution of a lower rank: leading columns and rows."""
         return LowRank(self.trunk[:, :rank], self.head[:rank])
 
-    def predict(self, features: FloatArray) -> FloatArray:
+    def predict(self, features: Floats) -> FloatArray:
         """Predictions (n_spots, n_genes)."""
         predicted: FloatArray = features @ self.trunk @ self.head
         return predicted

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from agl_sc.core.scaling import spread
 
 FloatArray = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 BLOCK_BYTES = 2**27
 """Size of a dense block of genes."""

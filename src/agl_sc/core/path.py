@@ -5,6 +5,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, ridge_coefficients
+from agl_sc.core.expression import Floats
 from agl_sc.core.search import TRACE_COLUMNS, Validation
 
 FloatArray = NDArray[np.float64]
@@ -20,8 +21,14 @@ def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
     n_targets = validation.targets.shape[1]
     n_features = validation.features.shape[1]
     grid = [n_features * alpha for alpha in ALPHAS]
-    scores = [validation.score(validation.features @ ridge_coefficients(basis, a, n_targets)) for a in grid]
+    scores = [validation.score(_product(validation.features, ridge_coefficients(basis, a, n_targets))) for a in grid]
     return float(grid[int(np.argmax(scores))])
+
+
+def _product(features: Floats, columns: FloatArray) -> FloatArray:
+    """``features @ columns`` in the precision of the features, which are not copied."""
+    product: FloatArray = (features @ columns.astype(features.dtype)).astype(np.float64)
+    return product
 
 
 def choose_rank(start: LowRank, validation: Validation) -> int:
@@ -83,7 +90,7 @@ def rank_pearson(solution: LowRank, ranks: list[int], validation: Validation) ->
     From second moments of the trunk's output, so that its width is the only size that a rank costs: predictions at rank r
     are partial sums over the trunk, and so are their products with the targets and their squares.
     """
-    shared, head, at = validation.features @ solution.trunk, solution.head, np.array(ranks) - 1
+    shared, head, at = _product(validation.features, solution.trunk), solution.head, np.array(ranks) - 1
     total, n_defined = (np.zeros((len(ranks), head.shape[1])) for _ in range(2))
     for code in np.unique(validation.sections):
         inside = validation.sections == code

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.checkpoint import Tensors, part
 from agl_sc.core.counts import Counts, in_log_units
-from agl_sc.core.expression import Expression, Measured
+from agl_sc.core.expression import Expression, Floats, Measured
 from agl_sc.core.hypergradient import Parameters
 from agl_sc.core.network import Network
 from agl_sc.core.objective import Batch, Objective
@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 class Spots:
     """Spots ready for training."""
 
-    features: FloatArray
+    features: Floats
     """Centred per section and scaled, (n_spots, n_features)."""
     expression: Expression
     """Centred per section and scaled; targets first, then auxiliary genes by prior rank, (n_spots, n_genes)."""

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agl_sc.core import metrics
+from agl_sc.core.expression import Floats
 
 FloatArray = NDArray[np.float64]
 
@@ -20,7 +21,7 @@ TRACE_COLUMNS = ("step", "cutoff", "k", "validation_pearson")
 class Validation:
     """Validation spots of the target genes."""
 
-    features: FloatArray
+    features: Floats
     """Scaled as the training features, (n_spots, n_features)."""
     targets: FloatArray
     """Measured expression, (n_spots, n_targets)."""

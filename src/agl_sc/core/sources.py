@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agl_sc.core.encoder import Encoder
+from agl_sc.core.expression import Floats
 from agl_sc.core.scaling import CLIP
 
 FloatArray = NDArray[np.float64]
@@ -40,7 +41,7 @@ class Source(Protocol):
 class CachedFeatures:
     """Features computed once, (n_spots, n_features)."""
 
-    def __init__(self, features: FloatArray, device: torch.device) -> None:
+    def __init__(self, features: Floats, device: torch.device) -> None:
         self.features = torch.from_numpy(features.astype(np.float32)).to(device)
         self.encoder: nn.Module | None = None
 

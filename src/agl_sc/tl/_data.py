@@ -53,7 +53,7 @@ class TrainingData:
     """Names of targets and auxiliary genes."""
     n_targets: int
     """Number of leading genes that are targets."""
-    features: FloatArray
+    features: NDArray[np.float32]
     """Of all spots, centred per section, scaled and clipped, (n_obs, n_features); NaN where there are none."""
     feature_scale: FloatArray
     """What they were divided by, (n_features,)."""
@@ -76,7 +76,7 @@ class TrainingData:
     sources: tuple[EncodedTiles, EncodedTiles] | None = None
     """Tiles of training and validation spots with the encoder to fine-tune."""
 
-    def measured(self, rows: BoolArray, n_genes: int | None = None) -> FloatArray:
+    def measured(self, rows: BoolArray, n_genes: int) -> FloatArray:
         """Expression (n_rows, n_genes) of the leading genes, dense."""
         dense: FloatArray = self.expression[rows][:, :n_genes].toarray().astype(float)
         return dense
@@ -100,7 +100,7 @@ class TrainingData:
         own = part(result.state, "network.")
         network = network_from({k: v[selected] if k.startswith("head.") else v for k, v in own.items()})
         if self.sources is None:
-            inputs = torch.from_numpy(self.features[self.train].astype(np.float32))
+            inputs = torch.from_numpy(self.features[self.train])
         else:
             tiles = self.sources[0]
             tiles.load(result.state)
@@ -126,7 +126,7 @@ class TrainingData:
 
 def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingData:
     """Collect features, expression and sets from the slots that :mod:`agl_sc.pp` wrote."""
-    raw = np.asarray(table.obsm[keys.features], dtype=float)
+    raw = np.asarray(table.obsm[keys.features])
     names = section_of(table)
     codes = pd.factorize(names, sort=True)[0].astype(np.int64)
     counts = counts_of(table, layer)
@@ -146,7 +146,7 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
     return TrainingData(
         genes=genes,
         n_targets=n_targets,
-        features=scale_features(centred, scale),
+        features=scale_features(centred, scale).astype(np.float32),
         feature_scale=scale,
         expression=expression[:, columns],
         counts=counts[:, columns],
