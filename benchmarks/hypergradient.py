@@ -27,7 +27,7 @@ import torch
 
 from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
 from agl_sc.core.hypergradient import SGD, Adam, Parameters, State, call, fresh_state, hypergradient, warm_state
-from agl_sc.core.losses import pearson_loss, weighted_mean
+from agl_sc.core.losses import linear_pearson_loss, pearson_loss, weighted_mean
 from agl_sc.core.network import Network
 
 N_TARGETS, CUTOFF, LR = 50, 0.5, 3e-5
@@ -35,11 +35,35 @@ VARIANTS = ("plain", "exact", "no_hessian", "higher")
 HAS_HIGHER = importlib.util.find_spec("higher") is not None
 
 
+class Model(torch.nn.Module):
+    """A body and a linear head on its output."""
+
+    def __init__(self, body: torch.nn.Module, head: torch.nn.Linear) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        predicted: torch.Tensor = self.head(self.body(inputs))
+        return predicted
+
+
+class Trunk(torch.nn.Module):
+    """Of the package's network."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.linear, self.inner, self.outer = network.linear, network.inner, network.outer
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.outer(torch.nn.functional.gelu(self.inner(features)))
+        return self.linear(features) + hidden
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A network with a training and a validation batch; a ``cut`` head computes the active genes, or targets, alone."""
+    """A model with a training and a validation batch; with ``cut``, ours computes the head of active genes alone."""
 
-    network: torch.nn.Module
+    model: Model
     optimizer: torch.optim.Optimizer
     inputs: tuple[torch.Tensor, torch.Tensor]
     expression: torch.Tensor
@@ -56,54 +80,66 @@ class Problem:
         return torch.cat([rank.new_ones(N_TARGETS), soft_top_k(cutoff, rank)])
 
     def leading(self, values: Parameters, n_genes: int) -> Parameters:
-        """With the head cut to the first genes, where it can be."""
-        return {k: v[:n_genes] if self.cut and k.startswith("head.") else v for k, v in values.items()}
+        """With the head cut to the first genes."""
+        return {k: v[:n_genes] if k.startswith("head.") else v for k, v in values.items()}
+
+    def hidden(self, at: Parameters, inputs: torch.Tensor) -> torch.Tensor:
+        """Output of the body at other parameters."""
+        own = {name.removeprefix("body."): value for name, value in at.items() if name.startswith("body.")}
+        return call(self.model.body, own, inputs)
+
+    def inner(self, at: Parameters, sizes: list[int]) -> list[torch.Tensor]:
+        hidden = self.hidden(at, self.inputs[0])
+        heads = zip(at["head.weight"].split(sizes), at["head.bias"].split(sizes), strict=True)
+        runs = zip(heads, self.expression[:, : sum(sizes)].split(sizes, dim=1), strict=True)
+        return [linear_pearson_loss(hidden, *head, measured=measured) for head, measured in runs]
 
     def outer(self, at: Parameters) -> torch.Tensor:
-        predicted = call(self.network, self.leading(at, N_TARGETS), self.inputs[1])
-        return pearson_loss(predicted[:, :N_TARGETS], self.targets).mean()
+        hidden, head = self.hidden(at, self.inputs[1]), self.leading(at, N_TARGETS)
+        return linear_pearson_loss(hidden, head["head.weight"], head["head.bias"], measured=self.targets).mean()
 
 
 def resnet(n_genes: int, *, batch: int = 64, px: int = 64) -> Problem:
     torch.manual_seed(0)
-    network = timm.create_model("resnet18", pretrained=False, num_classes=n_genes, zero_init_last=False).train()
+    body = timm.create_model("resnet18", pretrained=False, num_classes=0, zero_init_last=False).train()
     inputs = torch.randn(batch, 3, px, px), torch.randn(batch, 3, px, px)
-    return problem(network, inputs, n_genes, cut=False)
+    return problem(Model(body, torch.nn.Linear(512, n_genes)), inputs, n_genes, cut=False)
 
 
 def trunk(n_genes: int, *, batch: int) -> Problem:
     torch.manual_seed(0)
     network = Network(1280, n_genes, rank=64, dropout=0.0)
     torch.nn.init.normal_(network.outer.weight, std=0.05)
-    return problem(network, (torch.randn(batch, 1280), torch.randn(batch, 1280)), n_genes, cut=True)
+    model = Model(Trunk(network), network.head)
+    return problem(model, (torch.randn(batch, 1280), torch.randn(batch, 1280)), n_genes, cut=True)
 
 
-def problem(network: torch.nn.Module, inputs: tuple[torch.Tensor, torch.Tensor], n_genes: int, *, cut: bool) -> Problem:
+def problem(model: Model, inputs: tuple[torch.Tensor, torch.Tensor], n_genes: int, *, cut: bool) -> Problem:
     """With moments as a training under way has them."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=LR)
-    for parameter in network.parameters():
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+    for parameter in model.parameters():
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     batch = len(inputs[0])
-    return Problem(network, optimizer, inputs, torch.randn(batch, n_genes), torch.randn(batch, N_TARGETS), cut)
+    return Problem(model, optimizer, inputs, torch.randn(batch, n_genes), torch.randn(batch, N_TARGETS), cut)
 
 
 def plain(of: Problem, n_steps: int) -> None:
-    """Training steps on all genes."""
-    weights = of.weights(torch.tensor(CUTOFF), of.expression.shape[1])
+    """Training steps on all genes, as the package takes them."""
+    weights, head = of.weights(torch.tensor(CUTOFF), of.expression.shape[1]), of.model.head
     for _ in range(n_steps):
-        loss = weighted_mean(pearson_loss(of.network(of.inputs[0]), of.expression), weights)
+        losses = linear_pearson_loss(of.model.body(of.inputs[0]), head.weight, head.bias, measured=of.expression)
         of.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        weighted_mean(losses, weights).backward()  # type: ignore[no-untyped-call]
         of.optimizer.step()
 
 
 def ours(of: Problem, n_steps: int, *, hessian: bool) -> None:
-    n_genes, live = of.n_active, dict(of.network.named_parameters())
-    state, measured = warm_state(of.optimizer, live), of.expression[:, :n_genes]
+    n_genes, live = of.n_active, dict(of.model.named_parameters())
+    state = warm_state(of.optimizer, live)
     hypergradient(
-        lambda at, sizes: torch.split(pearson_loss(call(of.network, at, of.inputs[0]), measured), sizes),
+        of.inner,
         of.outer,
         of.leading({name: value.detach() for name, value in live.items()}, n_genes),
         scalars=torch.tensor(CUTOFF),
@@ -116,15 +152,15 @@ def ours(of: Problem, n_steps: int, *, hessian: bool) -> None:
 
 
 def released(of: Problem, n_steps: int) -> None:
-    """The way of the authors' code: `higher`, all genes, reverse mode through the stored unroll."""
+    """The way of the authors' code: `higher`, all genes and predictions, reverse mode through the stored unroll."""
     import higher
 
     cutoff = torch.tensor(CUTOFF, requires_grad=True)
-    with higher.innerloop_ctx(of.network, of.optimizer, copy_initial_weights=False) as (network, optimizer):
+    with higher.innerloop_ctx(of.model, of.optimizer, copy_initial_weights=False) as (model, optimizer):
         for _ in range(n_steps):
             weights = of.weights(cutoff, of.expression.shape[1])
-            optimizer.step(weighted_mean(pearson_loss(network(of.inputs[0]), of.expression), weights))
-        value = pearson_loss(network(of.inputs[1])[:, :N_TARGETS], of.targets).mean()
+            optimizer.step(weighted_mean(pearson_loss(model(of.inputs[0]), of.expression), weights))
+        value = pearson_loss(model(of.inputs[1])[:, :N_TARGETS], of.targets).mean()
     torch.autograd.grad(value, cutoff)
 
 
@@ -187,17 +223,15 @@ def print_memory(name: str, *, arguments: argparse.Namespace) -> None:
 
 
 class Small(torch.nn.Module):
-    """Two convolutions with BatchNorm, and a head."""
+    """Two convolutions with BatchNorm."""
 
-    def __init__(self, n_genes: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         convolution, norm = torch.nn.Conv2d, torch.nn.BatchNorm2d
         self.body = torch.nn.Sequential(convolution(3, 8, 3), norm(8), torch.nn.GELU(), convolution(8, 8, 3), norm(8))
-        self.head = torch.nn.Linear(8, n_genes)
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        predicted: torch.Tensor = self.head(torch.tanh(self.body(tiles)).mean(dim=(2, 3)))
-        return predicted
+        return torch.tanh(self.body(tiles)).mean(dim=(2, 3))
 
 
 RULES: dict[str, Adam | SGD] = {"Adam": Adam(1e-4), "SGD": SGD(0.005, momentum=0.9)}
@@ -214,17 +248,17 @@ class Exact:
 
     @property
     def start(self) -> Parameters:
-        return {name: value.detach() for name, value in self.of.network.named_parameters()}
+        return {name: value.detach() for name, value in self.of.model.named_parameters()}
 
     def losses(self, at: Parameters) -> torch.Tensor:
-        return pearson_loss(call(self.of.network, at, self.of.inputs[0]), self.of.expression)
+        return pearson_loss(call(self.of.model, at, self.of.inputs[0]), self.of.expression)
 
     def weights(self, cutoff: torch.Tensor) -> torch.Tensor:
         return self.of.weights(cutoff, self.of.n_active)
 
     def forward_mode(self, cutoff: float, *, hessian: bool = True) -> tuple[float, float]:
         value, derivative = hypergradient(
-            lambda at, sizes: torch.split(self.losses(at), sizes),
+            self.of.inner,
             self.of.outer,
             self.start,
             scalars=torch.tensor(cutoff, dtype=torch.float64),
@@ -264,14 +298,15 @@ class Exact:
 
 def small(name: str, *, warm: bool, n_steps: int, n_genes: int = 300) -> Exact:
     torch.manual_seed(0)
-    network, (inputs, held_out) = Small(n_genes).double(), torch.randn(2, 48, 3, 10, 10, dtype=torch.float64)
+    model = Model(Small(), torch.nn.Linear(8, n_genes)).double()
+    inputs, held_out = torch.randn(2, 48, 3, 10, 10, dtype=torch.float64)
     driver = torch.randn(300, n_genes, dtype=torch.float64)
     expression, targets = ((x.flatten(1) @ driver).tanh() for x in (inputs, held_out))
     settings = {"momentum": 0.9} if name == "SGD" else {}
-    optimizer = getattr(torch.optim, name)(network.parameters(), lr=RULES[name].lr, **settings)
-    of = Problem(network, optimizer, (inputs, held_out), expression, targets[:, :N_TARGETS], cut=False)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=RULES[name].lr, **settings)
+    of = Problem(model, optimizer, (inputs, held_out), expression, targets[:, :N_TARGETS], cut=False)
     plain(of, 60)
-    named = dict(network.named_parameters())
+    named = dict(model.named_parameters())
     fresh = fresh_state({name: value.detach() for name, value in named.items()})
     state = warm_state(optimizer, named) if warm else fresh
     return Exact(of, RULES[name], State(state.mean, state.square or fresh.square, state.n_steps), n_steps)

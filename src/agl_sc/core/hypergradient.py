@@ -13,7 +13,7 @@ Dual = tuple[torch.Tensor, torch.Tensor]
 InnerLosses = Callable[[Parameters, list[int]], Sequence[torch.Tensor]]
 """Training losses per gene, in consecutive runs of as many genes as asked for."""
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 16
 """Entries of a parameter stepped at a time on the CPU: everything that belongs to them stays in the cache."""
 
 

@@ -106,7 +106,7 @@ class _Products(torch.autograd.Function):
         weight, rows, gram, root = inputs
         ctx.save_for_backward(weight, rows, gram)
         mapped = weight @ root.T
-        return torch.linalg.vecdot(weight, rows), torch.linalg.vecdot(mapped, mapped)
+        return _by_row(weight, rows), _by_row(mapped, mapped)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -121,20 +121,25 @@ class _ProductsGradient(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         weight, rows, gram, to_product, to_square = inputs
         scaled = weight * to_square[:, None]
-        to_weight = torch.addmm(rows * to_product[:, None], scaled, gram, alpha=2)
+        to_weight = (scaled @ (2 * gram)).addcmul_(rows, to_product[:, None])
         return to_weight, weight * to_product[:, None], scaled.T @ weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
         weight, rows, gram, to_product, to_square = ctx.saved_tensors
         along_weight, along_rows, along_gram = gradients
-        inner = weight @ (along_gram + along_gram.T).div(2)
-        total = torch.addmm(inner, along_weight, 2 * gram)
-        to_product, to_square = to_product[:, None], to_square[:, None]
+        inner, outer = weight @ (along_gram + along_gram.T), along_weight @ (2 * gram)
+        a, s = to_product[:, None], to_square[:, None]
+        scaled = along_weight * (2 * s)
         return (
-            torch.addcmul(to_product * along_rows, to_square, total + inner),
-            to_product * along_weight,
-            2 * (to_square * along_weight).T @ weight,
-            torch.linalg.vecdot(along_weight, rows) + torch.linalg.vecdot(along_rows, weight),
-            torch.linalg.vecdot(weight, total),
+            torch.addcmul(along_rows * a, inner + outer, s),
+            along_weight * a,
+            scaled.T @ weight,
+            _by_row(along_weight, rows) + _by_row(along_rows, weight),
+            _by_row(weight, outer) + _by_row(weight, inner) / 2,
         )
+
+
+def _by_row(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Inner products of rows, without a matrix of products."""
+    return torch.bmm(one[:, None], other[:, :, None])[:, 0, 0]
