@@ -63,10 +63,10 @@ def training_step(n_genes: int, weights: torch.Tensor) -> Work:
     features, expression = torch.randn(BATCH, N_FEATURES), torch.randn(BATCH, n_genes)
 
     def work() -> None:
-        head = network.head.weight, network.head.bias
-        if n_active < n_genes:
-            head = head[0][:n_active], head[1][:n_active]
-        losses = linear_pearson_loss(network.trunk(features), *head, measured=expression[:, :n_active])
+        # Of all genes, no slice: its gradient would be copied into one more matrix.
+        active = network.head.weight[:n_active] if n_active < n_genes else network.head.weight
+        hidden, measured = network.trunk(features), expression[:, :n_active]
+        losses = linear_pearson_loss(hidden, active, network.head.bias[:n_active], measured=measured)
         optimizer.zero_grad()
         weighted_mean(losses, weights[:n_active]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

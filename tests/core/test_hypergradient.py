@@ -23,7 +23,7 @@ from agl_sc.core.hypergradient import (
     hypergradient,
     warm_state,
 )
-from agl_sc.core.losses import pearson_loss
+from agl_sc.core.losses import linear_pearson_loss, pearson_loss
 from agl_sc.core.network import Network
 
 N_TARGETS, N_GENES, LR = 3, 15, 0.02
@@ -293,6 +293,28 @@ def test_genes_far_from_the_cutoff_change_nothing(cutoff: float, sizes: list[int
     value, expected = oracle(toy, cutoff, how)
     assert near[0].item() == pytest.approx(value, rel=1e-12)
     assert near[1].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("hessian", [True, False])
+def test_linear_head_without_its_predictions_changes_nothing(hessian: bool) -> None:
+    toy = make_toy("convolutions")
+    body = torch.nn.Sequential(*list(toy.network.children())[:-1])
+    start, state = toy.parameters(), toy.state("warm")
+    *_, weight, bias = start
+
+    def losses(at: Parameters, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        n_genes = batch[1].shape[1]
+        hidden = call(body, {name: at[name] for name in start if name not in {weight, bias}}, batch[0])
+        return linear_pearson_loss(hidden, at[weight][:n_genes], at[bias][:n_genes], measured=batch[1])
+
+    how = How(
+        state=state,
+        hessian=hessian,
+        inner=lambda at, sizes: torch.split(losses(at, toy.batch), sizes),
+        outer=lambda at: losses(at, toy.held_out).mean(),
+    )
+    for cutoff in CUTOFFS:
+        check(toy, cutoff, how)
 
 
 @pytest.mark.parametrize("hessian", [True, False])
