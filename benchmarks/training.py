@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from agl_sc.core.config import Method, Search, TrainConfig
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.losses import linear_pearson_loss, weighted_mean
 from agl_sc.core.network import Network
-from agl_sc.core.problem import Spots, gene_weights
+from agl_sc.core.problem import Spots
 from agl_sc.core.search import Validation
+from agl_sc.core.weighting import gene_weights
 
 N_TARGETS, N_FEATURES, RANK, BATCH = 50, 1280, 64, 128
 Work = Callable[[], object]
@@ -97,7 +99,7 @@ def fit_seconds(method: Method, search: Search, data: tuple[Spots, Validation], 
     """Of a whole fit: the closed form, a search where there is one, and the epochs."""
     config = TrainConfig(search=search, rank=RANK, start_cutoff=0.2, max_epochs=n_epochs, patience=n_epochs + 1)
     start = time.process_time()
-    fit(*data, n_targets=N_TARGETS, method=method, config=config, device=torch.device("cpu"))
+    fit(*data, n_targets=N_TARGETS, method=method, config=config)
     return time.process_time() - start
 
 
@@ -108,7 +110,7 @@ def make_data(n_genes: int, *, n_spots: int = 1024, n_validation: int = 256) -> 
     expression = features @ kinds + generator.normal(size=(n, n_genes))
     sections = np.zeros(n, dtype=np.int64)
     held_out = Validation(features[n_spots:], expression[n_spots:, :N_TARGETS], sections[n_spots:])
-    return Spots(features[:n_spots], expression[:n_spots], sections[:n_spots]), held_out
+    return Spots(features[:n_spots], Expression.from_dense(expression[:n_spots]), sections[:n_spots]), held_out
 
 
 def print_step(n_genes: int, rounds: int) -> None:
@@ -147,10 +149,6 @@ def print_epoch(n_genes: int, rounds: int, *, n_amortised: int = TrainConfig().m
     print(f"; agl {epoch['agl']:.2f} CPU s")
 
 
-def print_path(n_genes: int, rounds: int) -> None:
-    """Path search over 64 cutoffs to one ridge fit: to be written."""
-
-
 FITS: dict[str, tuple[Method, Search]] = {
     "agl": ("agl", "path"),
     "path": ("dkgsb", "path"),
@@ -160,13 +158,12 @@ ROWS: dict[str, Callable[[int, int], None]] = {
     "step": print_step,
     "active": print_active,
     "epoch": print_epoch,
-    "path": print_path,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=["step", "active", "epoch", "path"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--genes", type=int, default=18_000)
     given = parser.parse_args()

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from agl_sc.core.choose import Planner
+from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.network import LowRank
+from agl_sc.core.expression import Expression
 from agl_sc.core.problem import Choices, Spots
 from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS
@@ -24,7 +25,7 @@ def planner(method: Method, *, seed: int = 0, validated: bool = True, **changes:
     expression -= expression.mean(axis=0)
     codes = np.zeros(60, dtype=np.int64)
     held_out = Validation(features[60:], expression[60:, :N_TARGETS], codes) if validated else None
-    spots = Spots(features[:60], expression[:60], codes)
+    spots = Spots(features[:60], Expression.from_dense(expression[:60]), codes)
     return Planner.of(spots, held_out, n_targets=N_TARGETS, method=method, config=TrainConfig(**changes))
 
 

@@ -17,6 +17,7 @@ from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.choose import Planner
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.epoch import train_epoch
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.problem import Spots
 from agl_sc.core.progress import FitResult
@@ -32,7 +33,7 @@ def make_spots() -> tuple[Spots, Validation]:
     expression = np.tanh(features @ rng.normal(size=(12, 30))) + 2 * rng.normal(size=(112, 30))
     codes = np.zeros(112, dtype=np.int64)
     validation = Validation(features[64:], expression[64:, :N_TARGETS], codes[64:])
-    return Spots(features[:64], expression[:64], codes[:64]), validation
+    return Spots(features[:64], Expression.from_dense(expression[:64]), codes[:64]), validation
 
 
 def config(**changes: Any) -> TrainConfig:
