@@ -129,7 +129,7 @@ class Batches:
     def batch(self, index: torch.Tensor, n_genes: int) -> torch.Tensor:
         """First ``n_genes`` genes, centred and scaled, of the spots ``index``, (n, n_genes)."""
         if self._dense is not None:
-            return self._dense[index.to(self.device), :n_genes]
+            return self._dense[:, :n_genes].index_select(0, index.to(self.device))
         rows = self._values[index.cpu().numpy()][:, :n_genes].astype(np.float32).toarray()
         means = self._means[self._sections[index.cpu()].to(self.device), :n_genes]
         return (torch.from_numpy(rows).to(self.device) - means) / self._scale[:n_genes]

@@ -72,7 +72,13 @@ def make_optimizer(problem: Problem, own: list[torch.nn.Parameter], config: Trai
     ]
     if own:
         groups.append({"params": own, "lr": config.lr, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    fused = problem.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
+    for parameter in problem.network.head.parameters():  # so that there are moments to narrow before the first step
+        step = torch.zeros((), device=problem.device if fused else None)
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": step, **moments}
+    return optimizer
 
 
 def _objective(

@@ -30,4 +30,4 @@ def test_loss_is_attenuated_and_pays_for_it() -> None:
     with torch.no_grad():
         weighting.log_variance.copy_(torch.tensor([0.0, 1.0]))
     expected = (0.5 + 3.0 * np.exp(-1) + 1.0) / 2
-    np.testing.assert_allclose(float(weighting(torch.tensor([0.5, 3.0]))), expected, rtol=1e-6)
+    np.testing.assert_allclose(weighting(torch.tensor([0.5, 3.0])).item(), expected, rtol=1e-6)
