@@ -16,7 +16,7 @@ from agl_sc.core.choose import Plan, Planner, no_trace
 from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.epoch import batches_of, train_epoch
-from agl_sc.core.parallel import n_pieces, of_main, take_over
+from agl_sc.core.parallel import forked_randomness, n_pieces, of_main, take_over
 from agl_sc.core.problem import Bilevel, Choices, Earlier, Problem, Spots
 from agl_sc.core.progress import FitResult, begin, result_of, resume, to_save
 from agl_sc.core.search import Validation
@@ -100,7 +100,7 @@ def fit(
         """Training on cached features, for the methods that choose by trying."""
         start, picked = of_main((start, picked), accelerator)
         problem = setup(start=start, sources=None)
-        weighting = _weighting(method, picked, problem, config=config)
+        weighting = _weighting(method, picked, problem, config=config, seed=seed)
         return _train(
             problem,
             weighting,
@@ -119,7 +119,9 @@ def fit(
     plan = of_main(plan, accelerator)
     problem = setup(start=plan.start, sources=sources)
     searching = method == "dkgsb" and config.search == "gradient" and choices is None
-    weighting = _weighting(method, plan.choices, problem, config=config, search=searching, weights=earlier.weights)
+    weighting = _weighting(
+        method, plan.choices, problem, config=config, seed=seed, search=searching, weights=earlier.weights
+    )
     return _train(
         problem,
         weighting,
@@ -204,10 +206,12 @@ def _weighting(
     problem: Problem,
     *,
     config: TrainConfig,
+    seed: int,
     search: bool = False,
     weights: FloatArray | None = None,
 ) -> Weighting:
-    with problem.device:
+    with problem.device, forked_randomness(problem.device):
+        torch.manual_seed(seed)
         if weights is not None:
             return Fixed(problem.n_targets, weights, target_weight=picked.target_weight)
         sizes = {"n_targets": problem.n_targets, "n_genes": problem.n_genes}
