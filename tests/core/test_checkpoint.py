@@ -1,19 +1,25 @@
 import logging
+from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from agl_sc.core import fit as fit_module
 from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.counts import Counts
 from agl_sc.core.epoch import train_epoch
 from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
-from agl_sc.core.problem import Spots
+from agl_sc.core.problem import Bilevel, Spots
 from agl_sc.core.progress import FitResult
 from agl_sc.core.search import Validation
+from agl_sc.core.weighting import AuxiLearn, Weighting
+from agl_sc.core.weighting.auxilearn import AuxiLearnConfig
 
 N_TARGETS = 3
 SETTINGS = {"method": "dkgsb", "lr": 1e-3}
@@ -24,7 +30,9 @@ def spots(n_spots: int, seed: int) -> Spots:
     loadings = np.random.default_rng(0).normal(size=(12, 20))
     features = generator.normal(size=(n_spots, 12))
     expression = features @ loadings + generator.normal(size=(n_spots, 20)) * 3
-    return Spots(features, Expression.from_dense(expression), np.zeros(n_spots, dtype=np.int64))
+    values = generator.poisson(np.exp(expression / 8)).astype(float)
+    counts = Counts(scipy.sparse.csr_matrix(values), values.sum(axis=1), 20.0)
+    return Spots(features, Expression.from_dense(expression), np.zeros(n_spots, dtype=np.int64), counts)
 
 
 def run(config: TrainConfig, method: Method, checkpoint: Checkpoint | None = None) -> FitResult:
@@ -43,34 +51,80 @@ def run(config: TrainConfig, method: Method, checkpoint: Checkpoint | None = Non
 
 def same(left: FitResult, right: FitResult) -> bool:
     tensors = all(torch.equal(left.state[name], right.state[name]) for name in left.state)
-    return tensors and left.choices == right.choices and left.history.equals(right.history)
+    genes = np.array_equal(left.weights, right.weights) and np.array_equal(left.selected, right.selected)
+    tables = left.history.equals(right.history) and left.cutoff_trace.astype(float).equals(
+        right.cutoff_trace.astype(float)
+    )
+    return tensors and genes and tables and left.choices == right.choices
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 4])
-@pytest.mark.parametrize(
-    ("method", "search"), [("agl", "path"), ("dkgsb", "path"), ("dkgsb", "gradient")], ids=["agl", "path", "gradient"]
-)
-def test_killed_and_resumed_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, method: Method, search: str, stop_at: int
-) -> None:
-    config = TrainConfig(search=search, max_epochs=5, batch_size=16, inner_steps=2, lr=1e-3, outer_lr=0.05)  # type: ignore[arg-type]
-    whole = run(config, method)
-    checkpoint = Checkpoint(tmp_path / "state.safetensors", SETTINGS)
-    epochs = iter(range(10))
+def killed(config: TrainConfig, method: Method, *, checkpoint: Checkpoint, stop_at: int) -> None:
+    """The training that writes checkpoints is interrupted in the epoch after so many."""
 
-    def interrupted(*args: object, **kwargs: object) -> float:
-        if next(epochs) == stop_at:
+    def interrupted(training: Bilevel, weighting: Weighting, **kwargs: Any) -> float:
+        if checkpoint.path.exists() and epochs_in(checkpoint) == stop_at:
             raise KeyboardInterrupt
-        return train_epoch(*args, **kwargs)  # type: ignore[arg-type]
+        return train_epoch(training, weighting, **kwargs)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_module, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(config, method, checkpoint)
-    resumed = run(config, method, checkpoint)
-    assert len(whole.history) > stop_at + 1, "the interrupt must come before the end for this to test anything"
-    assert same(resumed, whole)
+    assert epochs_in(checkpoint) == stop_at
+
+
+def epochs_in(checkpoint: Checkpoint) -> int:
+    read = checkpoint.read()
+    assert read is not None
+    return int(read[1]["epoch"])
+
+
+SEARCHES: list[tuple[Method, dict[str, Any]]] = [
+    *((method, {}) for method in get_args(Method)),
+    ("dkgsb", {"search": "gradient"}),
+    ("dkgsb", {"search": "gradient", "outer_batch_size": 24, "validation_batch_size": 10, "warm_moments": False}),
+    ("dkgsb", {"search": "race"}),
+    ("agl", {"start": "random"}),
+    ("agl", {"rank": 5}),
+    *(("agl", {"loss": loss}) for loss in ("mse", "poisson", "negative_binomial")),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), SEARCHES, ids=["-".join(map(str, (m, *c.values()))) for m, c in SEARCHES]
+)
+def test_killed_and_resumed_ends_with_the_same_bytes(
+    tmp_path: Path, *, method: Method, changes: dict[str, Any]
+) -> None:
+    config = TrainConfig(
+        **{"max_epochs": 4, "hidden": 16, "batch_size": 16, "inner_steps": 2, "lr": 1e-3, "outer_lr": 0.05, **changes}
+    )
+    whole = run(config, method)
+    assert len(whole.history) == 5, "the interrupt must come before the end for this to test anything"
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", SETTINGS)
+    killed(config, method, checkpoint=checkpoint, stop_at=2)
+    assert same(run(config, method, checkpoint), whole)
     assert same(run(config, method, checkpoint), whole), "a finished training is not trained further"
+
+
+@pytest.mark.parametrize(("method", "module"), [("amal", "amal"), ("auxilearn", "auxilearn")])
+def test_what_is_learned_between_epochs_is_in_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, method: Method, module: str
+) -> None:
+    """With steps often enough to fall before and after the interrupt, inside an epoch too."""
+    if method == "amal":
+        monkeypatch.setattr(f"agl_sc.core.weighting.{module}.EVERY", 2)
+    else:
+        often = AuxiLearnConfig(every=3, lr=0.5)
+        monkeypatch.setattr("agl_sc.core.weighting.LEARNED", {"auxilearn": partial(AuxiLearn, config=often)})
+    config = TrainConfig(max_epochs=5, hidden=16, batch_size=16, lr=1e-3)
+    whole = run(config, method)
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", SETTINGS)
+    killed(config, method, checkpoint=checkpoint, stop_at=2)
+    read = checkpoint.read()
+    assert read is not None
+    assert any(name.startswith("outer.") for name in read[0])
+    assert same(run(config, method, checkpoint), whole)
 
 
 def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Settings of training are checked when they are made."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
-from agl_sc.core.config import TrainConfig
+from agl_sc.core.config import Preset, TrainConfig
 
 BAD = [
     ("search", "grid", r"search='grid' is not one of 'path', 'gradient'"),
@@ -24,6 +25,14 @@ BAD = [
     ("start_cutoff", float("nan"), r"start_cutoff=nan is not in \[0, 1\]\."),
     ("inner_steps", 0, r"inner_steps=0 is not at least 1\."),
     ("outer_lr", 0.0, r"outer_lr=0\.0 is not positive\."),
+    ("outer_batch_size", 7, r"outer_batch_size=7 is not at least 8, or None\."),
+    ("validation_batch_size", 0, r"validation_batch_size=0 is not at least 8, or None\."),
+    ("warmup_epochs", -1, r"warmup_epochs=-1 is not at least 0\."),
+    ("search_patience", 0, r"search_patience=0 is not at least 1\."),
+    ("hard_limit", 0.0, r"hard_limit=0\.0 is not in \(0, 1\]\."),
+    ("hard_limit", 0.3, r"start_cutoff=0\.5 is not in \[0, 0\.3\]\."),
+    ("loss", "l1", r"loss='l1' is not one of 'pearson', 'mse', 'poisson', 'negative_binomial'\."),
+    ("start", "warm", r"start='warm' is not one of 'closed_form', 'random', 'agl'\."),
 ]
 
 
@@ -35,3 +44,62 @@ def test_bad_settings_are_refused(name: str, value: Any, message: str) -> None:
 
 def test_settings_at_the_edge_are_taken() -> None:
     TrainConfig(rank=1, hidden=1, dropout=0.0, weight_decay=0.0, batch_size=8, max_epochs=0, patience=1, start_cutoff=0)
+
+
+PUBLISHED: dict[Preset, dict[str, Any]] = {
+    "paper": {"inner_steps": 2, "start_cutoff": 1.0, "warmup_epochs": 0, "start": "random", "patience": 20},
+    "released": {
+        "inner_steps": 12,
+        "start_cutoff": 0.5,
+        "warmup_epochs": 1,
+        "start": "random",
+        "patience": 20,
+        "outer_batch_size": 64,
+        "validation_batch_size": 64,
+    },
+    "warmstart": {
+        "inner_steps": 2,
+        "start_cutoff": 0.5,
+        "start": "agl",
+        "patience": 50,
+        "search_patience": 20,
+        "outer_batch_size": 320,
+        "validation_batch_size": 128,
+    },
+}
+COMMON: dict[str, Any] = {
+    "search": "gradient",
+    "loss": "pearson",
+    "lr": 3e-5,
+    "encoder_lr": 3e-5,
+    "weight_decay": 0.0,
+    "batch_size": 128,
+    "max_epochs": 1000,
+    "temperature": 0.01,
+    "outer_lr": 3e-3,
+    "hessian": True,
+    "warm_moments": False,
+    "detach_normalizer": True,
+    "refit": False,
+}
+
+
+@pytest.mark.parametrize("name", get_args(Preset))
+def test_presets_have_the_published_constants(name: Preset) -> None:
+    preset = TrainConfig.preset(name)
+    expected = {**COMMON, **PUBLISHED[name]}
+    assert {field: getattr(preset, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("name", get_args(Preset))
+def test_changes_to_a_preset_apply_and_are_checked(name: Preset) -> None:
+    changed = TrainConfig.preset(name, batch_size=32, max_epochs=2)
+    assert (changed.batch_size, changed.max_epochs) == (32, 2)
+    assert replace(changed, batch_size=128, max_epochs=1000) == TrainConfig.preset(name)
+    with pytest.raises(ValueError, match="batch_size=2 is not at least 8"):
+        TrainConfig.preset(name, batch_size=2)
+
+
+def test_unknown_preset_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"preset='aaai' is not one of 'paper', 'released', 'warmstart'\."):
+        TrainConfig.preset("aaai")  # type: ignore[arg-type]
