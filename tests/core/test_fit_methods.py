@@ -9,6 +9,7 @@ import torch
 
 from agl_sc.core.config import LossName, Method, TrainConfig
 from agl_sc.core.counts import Counts
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.problem import Choices, Spots
 from agl_sc.core.progress import FitResult
@@ -31,9 +32,9 @@ def make_spots() -> tuple[Spots, Validation]:
     values = np.log1p(counts / library[:, None] * 100)
     for code in (0, 1):
         values[sections == code] -= values[sections == code][:N_SPOTS].mean(axis=0)
-    spread = values[:N_SPOTS].std(axis=0)
+    expression = Expression.fitted(scipy.sparse.csr_matrix(values[:N_SPOTS]), sections[:N_SPOTS])
     raw = Counts(scipy.sparse.csr_matrix(counts[:N_SPOTS]), library[:N_SPOTS], 100.0)
-    spots = Spots(features[:N_SPOTS], values[:N_SPOTS] / spread, sections[:N_SPOTS], raw, spread)
+    spots = Spots(features[:N_SPOTS], expression, sections[:N_SPOTS], raw)
     return spots, Validation(features[N_SPOTS:], values[N_SPOTS:, :N_TARGETS], sections[N_SPOTS:])
 
 
@@ -101,7 +102,7 @@ def test_target_weight_is_kept_without_validation() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_without_auxiliary_genes_every_method_is_targets_only(method: Method) -> None:
     spots, validation = make_spots()
-    few = Spots(spots.features, spots.expression[:, :N_TARGETS], spots.sections)
+    few = Spots(spots.features, Expression.from_dense(spots.expression.columns(0, N_TARGETS)), spots.sections)
     common: dict[str, Any] = {"n_targets": N_TARGETS, "config": config(search="gradient")}
     found, plain = (fit(few, validation, method=m, **common) for m in (method, "pgl"))
     assert all(torch.equal(found.state[k], plain.state[k]) for k in plain.state)
@@ -129,14 +130,14 @@ def test_two_validation_spots_of_one_section_are_enough() -> None:
 def test_a_likelihood_without_counts_is_refused() -> None:
     spots, validation = make_spots()
     bare = Spots(spots.features, spots.expression, spots.sections)
-    with pytest.raises(ValueError, match=r"loss='poisson' needs raw counts; pass Spots with counts and spread"):
+    with pytest.raises(ValueError, match=r"loss='poisson' needs raw counts; pass Spots with counts"):
         fit(bare, validation, n_targets=N_TARGETS, method="agl", config=config(loss="poisson"))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_set_in_which_no_gene_varies_trains_nothing_and_harms_nothing(method: Method) -> None:
     spots, validation = make_spots()
-    flat = Spots(spots.features, np.zeros_like(spots.expression), spots.sections)
+    flat = Spots(spots.features, Expression.from_dense(np.zeros(spots.expression.shape)), spots.sections)
     common: dict[str, Any] = {"n_targets": N_TARGETS, "config": config(start="random", search="gradient", dropout=0.0)}
     result = fit(flat, validation, method=method, **common)
     assert all(value.isfinite().all() for value in result.state.values())
