@@ -335,11 +335,10 @@ class _Unroll:
             flat = [gradient.reshape(-1), *(tangent.reshape(-1) for tangent in tangents)]
             own = [_chunks(values) for dual in self.duals[name].values() for values in dual]
             for (g, *parts), duals in zip(zip(*map(_chunks, flat), strict=True), zip(*own, strict=True), strict=True):
-                dg = (
-                    torch.stack(parts).addcmul_(drift[:, None].to(g.dtype), g, value=-1)
-                    if parts
-                    else g.new_zeros(0, len(g))
-                )
+                dg = g.new_zeros(0, len(g))
+                if parts:
+                    rows = torch.stack(parts) if len(parts) > 1 else parts[0][None]
+                    dg = torch.addcmul(rows, drift[:, None].to(g.dtype), g, value=-1)
                 value, *moments = zip(duals[::2], duals[1::2], strict=True)
                 optimizer.update(value, (g, dg), moments, n_steps=self.n_steps)
         self.n_steps += 1
