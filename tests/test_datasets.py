@@ -294,12 +294,12 @@ def test_image_predicts_targets_of_another_section_but_not_perfectly(full: Spati
     features /= (features[:140].std(axis=0) + 1e-6) * np.sqrt(features.shape[1])
     kernel = features @ features[:140].T
     expression = normalised(table)
-    predicted = kernel[140:] @ np.linalg.solve(kernel[:140] + 2.0 * np.eye(140), expression[train])
+    predicted = kernel[140:] @ np.linalg.solve(kernel[:140] + 20.0 * np.eye(140), expression[train])
     pearson = np.array([np.corrcoef(predicted[:, gene], expression[test, gene])[0, 1] for gene in range(table.n_vars)])
     mean = {role: pearson[columns(table, role)].mean() for role in ROLES}
-    assert 0.25 < mean["target"] < 0.75
+    assert 0.08 < mean["target"] < 0.6
     assert mean["informative"] > mean["target"] + 0.05
-    assert mean["distractor"] > 0.2
+    assert mean["distractor"] > 0.15
     assert abs(mean["invisible"]) < 0.15
     assert abs(mean["noise"]) < 0.05
 

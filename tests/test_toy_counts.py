@@ -43,6 +43,15 @@ def explained(expression: FloatArray, predictors: FloatArray) -> FloatArray:
     return np.asarray(1 - residual.var(axis=0) / expression.var(axis=0))
 
 
+def curved(fields: FloatArray, own: list[int]) -> FloatArray:
+    """Fields, their products, and waves across two of them."""
+    terms = [fields[:, own]] + [fields[:, [i]] * fields[:, [j]] for i in own for j in own if i <= j]
+    for angle in np.arange(0, np.pi, np.pi / 6) if own == [3, 4] else []:
+        across = fields[:, 3] * np.cos(angle) + fields[:, 4] * np.sin(angle)
+        terms += [np.column_stack([np.sin(w * across), np.cos(w * across)]) for w in (0.8, 1.6)]
+    return np.concatenate(terms, axis=1)
+
+
 def of_role(law: GeneLaw, name: str) -> NDArray[np.bool_]:
     return np.asarray(law.role == ROLES.index(name))
 
@@ -58,12 +67,14 @@ def test_each_role_follows_its_fields_alone(
     others = [field for field in range(6) if field not in own]
     assert explained(genes, fields[:, others]).mean() < 0.03
     if own:
-        assert np.quantile(explained(genes, fields[:, own]), 0.1) > 0.1
+        shuffled = np.random.default_rng(0).permutation(curved(fields, own))
+        chance = explained(genes, shuffled).mean()
+        assert np.quantile(explained(genes, curved(fields, own)), 0.1) > 2 * chance + 0.03
 
 
 def test_informative_genes_are_less_noisy_than_targets(law: GeneLaw, fields: FloatArray, counts: FloatArray) -> None:
     clean, noisy = (
-        np.median(explained(normalised(counts)[:, of_role(law, role)], fields[:, :3]))
+        np.median(explained(normalised(counts)[:, of_role(law, role)], curved(fields, [0, 1, 2])))
         for role in ("informative", "target")
     )
     assert clean > noisy + 0.1
@@ -106,14 +117,14 @@ def test_counts_are_whole_and_deterministic(law: GeneLaw, fields: FloatArray, co
 
 def test_signal_has_the_planted_size(law: GeneLaw) -> None:
     length = np.sqrt(np.square(law.loadings).sum(axis=0))
-    for role, signal in (("target", 1.0), ("informative", 1.0), ("noise", 0.0)):
+    for role, signal in (("target", 0.65), ("informative", 0.8), ("noise", 0.0)):
         np.testing.assert_allclose(length[of_role(law, role)], signal, atol=1e-12)
 
 
 def test_each_third_of_the_informative_genes_tells_of_one_field(law: GeneLaw) -> None:
     linear = np.abs(law.loadings[:3, of_role(law, "informative")])
     np.testing.assert_array_equal(linear.reshape(3, 3, 20).mean(axis=2).argmax(axis=0), [2, 1, 0])
-    assert (linear.max(axis=0) > 0.5).all()
+    assert (linear.max(axis=0) > 0.1).all()
 
 
 def test_genes_are_drawn_in_blocks_up_to_a_transcriptome() -> None:

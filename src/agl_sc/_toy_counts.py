@@ -15,7 +15,9 @@ N_TARGET_FIELDS = 3
 _COUNTS_PER_GENE = 10.0
 _ABUNDANCE_SD = 0.6
 _DEPTH_SD = 0.35
-_CURVATURE = 0.2
+_CURVATURE = 0.6
+_WAVELENGTHS = (7.8, 3.9)
+_N_DIRECTIONS = 6
 _LEAST_OWN, _MOST_OTHER = 0.5, 0.2
 _OVERDISPERSION = 0.05
 _LIMIT = 3.0
@@ -35,9 +37,9 @@ class _Role:
 
 
 _ROLES = {
-    "target": _Role(abundance=3.0, signal=1.0, noise=1.05),
-    "informative": _Role(abundance=1.0, signal=1.0, noise=0.1),
-    "distractor": _Role(abundance=1.0, signal=0.75, noise=0.05),
+    "target": _Role(abundance=3.0, signal=0.65, noise=1.2),
+    "informative": _Role(abundance=1.0, signal=0.8, noise=0.5),
+    "distractor": _Role(abundance=1.0, signal=0.8, noise=0.05),
     "invisible": _Role(abundance=1.0, signal=0.65, noise=0.1),
     "noise": _Role(abundance=1.0, signal=0.0, noise=0.5),
 }
@@ -76,8 +78,8 @@ def draw_law(rng: np.random.Generator, n_genes: Mapping[str, int], n_visible: in
     role = rng.permutation(np.repeat(np.arange(len(ROLES)), [n_genes[name] for name in ROLES]))
     relative = np.array([r.abundance for r in _ROLES.values()])[role]
     abundance = _COUNTS_PER_GENE * relative * np.exp(_ABUNDANCE_SD * rng.standard_normal(len(role)))
-    drivers, curved = _drivers(n_visible)
-    loadings = rng.standard_normal((len(curved), len(role))) * np.where(curved, _CURVATURE, 1.0)[:, None]
+    drivers, size = _drivers(n_visible)
+    loadings = rng.standard_normal((len(size), len(role))) * size[:, None]
     loadings *= drivers[role].T
     _specialise(loadings, np.flatnonzero(role == ROLES.index("informative")))
     length = np.sqrt(np.square(loadings).sum(axis=0))
@@ -141,26 +143,41 @@ def draw_counts(
 
 
 def _terms(visible: FloatArray, invisible: FloatArray) -> FloatArray:
-    """What genes may depend on: the fields of each of the three groups, and their products within the group."""
+    """What genes may depend on, (n_spots, n_terms): fields and products, fields and waves, a field and its square."""
     groups = (visible[:, :N_TARGET_FIELDS], visible[:, N_TARGET_FIELDS:], invisible[:, None])
-    return np.column_stack([_with_products(np.clip(group, -_LIMIT, _LIMIT)) for group in groups])
+    shared, other, hidden = (np.clip(group, -_LIMIT, _LIMIT) for group in groups)
+    return np.column_stack([shared, _products(shared), other, _waves(other), hidden, _products(hidden)])
 
 
-def _with_products(fields: FloatArray) -> FloatArray:
+def _products(fields: FloatArray) -> FloatArray:
+    """All products of two fields; squares have mean 0 and variance 1 where the field is normal."""
     first, second = np.triu_indices(fields.shape[1])
     products = fields[:, first] * fields[:, second]
     squares = first == second
     products[:, squares] = (products[:, squares] - 1) / np.sqrt(2)
-    return np.column_stack([fields, products])
+    return products
 
 
-def _drivers(n_visible: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which terms drive which role, (n_roles, n_terms), and which of them are products, (n_terms,)."""
-    sizes = (N_TARGET_FIELDS, n_visible - N_TARGET_FIELDS, 1)
-    group = np.repeat([0, 1, 2], [n + n * (n + 1) // 2 for n in sizes])
-    curved = np.concatenate([np.arange(n + n * (n + 1) // 2) >= n for n in sizes])
+def _waves(fields: FloatArray) -> FloatArray:
+    """Sines and cosines across the plane of the first and last field; mean 0 and variance 1 where these are normal."""
+    angle = np.pi * np.arange(_N_DIRECTIONS) / _N_DIRECTIONS
+    across = fields[:, :1] * np.cos(angle) + fields[:, -1:] * np.sin(angle)
+    columns = []
+    for frequency in 2 * np.pi / np.array(_WAVELENGTHS):
+        mean, fourth = np.exp(-(frequency**2) / 2), np.exp(-2 * frequency**2)
+        columns += [(np.cos(frequency * across) - mean) / np.sqrt((1 + fourth) / 2 - mean**2)]
+        columns += [np.sin(frequency * across) / np.sqrt((1 - fourth) / 2)]
+    return np.column_stack(columns)
+
+
+def _drivers(n_visible: int) -> tuple[NDArray[np.bool_], FloatArray]:
+    """Which terms drive which role, (n_roles, n_terms), and how strongly, (n_terms,)."""
+    n_products = N_TARGET_FIELDS * (N_TARGET_FIELDS + 1) // 2
+    n_waves = 2 * _N_DIRECTIONS * len(_WAVELENGTHS)
+    sizes = (N_TARGET_FIELDS, n_products, n_visible - N_TARGET_FIELDS, n_waves, 1, 1)
+    group = np.repeat([0, 0, 1, 1, 2, 2], sizes)
     group_of_role = np.array([0, 0, 1, 2, -1])
-    return group_of_role[:, None] == group, curved
+    return group_of_role[:, None] == group, np.repeat([1.0, _CURVATURE, 1.0, 1.0, 1.0, _CURVATURE], sizes)
 
 
 def _blocks(n_genes: int) -> Iterator[slice]:

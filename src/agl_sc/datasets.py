@@ -37,22 +37,23 @@ def toy_tissue(
     r"""Synthetic H&E sections with spots, counts and a planted answer.
 
     Five smooth tissue fields are drawn as morphology: epithelium, lymphocytes, collagen, adipose and haemorrhage; a sixth
-    leaves no trace in the image. The log of a gene's expected expression is linear in fields and their products, plus
-    noise; counts are negative-binomial, with library sizes. Genes differ in what drives them:
+    leaves no trace in the image. The log of a gene's expected expression is a sum of terms, plus noise; counts are
+    negative-binomial, with library sizes. Genes differ in what drives them:
 
     =========== ============================================ =================
     role        driven by                                    noise
     =========== ============================================ =================
-    target      epithelium, lymphocytes, collagen            much
-    informative epithelium, lymphocytes, collagen            little
-    distractor  adipose, haemorrhage                         little
-    invisible   the sixth field                              little
+    target      epithelium, lymphocytes, collagen, products  much
+    informative epithelium, lymphocytes, collagen, products  some
+    distractor  adipose, haemorrhage, waves of the two       little
+    invisible   the sixth field, its square                  little
     noise       nothing                                      all of it
     =========== ============================================ =================
 
-    So informative genes tell a shared trunk what to look for, and the others compete for its width: the narrower the trunk
-    (4 to 8 are narrow), the more a k beyond k* costs. The same genes follow the same law in every section; each section is
-    another random piece of tissue.
+    So informative genes, each noisy too but many, tell a shared trunk what to look for, and the others compete for its
+    width: distractors vary in many ways, all visible. Targets alone are too noisy to tell, the more so the fewer spots
+    there are to train on. The same genes follow the same law in every section; each section is another random piece of
+    tissue.
 
     Parameters
     ----------
