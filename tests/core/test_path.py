@@ -1,5 +1,6 @@
 """What validation picks in closed form, on planted problems."""
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -8,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from agl_sc.core import eigen
-from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis, ridge_coefficients
+from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
 from agl_sc.core.expression import Expression
 from agl_sc.core.path import (
     ALPHAS,
@@ -53,8 +54,16 @@ def planted(seed: int, n_auxiliary: int = N_AUXILIARY) -> tuple[RidgeBasis, Vali
 def test_choose_alpha_finds_the_penalty_that_predicts_without_error(position: int) -> None:
     basis, validation = planted(0)
     alpha = N_FEATURES * ALPHAS[position]
-    exact = validation.features @ ridge_coefficients(basis, alpha, N_TARGETS)
+    weights = np.ones(basis.genes.shape[1])
+    exact = reduced_rank_ridge(basis, weights, alpha=alpha, rank=8).predict(validation.features)[:, :N_TARGETS]
     assert choose_alpha(basis, Validation(validation.features, exact, validation.sections)) == pytest.approx(alpha)
+
+
+def test_auxiliary_genes_that_help_bear_a_smaller_penalty() -> None:
+    basis, validation = planted(0)
+    alone = replace(basis, genes=basis.genes[:, :N_TARGETS])
+    helped = replace(basis, genes=basis.genes[:, : N_TARGETS + N_INFORMATIVE])
+    assert choose_alpha(helped, validation) < choose_alpha(alone, validation)
 
 
 @pytest.mark.parametrize("rank", [4, 8, 16, 30])

@@ -42,8 +42,23 @@ def test_race_keeps_the_better_half_and_doubles_the_epochs() -> None:
 
     cutoff, trace = race_search(train, cutoffs=(0.1, 0.3, 0.5, 0.9), first_rung=3)
     assert cutoff == 0.3
-    assert asked == [(0.1, 3), (0.3, 3), (0.5, 3), (0.9, 3), (0.3, 6), (0.5, 6)]
-    assert list(trace["step"]) == [0, 0, 0, 0, 1, 1]
+    assert asked == [(0.1, 3), (0.3, 3), (0.5, 3), (0.9, 3), (0.3, 6), (0.5, 6), (0.2, 6), (0.4, 6)]
+    assert list(trace["step"]) == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        pytest.param(0.0, 0.1, id="the smallest"),
+        pytest.param(0.22, 0.2, id="towards the smaller neighbour"),
+        pytest.param(0.39, 0.4, id="towards the larger neighbour"),
+        pytest.param(0.72, 0.7, id="between the two last"),
+        pytest.param(1.0, 0.9, id="the largest"),
+    ],
+)
+def test_race_looks_between_the_winner_and_its_neighbours(best: float, expected: float) -> None:
+    cutoff, _ = race_search(lambda cutoff, n_epochs: -abs(cutoff - best), cutoffs=(0.1, 0.3, 0.5, 0.9))
+    assert cutoff == pytest.approx(expected)
 
 
 def test_race_of_equals_takes_the_fewest_genes() -> None:

@@ -1,6 +1,6 @@
 """Reduced-rank ridge with gene weights: the closed-form start of trunk and head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,13 +86,6 @@ def _project(left: Floats, expression: Expression) -> Floats:
     for genes, values in expression.blocks():
         projected[:, genes] = left.T @ values.astype(left.dtype, copy=False)
     return projected
-
-
-def ridge_coefficients(basis: RidgeBasis, alpha: float, n_genes: int | None = None) -> FloatArray:
-    """Ridge regression of the first ``n_genes`` genes on the features, (n_features, n_genes)."""
-    shrunk = basis.singular_values / (basis.singular_values**2 + alpha)
-    coefficients: FloatArray = (basis.loadings * shrunk) @ basis.genes[:, :n_genes]
-    return coefficients
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +176,32 @@ def reduced_rank_path(
         gram += _gram(basis.genes[:, done:n])
         done = n
         leading = leading_eigenvectors(gram * shrinkages, rank, leading)
+        yield _low_rank(basis, leading[:, :rank], shrinkage=shrinkage, n_genes=n_targets)
+
+
+def reduced_rank_penalties(
+    basis: RidgeBasis, n_targets: int, alphas: Sequence[float], *, rank: int
+) -> Iterator[LowRank]:
+    """Reduced-rank ridge of all genes, weight 1 each, at every penalty; the genes are gone through once.
+
+    Parameters
+    ----------
+    basis
+        Of the training spots.
+    n_targets
+        Number of leading genes that are targets.
+    alphas
+        Ridge penalties on the features' scale, best in order: eigenvectors start from those of the penalty before.
+    rank
+        Width of the trunk; at most min(n_spots, n_features).
+
+    Yields
+    ------
+    One solution per penalty, its head for the targets only.
+    """
+    rank = min(rank, len(basis.singular_values))
+    gram, leading = _gram(basis.genes), None
+    for alpha in alphas:
+        shrinkage = _shrinkage(basis, alpha)
+        leading = leading_eigenvectors(gram * np.outer(shrinkage, shrinkage), rank, leading)
         yield _low_rank(basis, leading[:, :rank], shrinkage=shrinkage, n_genes=n_targets)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, ridge_coefficients
+from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, reduced_rank_penalties
 from agl_sc.core.expression import Floats
 from agl_sc.core.search import TRACE_COLUMNS, Validation
 
@@ -17,11 +17,16 @@ RANKS = (4, 8, 16, 32, 64)
 
 
 def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
-    """Ridge penalty with the best mean validation Pearson of the targets."""
+    """Ridge penalty with the best mean validation Pearson of the targets, each penalty at its best rank of the trunk.
+
+    Of the reduced-rank fit of all genes, not of the targets alone: auxiliary genes make up for the noise of the targets,
+    so they bear a smaller penalty, and with the larger one of the targets nothing of what they bring is left.
+    """
     n_targets = validation.targets.shape[1]
-    n_features = validation.features.shape[1]
-    grid = [n_features * alpha for alpha in ALPHAS]
-    scores = [validation.score(_product(validation.features, ridge_coefficients(basis, a, n_targets))) for a in grid]
+    widest = min(len(basis.singular_values), RANKS[-1])
+    grid = [validation.features.shape[1] * alpha for alpha in ALPHAS]
+    solutions = reduced_rank_penalties(basis, n_targets, grid, rank=widest)
+    scores = [rank_pearson(solution, _ranks(widest), validation).mean(axis=1).max() for solution in solutions]
     return float(grid[int(np.argmax(scores))])
 
 

@@ -49,6 +49,8 @@ def race_search(
 ) -> tuple[float, pd.DataFrame]:
     """Cutoff by successive halving (Jamieson and Talwalkar, 2016): the question that a short hyper-gradient cannot ask.
 
+    The last rung is run once more with the two cutoffs half-way to the winner's neighbours.
+
     Parameters
     ----------
     train
@@ -62,13 +64,26 @@ def race_search(
     -------
     The cutoff in [0, 1], and the trace: step (the rung), cutoff, validation_pearson.
     """
-    alive, n_epochs, rows = list(cutoffs), first_rung, []
-    for rung in range(len(cutoffs).bit_length()):
-        scores = {cutoff: train(cutoff, n_epochs) for cutoff in alive}
-        rows += [{"step": rung, "cutoff": c, "validation_pearson": score} for c, score in scores.items()]
-        # Sorting is stable: of equal scores the smaller cutoff stays.
-        alive = sorted(sorted(alive, key=lambda c: -scores[c])[: max(1, len(alive) // 2)])
+    rungs = [{cutoff: train(cutoff, first_rung) for cutoff in cutoffs}]
+    n_epochs = first_rung
+    while len(rungs[-1]) > 2:
         n_epochs *= 2
-        if len(scores) <= 2:
-            break
-    return alive[0], pd.DataFrame(rows)
+        rungs.append({cutoff: train(cutoff, n_epochs) for cutoff in _best(rungs[-1], len(rungs[-1]) // 2)})
+    (winner,) = _best(rungs[-1], 1)
+    rungs.append({cutoff: train(cutoff, n_epochs) for cutoff in _between(winner, cutoffs)})
+    (winner,) = _best({winner: rungs[-2][winner], **rungs[-1]}, 1)
+    rows = [
+        {"step": rung, "cutoff": c, "validation_pearson": s} for rung, of in enumerate(rungs) for c, s in of.items()
+    ]
+    return winner, pd.DataFrame(rows)
+
+
+def _best(scores: dict[float, float], n: int) -> list[float]:
+    """The n cutoffs of highest score, increasing; of equal scores the smaller cutoff."""
+    return sorted(sorted(scores, key=lambda cutoff: (-scores[cutoff], cutoff))[:n])
+
+
+def _between(cutoff: float, cutoffs: Sequence[float]) -> list[float]:
+    """Half-way from a cutoff to the next smaller and the next larger one."""
+    place = list(cutoffs).index(cutoff)
+    return [(cutoff + cutoffs[i]) / 2 for i in (place - 1, place + 1) if 0 <= i < len(cutoffs)]
