@@ -74,6 +74,18 @@ def test_choose_rank_finds_the_rank_that_predicts_without_error(rank: int) -> No
     assert choose_rank(start, Validation(validation.features, exact, validation.sections)) == rank
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_choose_rank_of_few_genes_is_not_left_to_rounding(dtype: type[np.floating[Any]]) -> None:
+    """Four genes fill no more than four directions: wider trunks predict the same."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        features = rng.normal(size=(90, 40)).astype(dtype)
+        genes = features @ rng.normal(size=(40, 4)) + rng.normal(size=(90, 4))
+        basis = ridge_basis(features[:60], Expression.from_dense(genes[:60]))
+        start = reduced_rank_ridge(basis, np.ones(4), alpha=40.0, rank=32)
+        assert choose_rank(start, Validation(features[60:], genes[60:], np.zeros(30, dtype=np.int64))) == 4
+
+
 def test_choose_rank_is_never_wider_than_the_start() -> None:
     basis, validation = planted(0)
     start = reduced_rank_ridge(basis, np.ones(basis.genes.shape[1]), alpha=30.0, rank=6)

@@ -14,6 +14,7 @@ ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 17))
 """Ridge penalties tried, per feature."""
 RANKS = (4, 8, 16, 32, 64)
 """Widths of the trunk tried."""
+_ROUNDING = 1e-6
 
 
 def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
@@ -41,7 +42,7 @@ def choose_rank(start: LowRank, validation: Validation) -> int:
     n_targets = validation.targets.shape[1]
     ranks = _ranks(start.trunk.shape[1])
     targets = LowRank(start.trunk, start.head[:, :n_targets])
-    return ranks[int(np.argmax(rank_pearson(targets, ranks, validation).mean(axis=1)))]
+    return ranks[_first_best(rank_pearson(targets, ranks, validation).mean(axis=1))]
 
 
 def path_search(
@@ -79,7 +80,7 @@ def path_search(
     path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
     scores = np.stack([rank_pearson(solution, ranks, validation) for solution in path])
     smooth = _smooth(scores)
-    best = int(np.argmax(smooth.mean(axis=2).max(axis=0)))
+    best = _first_best(smooth.mean(axis=2).max(axis=0))
     cutoffs = k / n_auxiliary
     trace = {"step": np.arange(len(k)), "cutoff": cutoffs, "k": k, "validation_pearson": scores[:, best].mean(axis=1)}
     return float(cutoffs[_one_standard_error(smooth[:, best])]), pd.DataFrame(trace)
@@ -110,6 +111,11 @@ def rank_pearson(solution: LowRank, ranks: list[int], validation: Validation) ->
         total += np.where(varies, product / norm, 0.0)
         n_defined += varies
     return total / np.maximum(n_defined, 1)
+
+
+def _first_best(scores: FloatArray) -> int:
+    """Position of the first score that nothing but rounding sets apart from the best."""
+    return int(np.argmax(scores >= scores.max() - _ROUNDING))
 
 
 def _smooth(scores: FloatArray, reach: int = 2) -> FloatArray:
