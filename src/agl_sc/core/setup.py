@@ -45,6 +45,8 @@ def make_problem(
         torch.manual_seed(seed)
         network = Network(n_features, start.head.shape[1], rank=rank, hidden=config.hidden, dropout=config.dropout)
     objective, base, stretch = _objective(spots, config, device)
+    if config.loss == "pearson":  # which no bias changes: its gradient is rounding, that Adam would make whole steps of
+        network.head.bias.requires_grad_(False)  # noqa: FBT003 -- torch's signature
     if config.start == "closed_form":
         load_closed_form(network, LowRank(start.trunk, start.head * stretch))
     problem = Problem(
