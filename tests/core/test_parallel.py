@@ -14,7 +14,7 @@ from agl_sc.core.config import LossName, TrainConfig
 from agl_sc.core.epoch import train_epoch
 from agl_sc.core.fit import fit
 from agl_sc.core.parallel import drawing_from, of_main, own_pieces, take_over
-from agl_sc.core.problem import Bilevel, Spots
+from agl_sc.core.problem import Bilevel, Choices, Spots
 from agl_sc.core.progress import FitResult
 from agl_sc.core.search import Validation
 from agl_sc.core.weighting import AuxiLearn, Fixed, Uncertainty, Weighting
@@ -178,3 +178,12 @@ def test_trackers_receive_a_row_per_epoch() -> None:
     assert [step for step, _ in tracker.rows] == [1, 2, 3, 4, 5]
     assert [row for _, row in tracker.rows] == result.history.iloc[1:].to_dict(orient="records")
     assert {"loss", "validation_pearson", "k"} <= tracker.rows[0][1].keys()
+
+
+def test_trackers_do_not_receive_the_epochs_that_are_repeated_without_validation() -> None:
+    tracker = Remembering()
+    accelerator = Accelerator(cpu=True, log_with=[tracker])
+    accelerator.init_trackers("agl_sc")
+    common: dict[str, Any] = {"n_targets": 4, "method": "agl", "config": TrainConfig(), "accelerator": accelerator}
+    fit(make_spots()[0], None, choices=Choices(10.0, 4, 1.0, 3), **common)
+    assert not tracker.rows

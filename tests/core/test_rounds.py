@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 
 from agl_sc.core import fit as fit_module
 from agl_sc.core import rounds
@@ -63,11 +64,12 @@ class Rounds:
     result: FitResult
     fits: list[FitResult]
     improved: list[FitResult]
+    logged: list[tuple[int, dict[str, float]]]
 
 
 @pytest.fixture(scope="module")
 def whole() -> Rounds:
-    seen, improved = list[FitResult](), list[FitResult]()
+    seen, improved, logged = list[FitResult](), list[FitResult](), list[tuple[int, dict[str, float]]]()
 
     def noted(*args: Any, **kwargs: Any) -> FitResult:
         seen.append(fit(*args, **kwargs))
@@ -75,7 +77,8 @@ def whole() -> Rounds:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "fit", noted)
-        return Rounds(run(on_improvement=improved.append), seen, improved)
+        patch.setattr(Accelerator, "log", lambda _, values, step: logged.append((step, values)))
+        return Rounds(run(on_improvement=improved.append), seen, improved, logged)
 
 
 def test_stops_at_the_first_round_without_gain_and_returns_the_best(whole: Rounds) -> None:
@@ -109,6 +112,8 @@ def test_history_and_trace_are_counted_on(whole: Rounds) -> None:
     assert history["validation_pearson"].argmax() == whole.result.choices.n_epochs
     assert list(trace) == list(TRACE_COLUMNS)
     assert trace["step"].tolist() == list(range(len(trace)))
+    assert [step for step, _ in whole.logged] == history["epoch"][1:].tolist()
+    assert [row for _, row in whole.logged] == history.iloc[1:].to_dict(orient="records")
     assert (trace["cutoff"] == 0.5).sum() == len(whole.fits) - 1  # every search starts there
 
 

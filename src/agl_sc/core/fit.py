@@ -111,6 +111,11 @@ def fit(
             n_epochs=picked.n_epochs,
         ).score
 
+    def log(row: dict[str, float]) -> None:
+        """To trackers; not where epochs are only repeated, without validation."""
+        epoch = int(row["epoch"]) + earlier.n_epochs
+        accelerator.log({**row, "epoch": epoch}, step=epoch)
+
     saved = of_main(None if checkpoint is None else checkpoint.read(), accelerator)
     if saved is not None:
         plan = planner.saved(saved[1]["plan"])
@@ -131,7 +136,7 @@ def fit(
         seed=seed,
         n_epochs=config.max_epochs if choices is None else choices.n_epochs,
         on_improvement=on_improvement if accelerator.is_main_process else None,
-        on_epoch=lambda row: accelerator.log(row, step=int(row["epoch"])),
+        on_epoch=None if validation is None else log,
         checkpoint=checkpoint,
         saved=saved,
     )

@@ -56,6 +56,8 @@ class Earlier:
     """Parameters to start from."""
     weights: FloatArray | None = None
     """Weight of every gene, (n_genes,), instead of the method's own."""
+    n_epochs: int = 0
+    """Epochs trained before, which trackers count on from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def fit_in_rounds(
             validation,
             method="dkgsb",
             choices=picked,
-            earlier=Earlier(best.state),
+            earlier=Earlier(best.state, n_epochs=sum(map(len, history)) - 1),
             checkpoint=saved(round_),
             **common,
         )
