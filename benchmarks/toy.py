@@ -125,7 +125,12 @@ def ridge(sdata: SpatialData, score: Callable[[FloatArray], FloatArray], *, refi
     """Ridge on the spots that the arms are fitted on."""
     data = training_data(sdata.tables["table"], Keys(), None)
     spots = data.spots(data.train | data.validation if refit else data.train, data.n_targets)
-    return Outcome(score(data.features @ ridge_cv(spots.features, spots.expression)), np.nan, np.nan, 0.0)
+    return Outcome(
+        score(data.features @ ridge_cv(spots.features, spots.expression.columns(0, data.n_targets))),
+        np.nan,
+        np.nan,
+        0.0,
+    )
 
 
 def trained(sdata: SpatialData, score: Callable[[FloatArray], FloatArray], arm: tuple[Method, TrainConfig]) -> Outcome:

@@ -12,6 +12,7 @@ from accelerate.tracking import GeneralTracker
 
 from agl_sc.core.config import LossName, TrainConfig
 from agl_sc.core.epoch import train_epoch
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.parallel import drawing_from, of_main, own_pieces, take_over
 from agl_sc.core.problem import Bilevel, Choices, Spots
@@ -110,7 +111,7 @@ def make_spots() -> tuple[Spots, Validation]:
     features = rng.normal(size=(160, 8))
     expression = np.tanh(features @ rng.normal(size=(8, 20))) + rng.normal(size=(160, 20))
     sections = np.arange(160) % 2
-    training = Spots(features[:96], expression[:96], sections[:96])
+    training = Spots(features[:96], Expression.from_dense(expression[:96]), sections[:96])
     return training, Validation(features[96:], expression[96:, :4], sections[96:])
 
 

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from agl_sc.core.checkpoint import Checkpoint
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.counts import Counts
+from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.problem import Spots
 from agl_sc.core.rounds import fit_in_rounds
@@ -38,7 +39,7 @@ def spots(n: int) -> tuple[Spots, Validation]:
     sections = np.arange(160) % 2
     values = rng.poisson(np.exp(signal + 1)).astype(float)
     counts = Counts(csr_matrix(values[:n]), values[:n].sum(axis=1), 100.0)
-    training = Spots(features[:n], expression[:n], sections[:n], counts, np.ones(24))
+    training = Spots(features[:n], Expression.from_dense(expression[:n]), sections[:n], counts)
     return training, Validation(features[96:], expression[96:, :4], sections[96:])
 
 

@@ -38,7 +38,9 @@ def train_epoch(
 def narrowed(head: nn.Linear, optimizer: torch.optim.Optimizer, n_genes: int) -> Iterator[None]:
     """Train the leading genes of a head alone, in the memory of the whole: the other rows and their moments stay as they are."""
     whole = dict(head.named_parameters())
-    narrow = {name: nn.Parameter(parameter.detach()[:n_genes]) for name, parameter in whole.items()}
+    narrow = {
+        name: nn.Parameter(parameter.detach()[:n_genes], parameter.requires_grad) for name, parameter in whole.items()
+    }
     moments = {name: optimizer.state[parameter] for name, parameter in whole.items()}
     _exchange(head, optimizer, narrow)
     for name, parameter in narrow.items():
