@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agl_sc._geometry import check_mpp, spot_pitch_px
+from agl_sc._geometry import Bins, bin_side_um, check_mpp, spot_pitch_px
 
 Centres = NDArray[np.float64]
 
@@ -52,7 +52,9 @@ def test_too_few_spots_have_no_pitch(n_spots: int) -> None:
 
 
 def test_pitch_of_an_unknown_technology() -> None:
-    with pytest.raises(ValueError, match=r"technology='slideseq' is unknown; use one of \['st', 'visium'\]"):
+    with pytest.raises(
+        ValueError, match=r"technology='slideseq' is unknown; use one of \['st', 'visium', 'visium_hd'\]"
+    ):
         spot_pitch_px(square_grid(250.0), "slideseq")
 
 
@@ -99,3 +101,42 @@ def test_too_few_spots_to_derive(centres: Centres) -> None:
 def test_mpp_that_is_no_positive_number(stated: float) -> None:
     with pytest.raises(ValueError, match="of 'A' is not a positive number of microns per pixel"):
         check_mpp(stated, square_grid(250.0), "st", name="A")
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("square_008um", 8.0),
+        ("sample_square_002um", 2.0),
+        ("Visium_HD_square_016um", 16.0),
+        ("square_8um", None),
+        ("S", None),
+    ],
+)
+def test_the_name_of_a_region_tells_the_side_of_its_bins(name: str, side: float | None) -> None:
+    assert bin_side_um(name) == side
+
+
+def test_mpp_of_bins_follows_from_their_side_even_where_most_are_left_out() -> None:
+    bins = Bins(side_um=8.0, side_px=16.0)
+    sparse = square_grid(48.0)  # every third bin of each axis
+    assert check_mpp(None, sparse, "visium_hd", name="A", bins=bins) == pytest.approx(0.5)
+    assert check_mpp(0.51, sparse, "visium_hd", name="A", bins=bins) == 0.51
+    with pytest.raises(
+        ValueError, match=r"image_mpp=0\.25 of 'A' contradicts the visium_hd spot pitch of 8 um \(16\.0 px"
+    ):
+        check_mpp(0.25, sparse, "visium_hd", name="A", bins=bins)
+
+
+def test_mpp_of_bins_that_are_points_follows_from_their_grid() -> None:
+    bins = Bins(side_um=8.0, side_px=None)
+    assert check_mpp(None, square_grid(16.0), "visium_hd", name="A", bins=bins) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bins", [None, Bins(None, 16.0)], ids=["no bins", "no side"])
+def test_bins_of_unknown_side_need_a_stated_mpp(bins: Bins | None) -> None:
+    assert check_mpp(0.5, square_grid(16.0), "visium_hd", name="A", bins=bins) == 0.5
+    with pytest.raises(
+        ValueError, match=r"of 'A' are unknown; pass image_mpp= .*, or name the region .*'square_008um'"
+    ):
+        check_mpp(None, square_grid(16.0), "visium_hd", name="A", bins=bins)

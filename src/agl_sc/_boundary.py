@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc._geometry import check_mpp
+from agl_sc._geometry import HD, Bins, bin_side_um, check_mpp, spot_pitch_px
 from agl_sc._keys import Keys
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Names = str | Sequence[str] | None
 
+_SINGULAR = 1e9
+"""Ratio of the two stretches of a transformation beyond which it leaves a line of the plane."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +34,7 @@ class Section:
     """One region of the table with its image, as arrays."""
 
     name: str
-    """Region: the shapes element's key."""
+    """Region: the key of the shapes or points element."""
     rows: IntArray
     """Rows of the table, (n_spots,)."""
     image_key: str
@@ -45,12 +48,14 @@ class Section:
     image_mpp: float | None
     """Microns per pixel of the finest level as the image's metadata state it."""
     technology: str | None
-    """``"st"``, ``"visium"`` or None."""
+    """``"st"``, ``"visium"``, ``"visium_hd"`` or None."""
+    bins: Bins | None = None
+    """Of ``"visium_hd"``."""
 
     def mpp(self, stated: float | None = None) -> float:
         """Microns per pixel of the finest level; ``stated`` by the user goes before metadata and spot pitch."""
         known = self.image_mpp if stated is None else stated
-        return check_mpp(known, self.centres, self.technology, name=self.image_key)
+        return check_mpp(known, self.centres, self.technology, name=self.image_key, bins=self.bins)
 
 
 def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
@@ -146,29 +151,34 @@ def sections(
     if not images:
         msg = "sdata has no image, and features come from one; read it with agl_sc.io or add it with sdata.images[...] = ...."
         raise KeyError(msg)
-    metadata = sdata.attrs.get("agl_sc", {})
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
     found = []
     for name in names:
-        if name not in sdata.shapes:
-            msg = f"Region {name!r} of the table is not a shapes element; the shapes are {', '.join(sorted(sdata.shapes)) or 'none'}."
-            raise KeyError(msg)
         rows = np.flatnonzero((regions == name).to_numpy())
         key, affine = _image_of(sdata, name, images=images, system=coordinate_system)
-        points, radius = _points(sdata.shapes[name], instances.iloc[rows], name)
-        found.append(
-            Section(
-                name=name,
-                rows=rows,
-                image_key=key,
-                levels=_levels(sdata.images[key], key),
-                centres=points @ affine[:2, :2].T + affine[:2, 2],
-                radius=radius * float(np.sqrt(abs(np.linalg.det(affine[:2, :2])))),
-                image_mpp=metadata.get("image_mpp", {}).get(key),
-                technology=metadata.get("technology", {}).get(name),
-            )
-        )
+        found.append(_section(sdata, name, key, affine=affine, instances=instances.iloc[rows], rows=rows))
     return found
+
+
+def _section(
+    sdata: "SpatialData", name: str, key: str, *, affine: FloatArray, instances: "pd.Series[Any]", rows: IntArray
+) -> Section:
+    metadata = sdata.attrs.get("agl_sc", {})
+    points, radius, side = _points(_element(sdata, name), instances, name)
+    scale = float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
+    side_um = bin_side_um(name)
+    technology = metadata.get("technology", {}).get(name, HD if side_um else None)
+    return Section(
+        name=name,
+        rows=rows,
+        image_key=key,
+        levels=_levels(sdata.images[key], key),
+        centres=points @ affine[:2, :2].T + affine[:2, 2],
+        radius=radius * scale,
+        image_mpp=metadata.get("image_mpp", {}).get(key),
+        technology=technology,
+        bins=Bins(side_um, side * scale if side else None) if technology == HD else None,
+    )
 
 
 def _subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:
@@ -182,24 +192,49 @@ def _subset(available: list[str], wanted: Names, *, argument: str, what: str) ->
     return chosen
 
 
-def _affines(element: Any) -> dict[str, FloatArray]:
-    """Matrix (3, 3) from an element's own (x, y) to each of its coordinate systems."""
-    from spatialdata.transformations import get_transformation
+def _element(sdata: "SpatialData", name: str) -> Any:
+    """Shapes or points of a region."""
+    if name in sdata.shapes:
+        return sdata.shapes[name]
+    if name in sdata.points:
+        return sdata.points[name]
+    msg = f"Region {name!r} of the table is not a shapes element; the shapes are {', '.join(sorted(sdata.shapes)) or 'none'}."
+    raise KeyError(msg)
 
-    systems = get_transformation(element, get_all=True)
-    axes = ("x", "y")
-    return {name: t.to_affine_matrix(input_axes=axes, output_axes=axes) for name, t in systems.items()}
+
+def _affine(transformation: Any, name: str, system: str) -> FloatArray:
+    """Matrix (3, 3) from an element's own (x, y) to a coordinate system."""
+    axes = ("x", "y", "z")
+    matrix: FloatArray = np.asarray(transformation.to_affine_matrix(input_axes=axes, output_axes=axes), dtype=float)
+    plane = matrix[np.ix_((0, 1, 3), (0, 1, 3))]
+    if matrix[:2, 2].any() or matrix[2, :2].any():
+        fault = "mixes z with x and y"
+    elif not np.isfinite(plane).all():
+        fault = "has entries that are not finite"
+    elif np.linalg.cond(plane[:2, :2]) > _SINGULAR:
+        fault = "is singular"
+    else:
+        return plane
+    msg = (
+        f"The transformation of {name!r} to {system!r} {fault} ({plane[:2].tolist()}), but spots need one of the plane that "
+        "can be undone; set another with spatialdata.transformations.set_transformation, or name another coordinate_system=."
+    )
+    raise ValueError(msg)
 
 
 def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str | None) -> tuple[str, FloatArray]:
     """The image of a region, and the matrix (3, 3) from the shapes to its pixels."""
-    shapes = _affines(sdata.shapes[name])
+    from spatialdata.transformations import get_transformation
+
+    shapes = get_transformation(_element(sdata, name), get_all=True)
     candidates: dict[str, dict[str, FloatArray]] = {}
     for key in images:
-        image = _affines(sdata.images[key])
+        image = get_transformation(sdata.images[key], get_all=True)
         shared = [s for s in shapes if s in image and system in (None, s)]
         if shared:
-            candidates[key] = {s: np.linalg.inv(image[s]) @ shapes[s] for s in shared}
+            candidates[key] = {
+                s: np.linalg.inv(_affine(image[s], key, s)) @ _affine(shapes[s], name, s) for s in shared
+            }
     if not candidates:
         asked = f" named {system!r}" if system else ""
         msg = (
@@ -218,7 +253,10 @@ def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str
     return key, first
 
 
-def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float]:
+def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float, float | None]:
+    """Centres (n_spots, 2), median radius, and median side of the square each one would be; None of points."""
+    if not hasattr(shapes, "geometry"):  # a points element, lazy
+        shapes = shapes[["x", "y"]].compute()
     missing = ~instances.isin(shapes.index)
     if missing.any():
         msg = (
@@ -230,9 +268,16 @@ def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatA
         msg = f"Shapes {name!r} hold several shapes of one name (e.g. {shapes.index[shapes.index.duplicated()][0]!r}); make their index unique."
         raise ValueError(msg)
     rows = shapes.loc[instances]
+    if not hasattr(rows, "geometry"):
+        centres = rows.to_numpy(dtype=float)
+        return centres, spot_pitch_px(centres, "st") / 2, None
     centroids = rows.geometry.centroid
-    radius = rows["radius"] if "radius" in rows else np.sqrt(rows.geometry.area / np.pi)
-    return np.column_stack([centroids.x, centroids.y]).astype(float), float(np.median(radius))
+    centres = np.column_stack([centroids.x, centroids.y]).astype(float)
+    if "radius" in rows:
+        radius = float(np.median(rows["radius"]))
+        return centres, radius, 2 * radius
+    area = float(np.nanmedian(rows.geometry.area))
+    return centres, float(np.sqrt(area / np.pi)), float(np.sqrt(area))
 
 
 def _levels(image: Any, key: str) -> tuple[Any, ...]:

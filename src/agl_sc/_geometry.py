@@ -1,5 +1,7 @@
 """Physical scale: spot pitch of the named technologies and the microns per pixel that follow from it."""
 
+import re
+from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
@@ -10,10 +12,28 @@ FloatArray = NDArray[np.float64]
 
 PITCH_UM = {"st": 200.0, "visium": 100.0}
 """Centre-to-centre distance of neighbouring spots."""
-_NEIGHBOURS = {"st": 4, "visium": 6}
+HD = "visium_hd"
+"""Technology whose spots are the square bins of a grid without gaps; the name of the region tells their side."""
+_NEIGHBOURS = {"st": 4, "visium": 6, HD: 4}
 _ADJACENT = 1.2
 """Neighbours beyond this many median distances are diagonal ones; within 0.4 % of a lattice fitted to HER2ST."""
 _TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Square bins of Visium HD."""
+
+    side_um: float | None
+    """Side in microns; None if nobody says."""
+    side_px: float | None
+    """Side in pixels of the image; None if the shapes are no squares."""
+
+
+def bin_side_um(name: str) -> float | None:
+    """Side of bins in microns from a name such as spatialdata-io gives them, ``"sample_square_008um"``; None without."""
+    found = re.search(r"square_(\d{3})um", name)
+    return float(found[1]) if found else None
 
 
 def spot_pitch_px(centres: FloatArray, technology: str) -> float:
@@ -24,15 +44,15 @@ def spot_pitch_px(centres: FloatArray, technology: str) -> float:
     centres
         Spot centres, (n_spots, 2), in pixels; rows with NaN are left out.
     technology
-        ``"st"`` (square grid) or ``"visium"`` (hexagonal grid).
+        ``"st"``, ``"visium_hd"`` (square grids) or ``"visium"`` (hexagonal grid).
 
     Returns
     -------
     Median distance, in pixels, to those of the 4 (square) or 6 (hexagonal) nearest neighbours that are adjacent: a spot
     at an edge also has diagonal ones among them, 1.4 to 1.7 pitches away. NaN with fewer than two spots.
     """
-    if technology not in PITCH_UM:
-        msg = f"technology={technology!r} is unknown; use one of {sorted(PITCH_UM)}, or None and pass image_mpp."
+    if technology not in _NEIGHBOURS:
+        msg = f"technology={technology!r} is unknown; use one of {sorted(_NEIGHBOURS)}, or None and pass image_mpp."
         raise ValueError(msg)
     known = centres[np.isfinite(centres).all(axis=1)]
     n_neighbours = min(_NEIGHBOURS[technology], len(known) - 1)
@@ -43,7 +63,9 @@ def spot_pitch_px(centres: FloatArray, technology: str) -> float:
     return float(np.median(distances[distances <= _ADJACENT * np.median(distances)]))
 
 
-def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | None, *, name: str) -> float:
+def check_mpp(
+    image_mpp: float | None, centres: FloatArray, technology: str | None, *, name: str, bins: Bins | None = None
+) -> float:
     """Microns per pixel of an image, from what is stated and from the spot pitch, refusing contradictions.
 
     Parameters
@@ -53,9 +75,11 @@ def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | No
     centres
         Spot centres in pixels of the image, (n_spots, 2).
     technology
-        ``"st"``, ``"visium"`` or None.
+        ``"st"``, ``"visium"``, ``"visium_hd"`` or None.
     name
         What the message calls the image.
+    bins
+        The bins of ``"visium_hd"``; their side is the pitch.
 
     Returns
     -------
@@ -69,16 +93,13 @@ def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | No
     if image_mpp is not None and not _is_positive_number(image_mpp):
         msg = f"image_mpp={image_mpp!r} of {name!r} is not a positive number of microns per pixel."
         raise ValueError(msg)
-    if technology is None:
+    pitch_um = (bins.side_um if bins else None) if technology == HD else PITCH_UM.get(technology or "")
+    if technology is None or (technology == HD and pitch_um is None):
         if image_mpp is None:
-            msg = (
-                f"The microns per pixel of {name!r} are unknown; pass image_mpp= (microns per pixel of the full image), "
-                f"or name the technology when reading ({', '.join(sorted(PITCH_UM))}) so that the spot pitch tells."
-            )
-            raise ValueError(msg)
+            raise ValueError(_unknown(name, technology))
         return float(image_mpp)
-    pitch = spot_pitch_px(centres, technology)
-    from_pitch = PITCH_UM[technology] / pitch if pitch > 0 else float("nan")
+    pitch = bins.side_px if bins and bins.side_px else spot_pitch_px(centres, technology)
+    from_pitch = pitch_um / pitch if pitch_um and pitch > 0 else float("nan")
     if image_mpp is None:
         if not np.isfinite(from_pitch):
             msg = f"{name!r} has fewer than two distinct spots, too few to derive microns per pixel; pass image_mpp=."
@@ -86,11 +107,23 @@ def check_mpp(image_mpp: float | None, centres: FloatArray, technology: str | No
         return from_pitch
     if abs(from_pitch / image_mpp - 1) > _TOLERANCE:
         msg = (
-            f"image_mpp={image_mpp:.4g} of {name!r} contradicts the {technology} spot pitch of {PITCH_UM[technology]:g} um "
+            f"image_mpp={image_mpp:.4g} of {name!r} contradicts the {technology} spot pitch of {pitch_um:g} um "
             f"({pitch:.1f} px, that is {from_pitch:.4g} um/px); correct image_mpp, or the technology."
         )
         raise ValueError(msg)
     return float(image_mpp)
+
+
+def _unknown(name: str, technology: str | None) -> str:
+    mend = (
+        "name the region after its bins, such as 'square_008um',"
+        if technology == HD
+        else f"name the technology when reading ({', '.join(sorted(PITCH_UM))})"
+    )
+    return (
+        f"The microns per pixel of {name!r} are unknown; pass image_mpp= (microns per pixel of the full image), "
+        f"or {mend} so that the spot pitch tells."
+    )
 
 
 def _is_positive_number(value: object) -> bool:

@@ -1,13 +1,18 @@
 """Inputs of the network from features and from tiles."""
 
+from typing import Any
+
+import dask.array as da
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from agl_sc.core.dataset import TileDataset
 from agl_sc.core.encoder import Encoder
 from agl_sc.core.scaling import CLIP
 from agl_sc.core.sources import CachedFeatures, EncodedTiles, Source
+from agl_sc.core.tiles import Boxes
 
 CPU = torch.device("cpu")
 SECTIONS = np.array([0, 1, 0, 1, 1, 0, 1, 0, 0, 1])
@@ -41,9 +46,21 @@ def tiles_of(n_spots: int = N_SPOTS) -> torch.Tensor:
     return torch.from_numpy(rng.integers(0, 256, (n_spots, 3, 8, 8), dtype=np.uint8))
 
 
+def dataset_of(tiles: torch.Tensor) -> TileDataset:
+    """The same tiles one below the other in two images, even and odd ones."""
+    parts = []
+    for items in (np.arange(0, len(tiles), 2), np.arange(1, len(tiles), 2)):
+        image: Any = da.from_array(np.concatenate(tiles.numpy()[items], axis=1), chunks=(3, 12, 8))  # type: ignore[no-untyped-call]
+        origins = np.column_stack([8 * np.arange(len(items)), np.zeros(len(items), np.int64)])
+        parts.append(
+            (items, Boxes(image, origins, 8, mpp=1.0, background=np.zeros(3, np.uint8), overview_digest="", name="A"))
+        )
+    return TileDataset(parts, 8)
+
+
 def make_tiles(scale: float = 0.5, batch_size: int = 4) -> EncodedTiles:
     return EncodedTiles(
-        tiles_of(),
+        dataset_of(tiles_of()),
         SECTIONS,
         np.full(N_FEATURES, scale),
         encoder=tiny_encoder(),

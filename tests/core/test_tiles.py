@@ -1,6 +1,8 @@
 """Reading boxes from chunked images."""
 
+import threading
 from collections import Counter
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import dask.array as da
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from agl_sc.core.tiles import Boxes, read_boxes, resize, tile_batches
+from agl_sc.core import tiles as tiles_module
+from agl_sc.core.tiles import Batch, Boxes, read_boxes, resize, tile_batches
 
 UInt8Array = NDArray[np.uint8]
 BACKGROUND = np.array([250, 240, 230], dtype=np.uint8)
@@ -28,7 +31,9 @@ def lazy(pixels: UInt8Array, chunks: tuple[int, int, int]) -> Any:
 
 def boxes_on(image: Any, origins: list[tuple[int, int]], side: int) -> Boxes:
     corners = np.array(origins, dtype=np.int64).reshape(-1, 2)
-    return Boxes(image, corners, side=side, mpp=0.5, background=BACKGROUND, overview_digest="")
+    return Boxes(
+        image, corners, side=side, mpp=0.5, background=BACKGROUND, overview_digest="", name="image 'A' (level 0)"
+    )
 
 
 def brute_force(pixels: UInt8Array, origin: tuple[int, int], side: int) -> UInt8Array:
@@ -41,8 +46,14 @@ def brute_force(pixels: UInt8Array, origin: tuple[int, int], side: int) -> UInt8
     return padded[:, y : y + side, x : x + side]
 
 
+def zip_boxes(boxes: Boxes, **options: int) -> Iterator[tuple[int, UInt8Array]]:
+    """Boxes one by one in reading order."""
+    for numbers, tiles in read_boxes(boxes, 7, **options):
+        yield from zip(numbers.tolist(), tiles, strict=True)
+
+
 def assert_exact(pixels: UInt8Array, boxes: Boxes, **options: int) -> None:
-    tiles = dict(read_boxes(boxes, **options))
+    tiles = dict(zip_boxes(boxes, **options))
     assert sorted(tiles) == list(range(len(boxes.origins)))
     for index, (y, x) in enumerate(boxes.origins.tolist()):
         np.testing.assert_array_equal(tiles[index], brute_force(pixels, (y, x), boxes.side))
@@ -93,7 +104,7 @@ def test_boxes_over_borders_are_padded_and_said_to_be(origin: tuple[int, int]) -
 
 def test_box_outside_is_background_alone() -> None:
     image = lazy(random_image(20, 20), (3, 8, 8))
-    ((_, tile),) = read_boxes(boxes_on(image, [(50, 3)], 5))
+    ((_, (tile,)),) = read_boxes(boxes_on(image, [(50, 3)], 5), 4)
     assert (tile == BACKGROUND[:, None, None]).all()
     assert tile.dtype == np.uint8
 
@@ -105,14 +116,14 @@ def test_box_larger_than_the_image() -> None:
 
 def test_no_boxes() -> None:
     image = lazy(random_image(20, 20), (3, 8, 8))
-    assert list(read_boxes(boxes_on(image, [], 5))) == []
+    assert list(read_boxes(boxes_on(image, [], 5), 4)) == []
     assert list(tile_batches(boxes_on(image, [], 5), 5, 4)) == []
 
 
 def test_tiles_are_copies() -> None:
     pixels = random_image(20, 20)
     boxes = boxes_on(lazy(pixels, (3, 20, 20)), [(0, 0), (0, 0)], 20)
-    stream = read_boxes(boxes)
+    stream = zip_boxes(boxes)
     _, first = next(stream)
     first[:] = 0
     np.testing.assert_array_equal(next(stream)[1], pixels)
@@ -134,7 +145,7 @@ def scattered(n_boxes: int, extent: int) -> list[tuple[int, int]]:
     return [(int(y), int(x)) for y, x in np.random.default_rng(0).integers(-10, extent, (n_boxes, 2))]
 
 
-def test_every_chunk_is_decoded_once_when_memory_suffices() -> None:
+def test_every_chunk_is_decoded_once() -> None:
     pixels = random_image(96, 96)
     image, decodings = counted(pixels, 16)
     assert_exact(pixels, boxes_on(image, scattered(150, 96), 20))
@@ -142,20 +153,79 @@ def test_every_chunk_is_decoded_once_when_memory_suffices() -> None:
     assert set(decodings.values()) == {1}
 
 
-def test_a_bounded_cache_that_holds_a_row_of_chunks_decodes_little_twice() -> None:
-    """Boxes are read row by row of chunks: three rows are enough for boxes that span two."""
+CHUNK_BYTES = 3 * 16 * 16
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of chunks held whenever some were asked for."""
+    seen: list[int] = []
+    submit = tiles_module._Ahead._submit
+
+    def spy(ahead: Any, wanted: Any) -> None:
+        reader = ahead.reader
+        assert reader.n_bytes == sum(int(reader.sizes[chunk]) for chunk in reader.held)
+        seen.append(reader.n_bytes)
+        submit(ahead, wanted)
+
+    monkeypatch.setattr(tiles_module._Ahead, "_submit", spy)
+    return seen
+
+
+def test_a_row_of_chunks_and_three_more_suffice_to_decode_each_once(held: list[int]) -> None:
+    """Boxes that span two rows leave one row of six to the next; the other three are where the boxes are."""
     pixels = random_image(96, 96)
     image, decodings = counted(pixels, 16)
-    assert_exact(pixels, boxes_on(image, scattered(150, 96), 12), max_bytes=3 * 6 * 3 * 16 * 16)
-    assert decodings.total() <= 1.2 * 36
+    assert_exact(pixels, boxes_on(image, scattered(150, 96), 12), max_bytes=9 * CHUNK_BYTES)
+    assert decodings.total() == 36
+    assert max(held) <= 9 * CHUNK_BYTES
+
+
+@pytest.mark.parametrize(("n_chunks", "at_most"), [(8, 1.2), (6, 1.4), (4, 2.0)])
+def test_wide_images_are_read_in_bands_that_fit(n_chunks: int, at_most: float, held: list[int]) -> None:
+    pixels = random_image(96, 384)
     image, decodings = counted(pixels, 16)
-    assert_exact(pixels, boxes_on(image, scattered(150, 96), 12), max_bytes=1)
-    assert decodings.total() > 150  # one chunk held at a time: the bound is kept
+    origins = [(int(y), int(x)) for y, x in np.random.default_rng(0).integers(0, (85, 373), (900, 2))]
+    assert_exact(pixels, boxes_on(image, origins, 12), max_bytes=n_chunks * CHUNK_BYTES)
+    assert len(decodings) == 6 * 24
+    assert decodings.total() <= at_most * len(decodings)
+    assert max(held) <= n_chunks * CHUNK_BYTES
+
+
+def test_a_bound_below_what_one_box_touches_is_exceeded_by_no_more(held: list[int]) -> None:
+    pixels = random_image(96, 96)
+    assert_exact(pixels, boxes_on(lazy(pixels, (3, 16, 16)), scattered(150, 96), 12), max_bytes=1)
+    assert max(held) == 4 * CHUNK_BYTES
+
+
+def test_what_has_been_used_is_let_go(held: list[int]) -> None:
+    """Two of 40 rows of chunks, and what is read ahead."""
+    pixels = random_image(640, 96)
+    image, decodings = counted(pixels, 16)
+    origins = [(y, x) for y in range(0, 624, 8) for x in range(0, 80, 8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles_module, "_PARCEL_BYTES", CHUNK_BYTES)
+        assert_exact(pixels, boxes_on(image, origins, 16))
+    assert decodings.total() == 240
+    assert max(held) <= (2 * 6 + 2 * tiles_module._N_THREADS + 4) * CHUNK_BYTES
+
+
+def test_what_two_chunks_need_is_computed_once_for_both() -> None:
+    """As bands of a TIFF are, of which each holds many chunks."""
+    pixels, bands = random_image(64, 96), Counter[int]()
+
+    def count(block: UInt8Array, block_id: tuple[int, ...] = ()) -> UInt8Array:
+        bands[block_id[1]] += 1
+        return block
+
+    image = lazy(pixels, (3, 16, 96)).map_blocks(count, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    assert_exact(pixels, boxes_on(image.rechunk((3, 16, 16)), scattered(60, 96), 10))
+    assert bands == Counter(range(4))
 
 
 def test_chunks_that_no_box_touches_are_not_decoded() -> None:
     image, decodings = counted(random_image(96, 96), 16)
-    list(read_boxes(boxes_on(image, [(33, 33), (32, 32)], 15)))
+    list(read_boxes(boxes_on(image, [(33, 33), (32, 32)], 15), 4))
     assert dict(decodings) == {(0, 2, 2): 1}
 
 
@@ -180,6 +250,59 @@ def test_batches_come_in_reading_order() -> None:
     origins = [(40, 40), (0, 40), (40, 0), (0, 0), (2, 41)]
     ((index, _),) = tile_batches(boxes_on(image, origins, 4), 4, 10)
     assert index.tolist() == [3, 1, 4, 2, 0]
+
+
+def decode_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("agl_sc-")]
+
+
+def failing(pixels: UInt8Array, bad: tuple[int, int]) -> Any:
+    """Image with one chunk of 16 px that cannot be decoded."""
+
+    def decode(block: UInt8Array, block_id: tuple[int, ...] = ()) -> UInt8Array:
+        if block_id[1:] == bad:
+            msg = "bad bytes"
+            raise RuntimeError(msg)
+        return block
+
+    return lazy(pixels, (3, 16, 16)).map_blocks(decode, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+
+
+def test_a_chunk_that_cannot_be_decoded_is_named_after_what_lies_before_it() -> None:
+    pixels = random_image(96, 96)
+    boxes = boxes_on(failing(pixels, (4, 2)), [(y, x) for y in range(0, 96, 16) for x in range(0, 96, 16)], 16)
+    batches = tile_batches(boxes, 16, 4)
+    assert [next(batches)[0].tolist() for _ in range(6)] == np.arange(24).reshape(6, 4).tolist()
+    with pytest.raises(
+        OSError,
+        match=r"^Chunk \(row 4, column 2\) of image 'A' \(level 0\) cannot be decoded \(RuntimeError: bad bytes\); copy",
+    ):
+        next(batches)
+    assert decode_threads() == []
+
+
+def test_closing_the_batches_stops_the_threads() -> None:
+    pixels = random_image(96, 96)
+    boxes = boxes_on(lazy(pixels, (3, 16, 16)), scattered(100, 96), 12)
+    batches = tile_batches(boxes, 12, 4)
+    next(batches)
+    assert decode_threads()
+    batches.close()
+    assert decode_threads() == []
+
+
+def test_reading_runs_ahead_no_further_than_it_should() -> None:
+    given: list[int] = []
+
+    def batches() -> Generator[Batch]:
+        for number in range(20):
+            given.append(number)
+            yield np.array([number]), torch.zeros(1)
+
+    ahead = tiles_module._ahead(batches(), 2)
+    for number in range(5):
+        assert next(ahead)[0] == [number]
+        assert len(given) <= number + 3
 
 
 def test_resize_to_the_same_size_changes_nothing() -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from agl_sc.core.dataset import N_WAYS, TileDataset, lay
 from agl_sc.core.encoder import Encoder
 from agl_sc.core.expression import Floats
 from agl_sc.core.scaling import CLIP
@@ -62,11 +63,11 @@ class CachedFeatures:
 
 
 class EncodedTiles:
-    """Tiles through an encoder, centred per section with the section's mean under the current encoder."""
+    """Tiles through an encoder, read when they are needed, centred per section with the section's mean under the current encoder."""
 
     def __init__(
         self,
-        tiles: torch.Tensor,
+        tiles: TileDataset,
         sections: NDArray[np.int64],
         scale: FloatArray,
         *,
@@ -88,9 +89,9 @@ class EncodedTiles:
 
     def inputs(self, index: torch.Tensor, randomness: torch.Generator) -> torch.Tensor:
         """Flipped and turned at random, one of the eight ways for the whole batch."""
-        way = int(torch.randint(8, (), generator=randomness))
-        tiles = torch.rot90(self.tiles[index].to(self.device), way % 4, (2, 3))
-        features = self.encode(tiles.flip(3) if way >= 4 else tiles)
+        way = int(torch.randint(N_WAYS, (), generator=randomness))
+        tiles = self.tiles.tiles(index.cpu().numpy()).to(self.device)
+        features = self.encode(lay(tiles, way))
         return self._scaled(features, self.sections[index])
 
     def all_inputs(self) -> Iterator[torch.Tensor]:
@@ -112,8 +113,11 @@ class EncodedTiles:
         return ((features - self.means[codes.to(self.device)]) / self.scale).clamp(-CLIP, CLIP)
 
     def _all_features(self) -> torch.Tensor:
+        features = torch.empty(len(self), self.encode.n_features, device=self.device)
         with torch.no_grad():
-            return torch.cat([self.encode(batch.to(self.device)) for batch in torch.split(self.tiles, self.batch_size)])
+            for items, tiles in self.tiles.batches(self.batch_size):
+                features[torch.from_numpy(items).to(self.device)] = self.encode(tiles.to(self.device))
+        return features
 
     def _center(self, features: torch.Tensor) -> None:
         codes = self.sections.to(self.device)

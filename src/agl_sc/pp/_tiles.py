@@ -6,13 +6,17 @@ from numbers import Integral
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agl_sc._boundary import Section
+from agl_sc.core.chunks import Chunks
 from agl_sc.core.tiles import Boxes
 
+UInt8Array = NDArray[np.uint8]
 Mpp = float | Literal["image"]
 _MAX_UPSAMPLING = 2.0
 _SLACK = 1.01
+_OVERVIEW_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,9 @@ def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
     Raises
     ------
     ValueError
-        The image is so coarse that tiles would be up-sampled by more than 2x.
+        The image is so coarse that tiles would be up-sampled by more than 2x, or smaller than a tile both ways.
+    OSError
+        A chunk of the coarsest level cannot be decoded.
     """
     mpp = image_mpp if spec.mpp == "image" else float(spec.mpp)
     if image_mpp / mpp > _MAX_UPSAMPLING * _SLACK:
@@ -63,8 +69,42 @@ def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
     index = max(i for i, scale in enumerate(scales) if i == 0 or image_mpp * scale.min() <= mpp * _SLACK)
     level, scale = section.levels[index], scales[index]
     side = max(1, round(spec.tile_px * mpp / (image_mpp * float(np.sqrt(scale.prod())))))
+    if side > max(level.shape[1:]):
+        msg = (
+            f"A tile of {spec.tile_px} px at mpp={mpp:g} is {side} x {side} px of {_name(section, index)}, which has only "
+            f"{level.shape[2]} x {level.shape[1]} px; use a smaller tile_px, or check image_mpp={image_mpp:g}."
+        )
+        raise ValueError(msg)
     corners = section.centres[:, ::-1] / scale - side / 2
-    overview = np.ascontiguousarray(section.levels[-1])
-    background = np.percentile(overview, 95, axis=(1, 2)).astype(np.uint8)
-    digest = hashlib.sha256(overview.tobytes()).hexdigest()
-    return Boxes(level, np.round(corners).astype(np.int64), side, mpp, background, digest)
+    background, digest = _overview(section)
+    return Boxes(
+        image=level,
+        origins=np.round(corners).astype(np.int64),
+        side=side,
+        mpp=mpp,
+        background=background,
+        overview_digest=digest,
+        name=_name(section, index),
+    )
+
+
+def _name(section: Section, level: int) -> str:
+    return f"image {section.image_key!r} (level {level})"
+
+
+def _overview(section: Section) -> tuple[UInt8Array, str]:
+    """Colour of the background and SHA-256 of the pixels of the coarsest level; of some of its chunks where it is large."""
+    level = section.levels[-1]
+    chunks = Chunks(level, _name(section, len(section.levels) - 1))
+    grid = list(np.ndindex(chunks.n_bytes.shape))
+    if level.nbytes <= _OVERVIEW_BYTES:
+        pixels = np.empty(level.shape, dtype=np.uint8)
+        for chunk, decoded in zip(grid, chunks.decode(grid), strict=True):
+            top, left = chunks.corner(chunk)
+            pixels[:, top : top + decoded.shape[1], left : left + decoded.shape[2]] = decoded
+    else:
+        n_chunks = max(1, _OVERVIEW_BYTES // int(chunks.n_bytes.max()))
+        some = [grid[i] for i in np.linspace(0, len(grid) - 1, n_chunks + 2, dtype=int)[1:-1]]
+        pixels = np.concatenate([decoded.reshape(3, 1, -1) for decoded in chunks.decode(some)], axis=2)
+    background = np.percentile(pixels, 95, axis=(1, 2)).astype(np.uint8)
+    return background, hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -19,6 +19,7 @@ from agl_sc._keys import Keys
 from agl_sc.core.checkpoint import Checkpoint, part
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.counts import Counts, count_law
+from agl_sc.core.dataset import TileDataset
 from agl_sc.core.encoder import load_encoder
 from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
@@ -30,7 +31,7 @@ from agl_sc.core.rounds import fit_in_rounds
 from agl_sc.core.scaling import center_per_section, scale_features, spread
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import EncodedTiles
-from agl_sc.core.tiles import tile_batches
+from agl_sc.core.tiles import MAX_BYTES
 from agl_sc.pp._embed import check_provenance, pick_device, placed_again
 from agl_sc.pp._genes import normalize_counts, normalize_of, role_of
 from agl_sc.pp._split import check_fitted_on, split_of
@@ -194,15 +195,19 @@ def finetune_data(
     placed = placed_again(sdata, table, keys, elements=elements)
 
     def source(rows: BoolArray) -> EncodedTiles:
-        tiles = torch.zeros((int(rows.sum()), 3, tile_px, tile_px), dtype=torch.uint8)
         position = np.cumsum(rows) - 1
+        parts = []
         for section, boxes in placed:
             wanted = np.flatnonzero(rows[section.rows])
-            chosen = replace(boxes, origins=boxes.origins[wanted])
-            for index, batch in tile_batches(chosen, tile_px, 64):
-                tiles[position[section.rows[wanted[index]]]] = batch
+            if len(wanted):
+                parts.append((position[section.rows[wanted]], replace(boxes, origins=boxes.origins[wanted])))
         return EncodedTiles(
-            tiles, data.sections[rows], data.feature_scale, encoder=encoder, batch_size=64, device=pick_device(None)
+            TileDataset(parts, tile_px, max_bytes=MAX_BYTES // 2),
+            data.sections[rows],
+            data.feature_scale,
+            encoder=encoder,
+            batch_size=64,
+            device=pick_device(None),
         )
 
     return replace(data, sources=(source(data.train), source(data.validation)))
