@@ -1,0 +1,302 @@
+"""How close reading tiles comes to what the disk and the codec allow: ratios on a generated multiscale slide.
+
+    python benchmarks/tiles.py                       # 20,000 x 20,000 px, 5,000 and 50,000 spots, about 5 minutes
+    python benchmarks/tiles.py --px 8000 --chunk 256 # smaller, with the chunks that spatialdata writes by default
+
+The slide is written to a temporary folder (less than 2 GB) as SpatialData writes it. Both sides of a ratio take turns in
+one run, and the least times of some rounds are compared. Memory is the peak resident size of one process per number of
+spots above its size before reading (Linux only). The encoder is the default one, in a loop over tiles that are read meanwhile, against
+the same loop over tiles that are there already.
+"""
+
+import argparse
+import gc
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import shapely
+import torch
+from numpy.typing import NDArray
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity
+
+from agl_sc._boundary import sections
+from agl_sc.core import tiles as reading
+from agl_sc.core.chunks import Chunk, Chunks
+from agl_sc.core.encoder import OFFLINE, load_encoder
+from agl_sc.core.tiles import Boxes, tile_batches
+from agl_sc.pp._tiles import TileSpec, place
+
+TILE_PX, MPP, BATCH = 224, 0.5, 32
+FEW, MANY = 5_000, 50_000
+Times = dict[str, list[float]]
+
+
+def tissue(shape: tuple[int, int, int], chunk: int) -> Any:
+    """Lazy picture of waves and grain that compresses about as well as H&E."""
+
+    def paint(block: NDArray[np.uint8], block_id: tuple[int, ...] = ()) -> NDArray[np.uint8]:
+        _, height, width = block.shape
+        y, x = np.ogrid[:height, :width]
+        wave = np.sin((y + 97 * block_id[1]) / 37, dtype=np.float32) * np.cos(
+            (x + 61 * block_id[2]) / 51, dtype=np.float32
+        )
+        base = (170 + 60 * wave).astype(np.uint8)
+        grain = np.random.default_rng(block_id).integers(0, 16, block.shape, dtype=np.uint8)
+        return np.stack([base, base // 2, base // 4 + 90]) + grain
+
+    blank: Any = da.zeros(shape, chunks=(3, chunk, chunk), dtype=np.uint8)  # type: ignore[no-untyped-call]
+    return blank.map_blocks(paint, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+
+
+def spots(n_spots: int, px: int) -> Any:
+    """Circles anywhere a tile fits."""
+    centres = np.random.default_rng(n_spots).uniform(TILE_PX, px - TILE_PX, (n_spots, 2))
+    frame = gpd.GeoDataFrame({"geometry": shapely.points(centres), "radius": 50.0}, index=np.arange(n_spots))
+    return ShapesModel.parse(frame, transformations={"slide": Identity()})
+
+
+def table(n_spots: int, region: str) -> Any:
+    obs = pd.DataFrame({"region": pd.Categorical([region] * n_spots), "spot": np.arange(n_spots)})
+    obs.index = obs.index.astype(str)
+    from anndata import AnnData
+
+    adata = AnnData(scipy.sparse.csr_matrix((n_spots, 1), dtype=np.float32), obs=obs)
+    return TableModel.parse(adata, region=region, region_key="region", instance_key="spot")
+
+
+def write_slide(path: Path, px: int, chunk: int) -> None:
+    image = Image2DModel.parse(
+        tissue((3, px, px), chunk),
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        scale_factors=[2, 2, 2],
+        chunks=(3, chunk, chunk),
+        transformations={"slide": Identity()},
+    )
+    SpatialData(
+        images={"slide": image},
+        shapes={f"spots_{n}": spots(n, px) for n in (FEW, MANY)},
+        tables={f"table_{n}": table(n, f"spots_{n}") for n in (FEW, MANY)},
+    ).write(path)
+
+
+def boxes_of(sdata: SpatialData, n_spots: int) -> Boxes:
+    (section,) = sections(sdata, sdata[f"table_{n_spots}"])
+    return place(section, TileSpec(TILE_PX, MPP), MPP)
+
+
+def touched(boxes: Boxes) -> list[Chunk]:
+    """Distinct chunks under the boxes, by brute force."""
+    edges = [np.cumsum(sizes) for sizes in boxes.image.chunks[1:]]
+    found: set[Chunk] = set()
+    for down in (0, TILE_PX - 1):
+        for right in (0, TILE_PX - 1):
+            places = [
+                np.searchsorted(e, boxes.origins[:, i] + d, "right")
+                for i, (e, d) in enumerate(zip(edges, (down, right), strict=True))
+            ]
+            found |= set(map(tuple, np.column_stack(places).tolist()))
+    return sorted(found)
+
+
+def read_all(boxes: Boxes) -> None:
+    for _ in tile_batches(boxes, TILE_PX, BATCH):
+        pass
+
+
+def decode_once(boxes: Boxes, chunks: list[Chunk]) -> None:
+    """The same chunks, straight from zarr, by as many threads, thrown away at once."""
+    grid = Chunks(boxes.image, boxes.name)
+    y, x = (edges.tolist() for edges in grid.edges)
+    stored: Any = grid.stored
+
+    def decode(chunk: Chunk) -> None:
+        row, column = chunk
+        np.asarray(stored[:, y[row] : y[row + 1], x[column] : x[column + 1]])
+
+    with ThreadPoolExecutor(reading._N_THREADS) as pool:
+        for _ in pool.map(decode, chunks):
+            pass
+
+
+def seconds(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Least wall time of every run, the runs taking turns."""
+    taken: Times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+    return {name: min(times) for name, times in taken.items()}
+
+
+def tell(what: str, ratio: float, goal: str, *, detail: str) -> None:
+    bound = float(goal.split()[1])
+    met = ratio >= bound if goal.startswith(">=") else ratio <= bound
+    print(f"{what:<52} {ratio:8.2f}   {goal:<8} {'met' if met else 'MISSED':<7} {detail}", flush=True)
+
+
+def speed(sdata: SpatialData, rounds: int) -> None:
+    few, many = boxes_of(sdata, FEW), boxes_of(sdata, MANY)
+    chunks = {FEW: touched(few), MANY: touched(many)}
+    taken = seconds(
+        {
+            "read few": lambda: read_all(few),
+            "decode few": lambda: decode_once(few, chunks[FEW]),
+            "read many": lambda: read_all(many),
+            "decode many": lambda: decode_once(many, chunks[MANY]),
+        },
+        rounds,
+    )
+    for name, n_spots in (("few", FEW), ("many", MANY)):
+        read, decode = taken[f"read {name}"], taken[f"decode {name}"]
+        detail = f"{read:.2f} s for {n_spots:,} tiles, {decode:.2f} s for {len(chunks[n_spots]):,} chunks"
+        tell(f"reading / decoding the chunks once, {n_spots:,} spots", read / decode, "<= 1.3", detail=detail)
+    per_tile = [taken["read few"] / FEW, taken["read many"] / MANY]
+    detail = f"{1e3 * per_tile[0]:.3f} ms and {1e3 * per_tile[1]:.3f} ms"
+    tell(f"time per tile, {FEW:,} -> {MANY:,} spots", per_tile[1] / per_tile[0], "<= 1.1", detail=detail)
+    theirs = tiles_dataset(sdata, FEW, 40)
+    detail = f"{1e3 * theirs:.1f} ms (40 tiles) against {1e3 * per_tile[0]:.3f} ms a tile"
+    tell("tiles/s against ImageTilesDataset", theirs / per_tile[0], ">= 30", detail=detail)
+
+
+def tiles_dataset(sdata: SpatialData, n_spots: int, n_read: int) -> float:
+    """Seconds per tile of spatialdata's dataset, after one to warm up."""
+    from spatialdata.dataloader import ImageTilesDataset
+
+    region = f"spots_{n_spots}"
+    some = ShapesModel.parse(sdata[region].iloc[: n_read + 1].copy())
+    small = SpatialData(
+        images={"slide": sdata["slide"]}, shapes={region: some}, tables={"table": table(n_read + 1, region)}
+    )
+    dataset = ImageTilesDataset(
+        small,
+        regions_to_images={region: "slide"},
+        regions_to_coordinate_systems={region: "slide"},
+        tile_dim_in_units=TILE_PX,
+        table_name="table",
+    )
+
+    def tile(index: int) -> None:
+        image = next(iter(dataset[index].images.values()))
+        level = next(iter(dict(image).values())) if hasattr(image, "children") else image
+        array = next(iter(level.values())) if hasattr(level, "data_vars") else level
+        np.asarray(array)
+
+    tile(0)
+    start = time.perf_counter()
+    for index in range(1, n_read + 1):
+        tile(index)
+    return (time.perf_counter() - start) / n_read
+
+
+def decoded_bytes(sdata: SpatialData) -> None:
+    """Bytes that zarr is asked for, against those of the distinct chunks."""
+    for n_spots in (FEW, MANY):
+        boxes = boxes_of(sdata, n_spots)
+        counted: list[int] = []
+        pixels = Chunks._pixels
+
+        def count(grid: Chunks, wanted: Any, *, pixels: Any = pixels, counted: list[int] = counted) -> Any:
+            found = pixels(grid, wanted)
+            counted.extend(chunk.nbytes for chunk in found)
+            return found
+
+        Chunks._pixels = count  # type: ignore[method-assign]
+        read_all(boxes)
+        Chunks._pixels = pixels  # type: ignore[method-assign]
+        sizes = Chunks(boxes.image, boxes.name).n_bytes
+        once = sum(int(sizes[chunk]) for chunk in touched(boxes))
+        detail = f"{sum(counted) / 2**20:,.0f} MiB of {once / 2**20:,.0f}"
+        tell(f"bytes decoded / bytes of chunks touched, {n_spots:,}", sum(counted) / once, "<= 1.05", detail=detail)
+
+
+def memory(path: Path) -> None:
+    used = []
+    for n_spots in (FEW, MANY):
+        command = [sys.executable, "-W", "ignore", __file__, "--measure", str(path), str(n_spots)]
+        used.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
+    detail = f"{used[0] / 2**10:.0f} MiB and {used[1] / 2**10:.0f} MiB above the process before reading"
+    tell(f"peak memory, {FEW:,} -> {MANY:,} spots", used[1] / used[0], "<= 1.1", detail=detail)
+
+
+def measure(path: str, n_spots: int) -> None:
+    """Peak resident KiB of reading above those before; ``ru_maxrss`` would start from the parent's."""
+    boxes = boxes_of(SpatialData.read(path), n_spots)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = status("VmRSS")
+    read_all(boxes)
+    print(status("VmHWM") - before)
+
+
+def status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def embedding(sdata: SpatialData, n_tiles: int, rounds: int) -> None:
+    boxes = boxes_of(sdata, MANY)
+    nearby = np.lexsort((boxes.origins[:, 1], boxes.origins[:, 0] // 1000))[:n_tiles]
+    boxes = Boxes(**{name: getattr(boxes, name) for name in boxes.__slots__} | {"origins": boxes.origins[nearby]})
+    network = load_encoder(OFFLINE)
+    ready = [tiles for _, tiles in tile_batches(boxes, TILE_PX, BATCH)]
+
+    def embed(batches: Any) -> None:
+        with torch.inference_mode():
+            for tiles in batches:
+                network(tiles)
+
+    taken = seconds(
+        {"there": lambda: embed(ready), "read": lambda: embed(t for _, t in tile_batches(boxes, TILE_PX, BATCH))},
+        rounds,
+    )
+    rates = {name: n_tiles / time_taken for name, time_taken in taken.items()}
+    detail = f"{rates['read']:.1f} against {rates['there']:.1f} tiles/s, {n_tiles} tiles"
+    tell("encoder fed from zarr / from memory", rates["read"] / rates["there"], ">= 0.9", detail=detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--px", type=int, default=20_000, help="side of the slide")
+    parser.add_argument("--chunk", type=int, default=1024, help="side of its chunks")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--encode", type=int, default=256, help="tiles through the encoder")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.measure:
+        measure(options.measure[0], int(options.measure[1]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.zarr"
+        start = time.perf_counter()
+        write_slide(path, options.px, options.chunk)
+        n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        print(
+            f"{options.px:,} px, chunks of {options.chunk} px, {n_bytes / 2**20:,.0f} MiB, written in {time.perf_counter() - start:.0f} s"
+        )
+        print(f"{'':<52} {'ratio':>8}   {'goal':<8}", flush=True)
+        sdata = SpatialData.read(path)
+        decoded_bytes(sdata)
+        speed(sdata, options.rounds)
+        memory(path)
+        embedding(sdata, options.encode, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
