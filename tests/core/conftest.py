@@ -1,5 +1,6 @@
-"""A small bi-level problem, in float64 for what must agree to many digits."""
+"""A small bi-level problem, in float64 for what must agree to many digits; weights of a small Dinov2."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -110,3 +111,44 @@ def objective_of(loss: LossName, counts: Counts, sections: Any, *, dtype: torch.
         return Objective(loss, None, empty, empty)
     law = count_law(counts, sections)
     return Objective(loss, None, *(torch.from_numpy(v).to(dtype) for v in (law.log_share, law.log_dispersion)))
+
+
+State = dict[str, torch.Tensor]
+
+CONFIG = {
+    "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "mlp_ratio": 4,
+}  # fmt: skip
+
+
+def dinov2_state(n_hidden: int, *, gated: bool) -> State:
+    """Made-up weights under the names of transformers, every one a wave of its own."""
+    wide = {"weights_in": (2 * n_hidden, 8), "weights_out": (8, n_hidden)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.cls_token": (1, 1, 8),
+        "embeddings.mask_token": (1, 8),
+        "embeddings.position_embeddings": (1, 5, 8),
+        "embeddings.patch_embeddings.projection.weight": (8, 3, 14, 14),
+        "embeddings.patch_embeddings.projection.bias": (8,),
+        "layernorm.weight": (8,),
+        "layernorm.bias": (8,),
+    }
+    for layer in ("encoder.layer.0", "encoder.layer.1"):
+        linear = {f"attention.attention.{part}": (8, 8) for part in ("query", "key", "value")}
+        linear |= {"attention.output.dense": (8, 8)} | {f"mlp.{k}": v for k, v in wide.items()} if gated else {
+            "attention.output.dense": (8, 8), "mlp.fc1": (n_hidden, 8), "mlp.fc2": (8, n_hidden)
+        }  # fmt: skip
+        for name, shape in linear.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+        for name in ("norm1", "norm2"):
+            shapes |= {f"{layer}.{name}.weight": (8,), f"{layer}.{name}.bias": (8,)}
+        shapes |= {f"{layer}.layer_scale{i}.lambda1": (8,) for i in (1, 2)}
+    return {
+        name: torch.sin(torch.arange(math.prod(shape), dtype=torch.float32) * 0.7 + 3 * i).reshape(shape)
+        for i, (name, shape) in enumerate(sorted(shapes.items()))
+    }
+
+
+@pytest.fixture
+def dinov2() -> Callable[[bool], tuple[dict[str, Any], State]]:
+    """Configuration and weights of a small Dinov2 as transformers writes them, with a gated perceptron or a plain one."""
+    return lambda gated: ({**CONFIG, "use_swiglu_ffn": gated}, dinov2_state(24 if gated else 32, gated=gated))

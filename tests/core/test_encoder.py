@@ -1,15 +1,24 @@
-"""The offline encoder, and encoders that cannot be had."""
+"""The offline encoder, encoders of the hub and of files, and encoders that cannot be had."""
 
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError
+from safetensors.torch import save_file
 from torch import nn
 
 from agl_sc.core import encoder as encoders
+from agl_sc.core import pathology
 from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder, weights_digest
+from agl_sc.core.pathology import Card
 
 DIGEST = "653246f58bc51a83041f31517635cb2e59f1b79d0313cf52a3f31437c768b2c7"
 
@@ -103,7 +112,8 @@ def test_unknown_name_is_refused_with_near_matches() -> None:
 
 def test_name_like_no_other() -> None:
     with pytest.raises(
-        ValueError, match=r"encoder='qwertz' is not known.*'efficientnet_lite0' or a name of timm\.list_models\(\)\.$"
+        ValueError,
+        match=r"encoder='qwertz' is not known.*'efficientnet_lite0', one of agl_sc\.pp\.encoders\(\), or a name of timm\.list_models\(\)\.$",
     ):
         load_encoder("qwertz")
 
@@ -140,3 +150,194 @@ def test_timm_encoder_brings_its_own_pixel_scaling(monkeypatch: pytest.MonkeyPat
     with torch.inference_mode():
         assert encoder(tiles(2)).shape == (2, 512)
     assert encoders.weights_digest(encoder.module.state_dict()) == encoder.digest
+
+
+# A vision transformer of 32 px and one layer, as a repository on the hub describes it.
+SMALL = {
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 0,
+    "num_features": 192,
+    "model_args": {"depth": 1, "img_size": 32},
+    "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "num_classes": 0},
+}
+BOTH = "class token + mean of patch tokens"
+
+
+def small_module(**options: Any) -> nn.Module:
+    torch.manual_seed(1)
+    module: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, num_classes=0, depth=1, img_size=32, **options
+    )
+    return module
+
+
+def write_folder(folder: Path, module: nn.Module | None = None, config: dict[str, Any] = SMALL) -> Path:
+    """A repository as ``hf download`` leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file((small_module() if module is None else module).state_dict(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def hub(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dinov2: Callable[[bool], tuple[dict[str, Any], dict[str, torch.Tensor]]],
+) -> Path:
+    """A local cache of the hub with ``lab/small`` and ``lab/dino``, and no network."""
+    root = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    write_folder(root / "models--lab--small" / "snapshots" / "1")
+    dino = root / "models--lab--dino" / "snapshots" / "1"
+    dino.mkdir(parents=True)
+    config, state = dinov2(True)
+    (dino / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(state, dino / "model.safetensors")
+    for name in ("small", "dino"):
+        refs = root / f"models--lab--{name}" / "refs"
+        refs.mkdir()
+        (refs / "main").write_text("1")
+    return root
+
+
+def own_cards(monkeypatch: pytest.MonkeyPatch, *cards: Card) -> None:
+    monkeypatch.setattr(pathology, "CARDS", cards)
+
+
+def card(name: str, repository: str, **changes: Any) -> Card:
+    options: dict[str, Any] = {
+        "input_px": 32, "scaling": pathology.IMAGENET, "mpp": None, "n_features": 192, "embedding": "class token",
+        "licence": "MIT", "gated": False,
+    }  # fmt: skip
+    return Card(name, repository, **{**options, **changes})
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_encoder_of_the_hub_brings_weights_size_and_scaling() -> None:
+    encoder = load_encoder("hf-hub:lab/small")
+    assert (encoder.name, encoder.n_features, encoder.input_px) == ("hf-hub:lab/small", 192, 32)
+    assert (encoder.mean, encoder.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert encoder.digest == weights_digest(small_module().state_dict())
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_pathology_encoder_is_built_as_its_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cards(monkeypatch, card("Small", "lab/small", embedding=BOTH, options={"dynamic_img_size": True}))
+    encoder = load_encoder("small")
+    assert (encoder.name, encoder.n_features, encoder.mean) == ("Small", 384, pathology.IMAGENET[0])
+    with torch.inference_mode():
+        features = encoder(tiles(2, 32))
+        trunk = small_module().eval()
+        tokens = trunk.forward_features(encoder.scale(tiles(2, 32)))  # type: ignore[operator]
+    torch.testing.assert_close(features, torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))
+    assert load_encoder("hf-hub:lab/small").name == "Small"
+
+
+@pytest.mark.usefixtures("hub")
+def test_weights_named_by_transformers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cards(monkeypatch, card("Dino", "lab/dino", input_px=28, layout="dinov2", embedding=BOTH))
+    encoder = load_encoder("Dino")
+    assert encoder.n_features == 16
+    with torch.inference_mode():
+        assert encoder(tiles(2, 28)).shape == (2, 16)
+
+
+@pytest.mark.usefixtures("hub")
+def test_what_is_not_in_the_local_hub_needs_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cards(monkeypatch, card("Away", "lab/away", layout="dinov2"))
+    for name in ("hf-hub:lab/absent", "Away"):
+        with pytest.raises(ConnectionError, match=f"weights of encoder='{name}' could not be loaded"):
+            load_encoder(name)
+
+
+def test_a_gated_encoder_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **options: Any) -> nn.Module:
+        raise GatedRepoError.__new__(GatedRepoError, "403")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    for name, page in (("uni2-h", "MahmoodLab/UNI2-h"), ("hf-hub:lab/closed", "lab/closed")):
+        message = f"encoder='{name}' is gated: request access at https://huggingface.co/{page}, then run `huggingface-cli login` or set HF_TOKEN"
+        with pytest.raises(PermissionError, match=message):
+            load_encoder(name)
+
+
+def test_weights_that_only_their_authors_read() -> None:
+    with pytest.raises(ValueError, match=r"encoder='CONCH' has weights that only .*; use one of UNI, UNI2-h, Virchow2"):
+        load_encoder("CONCH")
+
+
+def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "mine")
+    encoder = load_encoder(str(folder))
+    assert (encoder.name, encoder.input_px, encoder.mean) == (str(folder), 32, (0.1, 0.2, 0.3))
+    assert encoder.digest == weights_digest(small_module().state_dict())
+    own_cards(monkeypatch, card("Small", "lab/small", embedding=BOTH))
+    named = load_encoder(f"small@{folder}")
+    assert (named.name, named.n_features, named.mean) == (f"Small@{folder}", 384, pathology.IMAGENET[0])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_with_weights_of_a_timm_architecture(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a classifier that is left out, and by a path that does not depend on where one stands."""
+    torch.manual_seed(2)
+    module = timm.create_model("resnet10t", pretrained=False, num_classes=7)
+    path = tmp_path / f"weights{suffix}"
+    save_file(module.state_dict(), path) if suffix == ".safetensors" else torch.save(module.state_dict(), path)
+    monkeypatch.chdir(tmp_path)
+    encoder = load_encoder(f"resnet10t@weights{suffix}")
+    assert (encoder.name, encoder.n_features, encoder.input_px) == (f"resnet10t@{path}", 512, None)
+    module.reset_classifier(0)  # type: ignore[operator]
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(tiles(2)), module.eval()(encoder.scale(tiles(2))))
+
+
+class Malicious:
+    """Runs on unpickling."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("ran"),))
+
+
+def write_bad(path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, path / "other.pth")
+    torch.save([torch.zeros(2)], path / "list.pth")
+    (path / "code.pth").write_bytes(pickle.dumps(Malicious(), protocol=2))
+    (path / "cut.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    (path / "empty").mkdir()
+    write_folder(path / "nameless", config={"hidden_size": 8})
+
+
+BAD = [
+    ("resnet10t@absent.pth", FileNotFoundError, r"encoder='resnet10t@.*absent.pth' names no file or folder"),
+    ("resnet11@other.pth", ValueError, r"'resnet11' before the '@' is not a timm architecture"),
+    ("resnet10t@other.pth", ValueError, r"other.pth does not fit the timm architecture 'resnet10t' \(e.g. 'a'\)"),
+    ("resnet10t@list.pth", ValueError, r"list.pth is not a state dict \(names to tensors\)"),
+    ("resnet10t@code.pth", ValueError, r"code.pth cannot be read as weights alone"),
+    ("resnet10t@cut.safetensors", ValueError, r"cut.safetensors cannot be read as weights alone"),
+    ("empty", FileNotFoundError, r"empty is not an encoder: it needs config.json and one of model.safetensors"),
+    ("nameless", ValueError, r"nameless/config.json' names no timm architecture|names no timm architecture"),
+]
+
+
+@pytest.mark.parametrize(("name", "error", "match"), BAD, ids=[name for name, *_ in BAD])
+def test_bad_files_are_refused_and_no_code_runs(
+    *, name: str, error: type[Exception], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bad(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=match):
+        load_encoder(name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tiles_of_another_size_are_resized(tmp_path: Path) -> None:
+    encoder = load_encoder(str(write_folder(tmp_path / "mine")))
+    flat = torch.full((1, 3, 50, 50), 128, dtype=torch.uint8)
+    assert encoder.scale(flat).shape == (1, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(flat), encoder(flat[..., :32, :32]), rtol=1e-4, atol=1e-4)
+        assert encoder(tiles(2, 50)).shape == (2, 192)

@@ -37,8 +37,8 @@ class TinyModule(nn.Module):
 
 
 def tiny_encoder() -> Encoder:
-    means = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    return Encoder(name="tiny", module=TinyModule().eval(), n_features=N_FEATURES, digest="", **means)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    return Encoder("tiny", TinyModule().eval(), mean, std, n_features=N_FEATURES, digest="")
 
 
 def tiles_of(n_spots: int = N_SPOTS) -> torch.Tensor:

