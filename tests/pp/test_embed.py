@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import geopandas as gpd
@@ -87,7 +88,7 @@ def test_only_the_declared_slots_are_written(
     record = {
         f"uns/mine/features/{name}"
         for name in (
-            *("encoder", "weights_digest", "tile_px", "mpp"),
+            *("encoder", "weights_digest", "tile_px", "mpp", "context", "neighbors", "dihedral"),
             *(f"{per_section}/section_2" for per_section in ("image_mpp", "images", "sections")),
         )
     }
@@ -207,6 +208,10 @@ BAD = [
     pytest.param(nothing, {"mpp": 0.3}, ValueError, "needs 3.3x up-sampling of 'section_1_image'", id="too coarse"),
     pytest.param(nothing, {"image_mpp": 1.2}, ValueError, "contradicts the visium spot pitch of 100 um", id="contradiction"),
     pytest.param(nothing, {"encoder": "resnet18x"}, ValueError, "encoder='resnet18x' is not known to timm", id="encoder"),
+    pytest.param(nothing, {"context": 2}, ValueError, r"context=2 is not a sequence of factors above 1; pass e.g. \(2,\)", id="context, a number"),
+    pytest.param(nothing, {"context": (2, 0.5)}, ValueError, r"context=\(2, 0.5\) is not a sequence of factors", id="context, narrower"),
+    pytest.param(nothing, {"neighbors": -1}, ValueError, "neighbors=-1 is not a number of rings; pass 0 for none", id="neighbors"),
+    pytest.param(nothing, {"client": "tcp://here"}, TypeError, r"client is a str, not a dask.distributed.Client", id="client"),
     pytest.param(nothing, {"key_added": "a b"}, ValueError, "key_added='a b' is not a plain name", id="key_added"),
     pytest.param(nothing, {"image_key": "section_4_image"}, KeyError, "image_key='section_4_image' is not among", id="image_key"),
     pytest.param(unknown_scale, {}, ValueError, "microns per pixel of 'section_1_image' are unknown", id="scale unknown"),
@@ -228,6 +233,20 @@ def test_bad_input_is_refused_and_nothing_changed(
     spoil(tissue)
     with pytest.raises(error, match=match), unchanged(tissue):
         embed(tissue, **{**TILES, **options})
+
+
+def test_the_log_tells_of_resizing(
+    tissue: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the features are those of the resized tiles."""
+    fixed = replace(load_encoder("efficientnet_lite0"), name="fixed", input_px=48)
+    monkeypatch.setattr(module, "load_encoder", lambda _: fixed)
+    with caplog.at_level(logging.INFO):
+        embed(tissue, encoder="fixed", **TILES)
+    assert "Tiles of 32 px are resized to the 48 px that fixed takes." in caplog.text
+    with torch.inference_mode():
+        expected = fixed(brute_force(tissue, "section_2", 32))
+    np.testing.assert_allclose(tissue["table"].obsm["agl_features"][rows_of(tissue, "section_2")], expected, atol=2e-4)
 
 
 def test_an_anndata_is_pointed_to_its_reader(tissue: SpatialData) -> None:

@@ -3,22 +3,27 @@
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from agl_sc._boundary import Names, Section, get_table, record, recorded, sections
 from agl_sc._keys import Keys
+from agl_sc.core.encode import BLOCK, Recipe, block_rows, encoded_blocks, spread_blocks
 from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder
-from agl_sc.core.tiles import Boxes, tile_batches
+from agl_sc.core.tiles import Boxes
+from agl_sc.pp._cache import FeatureCache, cache_folder
+from agl_sc.pp._context import Views, ring_means
 from agl_sc.pp._tiles import Mpp, TileSpec, place
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from distributed import Client
     from spatialdata import SpatialData
 
 Float32Array = NDArray[np.float32]
@@ -27,15 +32,19 @@ Placed = list[tuple[Section, Boxes]]
 logger = logging.getLogger(__name__)
 
 
-def embed(
+def embed(  # noqa: PLR0913 -- an entry point
     sdata: "SpatialData",
     *,
     encoder: str = OFFLINE,
     tile_px: int = 224,
     mpp: Mpp = 0.5,
     image_mpp: float | None = None,
+    context: Sequence[float] = (),
+    neighbors: int = 0,
+    dihedral: bool = False,
     batch_size: int = 32,
     device: str | None = None,
+    client: "Client | None" = None,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
@@ -44,24 +53,38 @@ def embed(
 ) -> None:
     """Compute the encoder features of the tile around every spot.
 
-    Nothing is computed when features of the same image, tiles and encoder weights are there already.
+    Nothing is computed when features of the same image, tiles and encoder weights are there already. While they are
+    computed, those of a SpatialData in a zarr store are kept in ``STORE.agl_features`` beside it, so that an interrupted
+    call goes on where it stopped; the folder may be deleted.
 
     Parameters
     ----------
     sdata
         SpatialData with one table that annotates the spots of all sections.
     encoder
-        ``"efficientnet_lite0"`` (ImageNet weights that need no network) or any timm model name.
+        ``"efficientnet_lite0"`` (ImageNet weights that need no network), a pathology encoder of
+        :func:`agl_sc.pp.encoders`, any timm or ``hf-hub:`` name, a folder laid out as on the hub (``"NAME@FOLDER"`` for a
+        pathology encoder), or ``"ARCHITECTURE@FILE"`` for weights of a timm architecture. Tiles are resized to the side
+        it takes.
     tile_px
         Side of a tile in pixels.
     mpp
         Microns per pixel of a tile, or ``"image"`` for the image's own resolution whatever it is.
     image_mpp
         Microns per pixel of the full image; from metadata or spot pitch by default.
+    context
+        Wider fields of view whose features are added, in sides of the tile: ``(2, 4)`` sees twice and four times as far.
+    neighbors
+        Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
+    dihedral
+        Average the features of every tile over its eight flips and quarter turns.
     batch_size
         Tiles per forward pass.
     device
-        ``"cpu"``, ``"cuda"``, ``"mps"``; the fastest there is by default.
+        ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default.
+    client
+        ``dask.distributed.Client`` over whose workers the tiles are spread; they must reach the image. By default this
+        process does all.
     table_key
         Table to use; the only one by default.
     image_key
@@ -75,7 +98,8 @@ def embed(
 
     Returns
     -------
-    Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN where a spot has no position, and
+    Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN where a spot has no position: features of
+    the tile, then of each field of view in ``context``, then the mean of the neighbours' (their own tiles'); and
     ``uns["agl"]["features"]``, what they were made from.
 
     Raises
@@ -85,33 +109,37 @@ def embed(
         systems fit; an image is not 3-channel uint8.
     KeyError
         An element does not exist.
+    TypeError
+        ``client`` is none.
+    PermissionError
+        Access to the encoder's weights has to be requested.
+    OSError
+        The disk is full while features are kept; what is finished stays valid.
     """
+    views = Views(context, neighbors, dihedral)
     spec = TileSpec(tile_px, mpp)
     if batch_size < 1:
         msg = f"batch_size={batch_size} is not a positive number of tiles; 32 is usual."
         raise ValueError(msg)
+    if client is not None and not hasattr(client, "scatter"):
+        msg = f"client is a {type(client).__name__}, not a dask.distributed.Client; pass distributed.Client(address)."
+        raise TypeError(msg)
     table = get_table(sdata, table_key)
     keys = Keys(key_added)
     found = sections(sdata, table, image_key=image_key, shapes_key=shapes_key, coordinate_system=coordinate_system)
     placed = [place_section(section, spec, image_mpp) for section in found]
     network = load_encoder(encoder)
-    made_from = provenance(network, spec, placed)
-    if keys.features in table.obsm and recorded(table, keys, "features") == made_from:
+    if network.input_px not in (None, tile_px):
+        logger.info("Tiles of %d px are resized to the %d px that %s takes.", tile_px, network.input_px, network.name)
+    made_from = {**provenance(network, spec, placed), **views.record()}
+    if keys.features in table.obsm and {**Views().record(), **(recorded(table, keys, "features") or {})} == made_from:
         logger.info('Kept obsm["%s"]: same image, tiles and encoder.', keys.features)
         return
-    features = encode(network, placed, sizes=(table.n_obs, spec.tile_px, batch_size), device=pick_device(device))
+    recipe = Recipe(network, tile_px, dihedral, batch_size, device)
+    features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=cache_folder(sdata), client=client)
     table.obsm[keys.features] = features
     record(table, keys, {"features": made_from})
-    logger.info('Wrote obsm["%s"]: %d x %d from %s.', keys.features, *features.shape, encoder)
-
-
-def pick_device(device: str | None) -> torch.device:
-    """The device asked for, or the fastest there is."""
-    if device is not None:
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    logger.info('Wrote obsm["%s"]: %d x %d from %s.', keys.features, *features.shape, network.name)
 
 
 def place_section(section: Section, spec: TileSpec, image_mpp: float | None) -> tuple[Section, Boxes]:
@@ -168,17 +196,84 @@ def check_provenance(made_from: dict[str, Any], network: Encoder) -> None:
 
 
 def encode(
-    network: Encoder, placed: Sequence[tuple[Section, Boxes]], *, sizes: tuple[int, int, int], device: torch.device
+    recipe: Recipe,
+    placed: Placed,
+    *,
+    n_obs: int,
+    views: Views | None = None,
+    folder: Path | None = None,
+    client: Any = None,
 ) -> Float32Array:
-    """Features (n_obs, n_features) of all placed tiles; ``sizes`` are n_obs, tile_px, batch_size."""
-    n_obs, tile_px, batch_size = sizes
-    features = np.full((n_obs, network.n_features), np.nan, dtype=np.float32)
-    module = network.module.to(device).to(memory_format=torch.channels_last)
-    total = sum(len(section.rows) for section, _ in placed)
-    with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar, torch.inference_mode():
-        for section, boxes in placed:
-            for index, tiles in tile_batches(boxes, tile_px, batch_size):
-                scaled = network.scale(tiles.to(device)).contiguous(memory_format=torch.channels_last)
-                features[section.rows[index]] = module(scaled).float().cpu().numpy()
-                bar.update(len(index))
+    """Features (n_obs, n_features) of all placed spots: of their tile, of wider fields of view, of their neighbours.
+
+    Parameters
+    ----------
+    recipe
+        From tiles to features.
+    placed
+        Sections and the boxes of their tiles.
+    n_obs
+        Rows of the table.
+    views
+        What is added to the features of the tile itself.
+    folder
+        Where features are kept while they are computed; nowhere if None.
+    client
+        Whose workers compute them; this process if None.
+    """
+    views = views or Views()
+    fields = [
+        [boxes, *(_wider(section, boxes, recipe.tile_px, factor=factor) for factor in views.context)]
+        for section, boxes in placed
+    ]
+    width = recipe.encoder.n_features * (len(views.context) + 1 + (views.neighbors > 0))
+    features = np.full((n_obs, width), np.nan, dtype=np.float32)
+    total = sum(len(boxes.origins) for each in fields for boxes in each)
+    with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar:
+        for (section, _), each in zip(placed, fields, strict=True):
+            parts = [_features_of(recipe, boxes, folder=folder, client=client, bar=bar) for boxes in each]
+            if views.neighbors:
+                parts.append(ring_means(parts[0], section.centres, views.neighbors))
+            features[section.rows] = np.hstack(parts)
     return features
+
+
+def _wider(section: Section, boxes: Boxes, tile_px: int, *, factor: float) -> Boxes:
+    """Boxes of a wider field of view around the same spots."""
+    return place(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp))
+
+
+def _features_of(recipe: Recipe, boxes: Boxes, *, folder: Path | None, client: Any, bar: "tqdm[Any]") -> Float32Array:
+    """Features (n_boxes, n_features); blocks in the cache are read from there, the others computed and put there."""
+    shape = (len(boxes.origins), recipe.encoder.n_features)
+    features = np.empty(shape, dtype=np.float32)
+    if not len(features):
+        return features
+    rows = block_rows(boxes)
+    missing = set(range(len(rows)))
+    with nullcontext() if folder is None else FeatureCache(folder, _cache_key(recipe, boxes), shape) as cache:
+        for block, values in cache.finished() if cache else ():
+            features[rows[block]] = values
+            missing.remove(block)
+            bar.update(len(values))
+        blocks = sorted(missing)
+        if not blocks:
+            return features
+        work = (
+            encoded_blocks(recipe, boxes, blocks)
+            if client is None
+            else spread_blocks(client, recipe, boxes, blocks=blocks)
+        )
+        for block, values in work:
+            features[rows[block]] = values
+            if cache:
+                cache.add(block, values)
+            bar.update(len(values))
+    return features
+
+
+def _cache_key(recipe: Recipe, boxes: Boxes) -> str:
+    """Digest of what the features of a set of tiles depend on: pixels, boxes, weights and transform."""
+    encoder = recipe.encoder
+    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.dihedral, BLOCK)
+    return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform}".encode()).hexdigest()[:32]

@@ -20,6 +20,7 @@ from agl_sc.core.checkpoint import Checkpoint, part
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.counts import Counts, count_law
 from agl_sc.core.dataset import TileDataset
+from agl_sc.core.encode import pick_device
 from agl_sc.core.encoder import load_encoder
 from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
@@ -32,7 +33,8 @@ from agl_sc.core.scaling import center_per_section, scale_features, spread
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import EncodedTiles
 from agl_sc.core.tiles import MAX_BYTES
-from agl_sc.pp._embed import check_provenance, pick_device, placed_again
+from agl_sc.pp._context import Views
+from agl_sc.pp._embed import check_provenance, placed_again
 from agl_sc.pp._genes import normalize_counts, normalize_of, role_of
 from agl_sc.pp._split import check_fitted_on, split_of
 
@@ -188,6 +190,11 @@ def finetune_data(
 ) -> TrainingData:
     """The same data with the tiles of training and validation spots and the encoder to fine-tune."""
     made_from = recorded(table, keys, "features")
+    beside = {name: value for name, value in Views.recorded(made_from).record().items() if value}
+    if beside:
+        said = ", ".join(f"{name}={value!r}" for name, value in beside.items())
+        msg = f'finetune=True trains on the tiles alone, and obsm["{keys.features}"] was made with {said}; run agl_sc.pp.embed without.'
+        raise ValueError(msg)
     encoder = load_encoder(made_from["encoder"])
     check_provenance(made_from, encoder)
     tile_px = int(made_from["tile_px"])

@@ -1,6 +1,7 @@
 """Predict expression of sections from their images and write it."""
 
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from agl_sc._boundary import (
     unchanged_on_failure,
 )
 from agl_sc._keys import Keys
+from agl_sc.core.encode import Recipe
 from agl_sc.model import Model
-from agl_sc.pp._embed import embed, encode, pick_device, placed_again
+from agl_sc.pp._context import Views
+from agl_sc.pp._embed import embed, encode, placed_again
 from agl_sc.pp._split import SETS, split_hash
 from agl_sc.tl._evaluate import METRICS
 
@@ -86,8 +89,8 @@ def predict(
         _check_features(table, keys, model)
         if keys.features not in table.obsm:
             made_from = model.card["features"]
-            tiles = {name: made_from[name] for name in ("encoder", "tile_px", "mpp")}
-            embed(sdata, **tiles, **where, key_added=key_added)
+            tiles: dict[str, Any] = {name: made_from[name] for name in ("encoder", "tile_px", "mpp")}
+            embed(sdata, **tiles, **asdict(Views.recorded(made_from)), **where, key_added=key_added)
             _check_features(table, keys, model)
         seen = _seen_sections(table, keys, model)
         write_predictions(sdata, table, keys=keys, model=model, where=where)
@@ -121,7 +124,7 @@ def _own_features(
     elements = {name: where[name] for name in ("image_key", "shapes_key", "coordinate_system")}
     placed = placed_again(sdata, table, keys, elements=elements)
     tile_px = int(model.card["features"]["tile_px"])
-    return encode(model.encoder(), placed, sizes=(table.n_obs, tile_px, 32), device=pick_device(None))
+    return encode(Recipe(model.encoder(), tile_px), placed, n_obs=table.n_obs)
 
 
 def _check_genes(table: "AnnData", model: Model) -> None:
@@ -145,10 +148,14 @@ def _check_features(table: "AnnData", keys: Keys, model: Model) -> None:
     """Refuse features in the slot that the model's encoder and tiles did not make."""
     if keys.features not in table.obsm:
         return
-    made_from, wanted = recorded(table, keys, "features") or {}, model.card["features"]
-    for name in ("encoder", "weights_digest", "tile_px", "mpp"):
+    made_from, wanted = (
+        {**Views().record(), **(each or {})} for each in (recorded(table, keys, "features"), model.card["features"])
+    )
+    same_weights = made_from.get("weights_digest") == wanted["weights_digest"]
+    for name in ("encoder", "weights_digest", "tile_px", "mpp", *Views().record()):
         if made_from.get(name) != wanted[name] and not (
-            name == "mpp" and np.isclose(made_from.get(name, 0), wanted[name], rtol=0.05)
+            (name == "encoder" and same_weights)
+            or (name == "mpp" and np.isclose(made_from.get(name, 0), wanted[name], rtol=0.05))
         ):
             msg = (
                 f'obsm["{keys.features}"] was made with {name}={made_from.get(name)!r}, the model with {wanted[name]!r}; '

@@ -1,0 +1,136 @@
+"""Features of the tiles in boxes, in blocks that come out the same however the work is divided."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agl_sc.core.encoder import Encoder
+from agl_sc.core.tiles import Boxes, tile_batches
+
+Float32Array = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+EncodedBlock = tuple[int, Float32Array]
+
+BLOCK = 512
+"""Tiles of a block, the unit of resuming and of spreading."""
+_PARTS_PER_THREAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How tiles become features."""
+
+    encoder: Encoder
+    """Makes them."""
+    tile_px: int
+    """Side that tiles are resampled to, in pixels."""
+    dihedral: bool = False
+    """Average over the eight flips and quarter turns of every tile."""
+    batch_size: int = 32
+    """Tiles per forward pass."""
+    device: str | None = None
+    """The fastest there is where None."""
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, or the fastest there is."""
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def block_rows(boxes: Boxes) -> list[IntArray]:
+    """Indices of the boxes of every block: up to 512 that lie together, in the order of the image's chunks."""
+    edges = [np.cumsum(sizes) for sizes in boxes.image.chunks[1:]]
+    rows, columns = (np.searchsorted(edges[axis], boxes.origins[:, axis], "right") for axis in (0, 1))
+    order = np.lexsort((columns, rows))
+    return np.split(order, range(BLOCK, len(order), BLOCK))
+
+
+def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
+    """Encode blocks of boxes, reading all of them in one go.
+
+    A block's features are the same bytes whichever others are encoded with it: its tiles are gathered first and then
+    passed through the network in batches of its own.
+
+    Parameters
+    ----------
+    recipe
+        How.
+    boxes
+        The boxes of all blocks.
+    blocks
+        Which blocks, as numbered by :func:`block_rows`.
+
+    Yields
+    ------
+    Number of a block and its features, (n_rows, n_features), in the order of its rows.
+    """
+    device = pick_device(recipe.device)
+    recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
+    rows = block_rows(boxes)
+    sizes = [len(rows[block]) for block in blocks]
+    block_of = np.repeat(blocks, sizes)
+    place = torch.from_numpy(np.concatenate([np.arange(size) for size in sizes]))
+    chosen = replace(boxes, origins=boxes.origins[np.concatenate([rows[block] for block in blocks])])
+    gathered: dict[int, torch.Tensor] = {}
+    left = dict(zip(blocks, sizes, strict=True))
+    for index, tiles in tile_batches(chosen, recipe.tile_px, recipe.batch_size):
+        for block in np.unique(block_of[index]).tolist():
+            inside = torch.from_numpy(block_of[index] == block)
+            held = gathered.setdefault(block, tiles.new_empty((len(rows[block]), *tiles.shape[1:])))
+            held[place[torch.from_numpy(index)[inside]]] = tiles[inside]
+            left[block] -= int(inside.sum())
+            if not left[block]:
+                yield block, _features(recipe, gathered.pop(block), device)
+
+
+def spread_blocks(client: Any, recipe: Recipe, boxes: Boxes, *, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
+    """The same as :func:`encoded_blocks`, by the workers of a ``dask.distributed.Client``, each on blocks that lie together."""
+    n_parts = min(len(blocks), _PARTS_PER_THREAD * sum(client.nthreads().values()))
+    # Without hash=False what an earlier call scattered has the same key, and its late release takes this one along.
+    shared = client.scatter([recipe, boxes], broadcast=True, hash=False)
+    parts = [part.tolist() for part in np.array_split(np.asarray(blocks), n_parts)]
+    futures = [client.submit(_encoded_part, *shared, part, pure=False) for part in parts]
+    try:
+        while futures:
+            yield from futures[0].result()
+            del futures[0]
+    finally:
+        client.cancel(futures)
+
+
+def _encoded_part(recipe: Recipe, boxes: Boxes, blocks: list[int]) -> list[EncodedBlock]:
+    return list(encoded_blocks(recipe, boxes, blocks))
+
+
+@torch.inference_mode()
+def _features(recipe: Recipe, tiles: torch.Tensor, device: torch.device) -> Float32Array:
+    """Features of a block's tiles, batch by batch."""
+    with _precision(device):
+        batches = [_views(recipe, batch.to(device)).float().cpu() for batch in torch.split(tiles, recipe.batch_size)]
+    features: Float32Array = torch.cat(batches).numpy()
+    return features
+
+
+def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
+    if not recipe.dihedral:
+        return recipe.encoder(tiles)
+    turned = [torch.rot90(tiles, turns, (2, 3)) for turns in range(4)]
+    ways = [way for tile in turned for way in (tile, tile.flip(3))]
+    return torch.stack([recipe.encoder(way).float() for way in ways]).mean(dim=0)
+
+
+def _precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Half precision where the device computes faster in it."""
+    if device.type != "cuda":
+        return nullcontext()
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.autocast("cuda", dtype=half)

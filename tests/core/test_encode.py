@@ -1,0 +1,158 @@
+"""Blocks come out the same however the work is divided."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import dask.array
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from agl_sc.core import encode as module
+from agl_sc.core.encode import Recipe, block_rows, encoded_blocks, pick_device, spread_blocks
+from agl_sc.core.encoder import Encoder
+from agl_sc.core.tiles import Boxes, read_boxes, tile_batches
+
+N_BOXES, SIDE = 75, 12
+
+
+class Tiny(nn.Module):
+    """A convolution whose features depend on which way a tile lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 5, 5, stride=3)
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.convolution(tiles).relu().amax(dim=(2, 3))
+        return features
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 16)
+
+
+@pytest.fixture
+def boxes() -> Boxes:
+    """All over an image of 9 chunks, some beyond its border."""
+    randomness = np.random.default_rng(0)
+    image: Any = dask.array.from_array(  # type: ignore[no-untyped-call]
+        randomness.integers(0, 256, (3, 90, 80), dtype=np.uint8), chunks=(3, 32, 30)
+    )
+    origins = randomness.integers(-5, 78, (N_BOXES, 2))
+    return Boxes(image, origins, SIDE, 1.0, np.array([240, 230, 220], dtype=np.uint8), "")
+
+
+def recipe(**options: Any) -> Recipe:
+    encoder = Encoder("tiny", Tiny().eval(), (0.7, 0.6, 0.5), (0.2, 0.3, 0.4), n_features=5, digest="")
+    return Recipe(encoder, SIDE, **{"batch_size": 4, "device": "cpu", **options})
+
+
+def one_by_one(how: Recipe, boxes: Boxes) -> NDArray[np.float32]:
+    """Features of every box, in the order of the boxes."""
+    features = np.empty((N_BOXES, 5), dtype=np.float32)
+    with torch.inference_mode():
+        for index, tile in read_boxes(boxes):
+            features[index] = how.encoder(torch.from_numpy(tile[None]))[0]
+    return features
+
+
+def test_blocks_hold_every_box_once_and_lie_together(boxes: Boxes) -> None:
+    rows = block_rows(boxes)
+    assert [len(each) for each in rows] == [16, 16, 16, 16, 11]
+    assert sorted(np.concatenate(rows)) == list(range(N_BOXES))
+    assert boxes.origins[rows[0], 0].max() < 32
+    assert boxes.origins[rows[-1], 0].min() >= 64
+
+
+def test_features_are_those_of_the_tiles(boxes: Boxes) -> None:
+    rows, expected = block_rows(boxes), one_by_one(recipe(), boxes)
+    for block, features in encoded_blocks(recipe(), boxes, range(5)):
+        np.testing.assert_allclose(features, expected[rows[block]], atol=1e-5)
+
+
+def test_a_block_is_the_same_bytes_alone(boxes: Boxes) -> None:
+    together = dict(encoded_blocks(recipe(), boxes, range(5)))
+    assert sorted(together) == list(range(5))
+    for block, features in together.items():
+        ((_, alone),) = encoded_blocks(recipe(), boxes, [block])
+        np.testing.assert_array_equal(alone, features)
+
+
+def test_a_block_is_the_same_bytes_in_whatever_order_tiles_are_read(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = dict(encoded_blocks(recipe(), boxes, range(5)))
+    read = tile_batches
+
+    def shuffled(*args: Any) -> Iterator[Any]:
+        batches = list(read(*args))
+        for i in np.random.default_rng(1).permutation(len(batches)):
+            yield batches[i]
+
+    monkeypatch.setattr(module, "tile_batches", shuffled)
+    again = dict(encoded_blocks(recipe(), boxes, range(5)))
+    assert again.keys() == together.keys()
+    for block, features in together.items():
+        np.testing.assert_array_equal(again[block], features)
+
+
+def test_dihedral_features_do_not_depend_on_which_way_a_tile_lies(boxes: Boxes) -> None:
+    size = boxes.image.shape[2]
+    mirrored = replace(
+        boxes,
+        image=boxes.image[:, :, ::-1],
+        origins=np.column_stack([boxes.origins[:, 0], size - SIDE - boxes.origins[:, 1]]),
+    )
+
+    def features(how: Recipe, where: Boxes) -> NDArray[np.float32]:
+        rows = block_rows(where)
+        result = np.empty((N_BOXES, 5), dtype=np.float32)
+        for block, values in encoded_blocks(how, where, range(5)):
+            result[rows[block]] = values
+        return result
+
+    plain = features(recipe(), boxes), features(recipe(), mirrored)
+    averaged = features(recipe(dihedral=True), boxes), features(recipe(dihedral=True), mirrored)
+    assert np.abs(plain[0] - plain[1]).max() > 0.1
+    np.testing.assert_allclose(*averaged, atol=1e-5)
+
+
+def test_dihedral_features_are_the_mean_over_eight_ways(boxes: Boxes) -> None:
+    tiles = torch.from_numpy(np.stack([tile for _, tile in sorted(read_boxes(boxes), key=lambda pair: pair[0])]))
+    flipped = [tiles, tiles.flip(2), tiles.flip(3), tiles.flip(2, 3)]
+    ways = [*flipped, *(each.transpose(2, 3) for each in flipped)]
+    with torch.inference_mode():
+        expected = torch.stack([recipe().encoder(way) for way in ways]).mean(dim=0)
+    rows = block_rows(boxes)
+    for block, features in encoded_blocks(recipe(dihedral=True), boxes, range(5)):
+        np.testing.assert_allclose(features, expected[rows[block]], atol=1e-5)
+
+
+def test_the_device_asked_for_is_taken() -> None:
+    assert pick_device("meta") == torch.device("meta")
+    assert pick_device(None).type in {"cpu", "cuda", "mps"}
+
+
+def test_workers_give_the_same_bytes(boxes: Boxes) -> None:
+    distributed = pytest.importorskip("distributed")
+    here = dict(encoded_blocks(recipe(), boxes, range(5)))
+    with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        there = dict(spread_blocks(client, recipe(), boxes, blocks=[0, 2, 3, 4]))
+        assert sorted(there) == [0, 2, 3, 4]
+        for block, features in there.items():
+            np.testing.assert_array_equal(features, here[block])
+        lazy = boxes.image.map_blocks(fail, dtype=np.uint8)
+        with pytest.raises(OSError, match="this chunk is gone"):
+            list(spread_blocks(client, recipe(), replace(boxes, image=lazy), blocks=range(5)))
+
+
+def fail(chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    del chunk
+    msg = "this chunk is gone"
+    raise OSError(msg)
