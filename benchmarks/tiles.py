@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dask.array as da
 import geopandas as gpd
@@ -58,7 +59,7 @@ def tissue(shape: tuple[int, int, int], chunk: int) -> Any:
         grain = np.random.default_rng(block_id).integers(0, 16, block.shape, dtype=np.uint8)
         return np.stack([base, base // 2, base // 4 + 90]) + grain
 
-    blank: Any = da.zeros(shape, chunks=(3, chunk, chunk), dtype=np.uint8)  # type: ignore[no-untyped-call]
+    blank: Any = da.zeros(shape, chunks=(3, chunk, chunk), dtype=np.uint8)
     return blank.map_blocks(paint, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
 
 
@@ -217,9 +218,8 @@ def decoded_bytes(sdata: SpatialData) -> None:
             counted.extend(chunk.nbytes for chunk in found)
             return found
 
-        Chunks._pixels = count  # type: ignore[method-assign]
-        read_all(boxes)
-        Chunks._pixels = pixels  # type: ignore[method-assign]
+        with patch.object(Chunks, "_pixels", count):
+            read_all(boxes)
         sizes = Chunks(boxes.image, boxes.name).n_bytes
         once = sum(int(sizes[chunk]) for chunk in touched(boxes))
         detail = f"{sum(counted) / 2**20:,.0f} MiB of {once / 2**20:,.0f}"

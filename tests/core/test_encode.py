@@ -45,7 +45,7 @@ def boxes() -> Boxes:
         randomness.integers(0, 256, (3, 90, 80), dtype=np.uint8), chunks=(3, 32, 30)
     )
     origins = randomness.integers(-5, 78, (N_BOXES, 2))
-    return Boxes(image, origins, SIDE, 1.0, np.array([240, 230, 220], dtype=np.uint8), "")
+    return Boxes(image, origins, SIDE, 1.0, np.array([240, 230, 220], dtype=np.uint8), "", "image")
 
 
 def recipe(**options: Any) -> Recipe:
@@ -57,8 +57,8 @@ def one_by_one(how: Recipe, boxes: Boxes) -> NDArray[np.float32]:
     """Features of every box, in the order of the boxes."""
     features = np.empty((N_BOXES, 5), dtype=np.float32)
     with torch.inference_mode():
-        for index, tile in read_boxes(boxes):
-            features[index] = how.encoder(torch.from_numpy(tile[None]))[0]
+        for index, tile in read_boxes(boxes, 1):
+            features[index] = how.encoder(torch.from_numpy(tile))
     return features
 
 
@@ -124,7 +124,8 @@ def test_dihedral_features_do_not_depend_on_which_way_a_tile_lies(boxes: Boxes) 
 
 
 def test_dihedral_features_are_the_mean_over_eight_ways(boxes: Boxes) -> None:
-    tiles = torch.from_numpy(np.stack([tile for _, tile in sorted(read_boxes(boxes), key=lambda pair: pair[0])]))
+    read = [(int(index[0]), tile[0]) for index, tile in read_boxes(boxes, 1)]
+    tiles = torch.from_numpy(np.stack([tile for _, tile in sorted(read, key=lambda pair: pair[0])]))
     flipped = [tiles, tiles.flip(2), tiles.flip(3), tiles.flip(2, 3)]
     ways = [*flipped, *(each.transpose(2, 3) for each in flipped)]
     with torch.inference_mode():
