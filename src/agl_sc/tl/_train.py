@@ -141,7 +141,8 @@ def train(  # noqa: PLR0913 -- the entry point
             data = finetune_data(sdata, table, where=where, data=data, keys=keys)
         if folder is not None:
             folder.mkdir(exist_ok=True)
-        if accelerator.log_with and not accelerator.trackers:
+        tracking = bool(accelerator.log_with) and not accelerator.trackers
+        if tracking:
             accelerator.init_trackers("agl_sc", config={"method": method, "seed": seed, **_plain(config)})
         describe = partial(_model, table, keys, data=data, how=(method, config, seed))
         result = fit_arm(
@@ -158,7 +159,10 @@ def train(  # noqa: PLR0913 -- the entry point
         write_predictions(sdata, table, keys=keys, model=model, where=where)
         if folder is not None and accelerator.is_main_process:
             model.save(folder / "model")
-        accelerator.end_training()
+        if tracking:  # end_training() would end the processes' connection too, which the next training needs
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.trackers = []
     return model
 
 
