@@ -131,6 +131,7 @@ def test_two_analyses_stand_side_by_side(trained: Trained, config: TrainConfig, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_bytes(*, prepared: SpatialData, config: TrainConfig, method: Any) -> None:
+    config = replace(config, start="random")  # the closed form, which may be best, is the same for every seed
     layers, weights = [], []
     gentle = replace(config, lr=1e-3)  # an epoch that improves on the closed-form start, which has no randomness
     for seed in (0, 0, 1):
