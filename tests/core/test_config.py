@@ -30,7 +30,6 @@ BAD = [
     ("warmup_epochs", -1, r"warmup_epochs=-1 is not at least 0\."),
     ("search_patience", 0, r"search_patience=0 is not at least 1\."),
     ("hard_limit", 0.0, r"hard_limit=0\.0 is not in \(0, 1\]\."),
-    ("hard_limit", 0.3, r"start_cutoff=0\.5 is not in \[0, 0\.3\]\."),
     ("loss", "l1", r"loss='l1' is not one of 'pearson', 'mse', 'poisson', 'negative_binomial'\."),
     ("start", "warm", r"start='warm' is not one of 'closed_form', 'random', 'agl'\."),
 ]

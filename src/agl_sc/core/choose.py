@@ -128,7 +128,7 @@ class Planner:
             cutoff, trace = race_search(at, cutoffs=cutoffs)
             trace["k"] = np.round(trace["cutoff"] * self.n_auxiliary).astype(int)
             return replace(first, cutoff=cutoff), trace[list(TRACE_COLUMNS)]
-        return replace(first, cutoff=self.config.start_cutoff), no_trace()
+        return replace(first, cutoff=min(self.config.start_cutoff, limit)), no_trace()
 
     def _best_of(self, first: Choices, train: Train) -> tuple[Choices, pd.DataFrame]:
         """Train every candidate to its end; the first of the best."""

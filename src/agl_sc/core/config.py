@@ -54,7 +54,7 @@ class TrainConfig:
     hard_limit: float = 1.0
     """The cutoff stays at or below this."""
     start_cutoff: float = 0.5
-    """Where the gradient search starts, in [0, hard_limit]."""
+    """Where the gradient search starts, in [0, 1]; at the hard limit where that is lower."""
     inner_steps: int = 12
     """Training steps that a hyper-gradient differentiates through."""
     warm_moments: bool = True
@@ -92,7 +92,7 @@ class TrainConfig:
             "batch_size": (self.batch_size >= MIN_BATCH, f"at least {MIN_BATCH}, since Pearson is taken over a batch"),
             "temperature": (self.temperature > 0, "positive; 0.01 is the paper's"),
             "hard_limit": (0 < self.hard_limit <= 1, "in (0, 1]"),
-            "start_cutoff": (0 <= self.start_cutoff <= self.hard_limit, f"in [0, {self.hard_limit:g}]"),
+            "start_cutoff": (0 <= self.start_cutoff <= 1, "in [0, 1]"),
         }
         for name, (fine, what) in legal.items():
             if not fine:

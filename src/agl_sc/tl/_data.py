@@ -20,7 +20,6 @@ from agl_sc.core.checkpoint import Checkpoint, part
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.counts import Counts, count_law
 from agl_sc.core.dataset import TileDataset
-from agl_sc.core.encode import pick_device
 from agl_sc.core.encoder import load_encoder
 from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
@@ -186,7 +185,13 @@ def _tell_unusable(usable: BoolArray, assigned: NDArray[Any]) -> None:
 
 
 def finetune_data(
-    sdata: "SpatialData", table: "AnnData", *, where: dict[str, Any], data: TrainingData, keys: Keys
+    sdata: "SpatialData",
+    table: "AnnData",
+    *,
+    where: dict[str, Any],
+    data: TrainingData,
+    keys: Keys,
+    device: torch.device,
 ) -> TrainingData:
     """The same data with the tiles of training and validation spots and the encoder to fine-tune."""
     made_from = recorded(table, keys, "features")
@@ -214,7 +219,7 @@ def finetune_data(
             data.feature_scale,
             encoder=encoder,
             batch_size=64,
-            device=pick_device(None),
+            device=device,
         )
 
     return replace(data, sources=(source(data.train), source(data.validation)))

@@ -138,7 +138,7 @@ def train(  # noqa: PLR0913 -- the entry point
         data = training_data(table, keys, layer)
         method = possible_method(data, method)
         if finetune:
-            data = finetune_data(sdata, table, where=where, data=data, keys=keys)
+            data = finetune_data(sdata, table, where=where, data=data, keys=keys, device=accelerator.device)
         if folder is not None:
             folder.mkdir(exist_ok=True)
         tracking = bool(accelerator.log_with) and not accelerator.trackers

@@ -34,7 +34,7 @@ class LearnedCutoff(Weighting):
     def __init__(self, n_targets: int, n_genes: int, *, config: TrainConfig) -> None:
         super().__init__(n_targets, n_genes)
         self.config = config
-        self.register_buffer("at", torch.tensor(config.start_cutoff, dtype=torch.float32))
+        self.register_buffer("at", torch.tensor(min(config.start_cutoff, config.hard_limit), dtype=torch.float32))
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.int64))  # in all, and in a row
         self.register_buffer("prior_rank", scaled_rank(n_genes - n_targets).float(), persistent=False)
         self._optimizer = torch.optim.Adam([self.at], lr=config.outer_lr)
