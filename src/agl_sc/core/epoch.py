@@ -37,6 +37,9 @@ def train_epoch(
 @contextmanager
 def narrowed(head: nn.Linear, optimizer: torch.optim.Optimizer, n_genes: int) -> Iterator[None]:
     """Train the leading genes of a head alone, in the memory of the whole: the other rows and their moments stay as they are."""
+    if n_genes == head.out_features:
+        yield
+        return
     whole = dict(head.named_parameters())
     narrow = {
         name: nn.Parameter(parameter.detach()[:n_genes], parameter.requires_grad) for name, parameter in whole.items()
