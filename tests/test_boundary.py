@@ -217,7 +217,54 @@ def repeated_shape() -> SpatialData:
     return sdata
 
 
+IN_SPACE = {"input_axes": ("x", "y", "z"), "output_axes": ("x", "y", "z")}
+FLAT = Affine(np.array([[1, 2, 0], [2, 4, 0], [0, 0, 1]]), **AXES)
+TILTED = Affine(np.array([[1, 0, 0.5, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), **IN_SPACE)
+RISING = Affine(
+    np.array([[1, 0, 0], [0, 1, 0], [0.5, 0, 0], [0, 0, 1]]), input_axes=("x", "y"), output_axes=("x", "y", "z")
+)
+UNKNOWN = Affine(np.array([[1, 0, np.nan], [0, 1, 0], [0, 0, 1]]), **AXES)
+
+
+def test_a_scale_along_z_does_not_matter() -> None:
+    sdata = build(spots=circles(PIXELS / 2, {"world": Scale([2, 2, 7], axes=("x", "y", "z"))}))
+    np.testing.assert_allclose(only(sdata).centres, PIXELS)
+
+
+def test_a_system_that_is_not_asked_for_may_be_anything() -> None:
+    sdata = build(image({"world": Identity(), "odd": FLAT}), circles(systems={"world": Identity(), "odd": Identity()}))
+    np.testing.assert_allclose(only(sdata, coordinate_system="world").centres, PIXELS)
+
+
 BAD_ELEMENTS = [
+    pytest.param(
+        lambda: build(image({"world": FLAT})),
+        {},
+        ValueError,
+        r"transformation of 'picture' to 'world' is singular \(\[\[1.0, 2.0, 0.0\], .*set another with .*set_transformation",
+        id="singular image",
+    ),
+    pytest.param(
+        lambda: build(spots=circles(systems={"world": FLAT})),
+        {},
+        ValueError,
+        "transformation of 'spots' to 'world' is singular",
+        id="singular shapes",
+    ),
+    *(
+        pytest.param(
+            lambda transformation=transformation: build(spots=circles(systems={"world": transformation})),
+            {},
+            ValueError,
+            f"transformation of 'spots' to 'world' {fault}",
+            id=fault,
+        )
+        for transformation, fault in (
+            (TILTED, "mixes z with x and y"),
+            (RISING, "mixes z with x and y"),
+            (UNKNOWN, "has entries that are not finite"),
+        )
+    ),
     pytest.param(no_image, {}, KeyError, "sdata has no image, and features come from one", id="no image"),
     pytest.param(
         lambda: build(second=image()),

@@ -204,10 +204,8 @@ def _element(sdata: "SpatialData", name: str) -> Any:
 
 def _affine(transformation: Any, name: str, system: str) -> FloatArray:
     """Matrix (3, 3) from an element's own (x, y) to a coordinate system."""
-    axes = ("x", "y", "z")
-    matrix: FloatArray = np.asarray(transformation.to_affine_matrix(input_axes=axes, output_axes=axes), dtype=float)
-    plane = matrix[np.ix_((0, 1, 3), (0, 1, 3))]
-    if matrix[:2, 2].any() or matrix[2, :2].any():
+    plane: FloatArray = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
+    if _leaves_plane(transformation):
         fault = "mixes z with x and y"
     elif not np.isfinite(plane).all():
         fault = "has entries that are not finite"
@@ -220,6 +218,14 @@ def _affine(transformation: Any, name: str, system: str) -> FloatArray:
         "can be undone; set another with spatialdata.transformations.set_transformation, or name another coordinate_system=."
     )
     raise ValueError(msg)
+
+
+def _leaves_plane(transformation: Any) -> bool:
+    try:
+        matrix = transformation.to_affine_matrix(("x", "y", "z"), ("x", "y", "z"))
+    except ValueError:  # spatialdata's, for one that makes a z out of x and y alone
+        return True
+    return bool(matrix[:2, 2].any() or matrix[2, :2].any())
 
 
 def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str | None) -> tuple[str, FloatArray]:

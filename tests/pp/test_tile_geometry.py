@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from agl_sc._boundary import Section
+from agl_sc.pp import _tiles as module
 from agl_sc.pp._tiles import TileSpec, place
 
 CENTRES = np.array([[200.0, 150.0], [333.5, 99.5], [64.25, 212.75]])
@@ -93,6 +94,16 @@ def test_up_sampling_beyond_twofold_is_refused_with_the_reason() -> None:
     assert place(coarse, TileSpec(224, "image"), 4.14).side == 224
 
 
+def test_a_tile_larger_than_the_image_both_ways_is_refused_with_both_sizes() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"A tile of 224 px at mpp=4 is 896 x 896 px of image 'S_image' \(level 0\), which has only 480 x 400 px; "
+        r"use a smaller tile_px, or check image_mpp=1\.",
+    ):
+        place(section(), TileSpec(224, 4.0), 1.0)
+    assert place(section(), TileSpec(448, 1.0), 1.0).padded.all()  # it fits one way
+
+
 def test_boxes_that_reach_beyond_the_image_are_told_apart() -> None:
     corners = np.array([[16.0, 16.0], [15.0, 16.0], [464.0, 384.0], [464.0, 385.0], [-900.0, 50.0]])
     boxes = place(section(centres=corners), TileSpec(32, 1.0), 1.0)
@@ -112,6 +123,28 @@ def test_the_digest_tells_images_apart() -> None:
     other[1, 7, 7] ^= 1
     changed = place(replace(section(), levels=(lazy(other),)), TileSpec(32, 1.0), 1.0).overview_digest
     assert same == again != changed
+
+
+def test_a_large_coarsest_level_is_known_by_some_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_OVERVIEW_BYTES", 4 * 3 * 128 * 128)
+    image = pixels()
+    image[:] = image // 16 + 200
+    decoded: list[int] = []
+
+    def count(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        decoded.append(1)
+        return block
+
+    counted = lazy(image).map_blocks(count, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    boxes = place(replace(section(), levels=(counted,)), TileSpec(32, 1.0), 1.0)
+    assert len(decoded) == 4  # of 16
+    assert (boxes.background == 215).all()
+    other = image.copy()
+    other[1] += 1
+    assert (
+        place(replace(section(), levels=(lazy(other),)), TileSpec(32, 1.0), 1.0).overview_digest
+        != boxes.overview_digest
+    )
 
 
 @pytest.mark.parametrize("tile_px", [7, 0, -224, 224.0, "224", None])

@@ -44,8 +44,8 @@ def centres(seed: int, margin: int = 30) -> FloatArray:
     """Quarters of pixels off the middle of a pixel, so that no rounding is a toss-up."""
     rng = np.random.default_rng(seed)
     whole = rng.integers(margin, (WIDTH - margin, HEIGHT - margin), (12, 2))
-    off: FloatArray = whole + rng.choice([-0.25, 0.25], (12, 2))
-    return off
+    found: FloatArray = whole + rng.choice([-0.25, 0.25], (12, 2))
+    return found
 
 
 def random_affine(rng: np.random.Generator) -> FloatArray:

@@ -68,7 +68,7 @@ class Chunks:
             It is not there.
         """
         stored = self.stored
-        if stored is None or not (pixels == stored.fill_value).all(axis=(1, 2)).any():
+        if stored is None or not any(_is_flat(channel, stored.fill_value) for channel in pixels):
             return
         if stored.nchunks_initialized < stored.nchunks:
             msg = f"Chunk {_at(chunk)} of {self.name} is not in its zarr store although spots lie in it; {_MEND}."
@@ -81,6 +81,10 @@ class Chunks:
         bounds = [list(pairwise(edges.tolist())) for edges in self.edges]
         slices = [(slice(*bounds[0][row]), slice(*bounds[1][column])) for row, column in wanted]
         return [np.asarray(self.stored[:, rows, columns]) for rows, columns in slices]
+
+
+def _is_flat(channel: UInt8Array, value: Any) -> bool:
+    return bool((channel[::32, ::32] == value).all() and (channel == value).all())  # nearly always told by the few
 
 
 def _at(chunk: Chunk) -> str:
