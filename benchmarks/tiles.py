@@ -270,7 +270,7 @@ def embedding(sdata: SpatialData, n_tiles: int, rounds: int) -> None:
         rounds,
     )
     rates = {name: n_tiles / wall for name, (wall, _) in taken.items()}
-    detail = f"{rates['read']:.1f} against {rates['there']:.1f} tiles/s, {n_tiles} tiles"
+    detail = f"{rates['read']:.1f} against {rates['there']:.1f} tiles/s, {n_tiles} tiles; CPU {taken['read'][1]:.1f} s, {taken['there'][1]:.1f} s"
     tell("encoder fed from zarr / from memory", rates["read"] / rates["there"], ">= 0.9", detail=detail)
 
 
