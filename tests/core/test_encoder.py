@@ -17,7 +17,7 @@ from torch import nn
 
 from agl_sc.core import encoder as encoders
 from agl_sc.core import pathology
-from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder, weights_digest
+from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder, weights_digest, without_path
 from agl_sc.core.pathology import Card
 
 DIGEST = "653246f58bc51a83041f31517635cb2e59f1b79d0313cf52a3f31437c768b2c7"
@@ -341,3 +341,8 @@ def test_tiles_of_another_size_are_resized(tmp_path: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(encoder(flat), encoder(flat[..., :32, :32]), rtol=1e-4, atol=1e-4)
         assert encoder(tiles(2, 50)).shape == (2, 192)
+
+
+def test_the_place_of_files_is_no_part_of_what_an_encoder_is() -> None:
+    names = ["UNI", "UNI@/models/UNI", "resnet18@/a/b.pth", "/models/mine", "hf-hub:lab/small@main"]
+    assert [without_path(name) for name in names] == ["UNI", "UNI", "resnet18", "", "hf-hub:lab/small@main"]

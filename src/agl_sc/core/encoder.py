@@ -67,6 +67,13 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     return sha.hexdigest()
 
 
+def without_path(name: str) -> str:
+    """An encoder's name without the place of its files, which may be another on another machine."""
+    if name.startswith(_HUB):
+        return name
+    return "" if Path(name).is_absolute() else name.partition("@")[0]
+
+
 def load_encoder(name: str) -> Encoder:
     """Load an encoder by name.
 

@@ -20,6 +20,7 @@ from agl_sc._boundary import (
 )
 from agl_sc._keys import Keys
 from agl_sc.core.encode import Recipe
+from agl_sc.core.encoder import without_path
 from agl_sc.model import Model
 from agl_sc.pp._context import Views
 from agl_sc.pp._embed import embed, encode, placed_again
@@ -151,10 +152,9 @@ def _check_features(table: "AnnData", keys: Keys, model: Model) -> None:
     made_from, wanted = (
         {**Views().record(), **(each or {})} for each in (recorded(table, keys, "features"), model.card["features"])
     )
-    same_weights = made_from.get("weights_digest") == wanted["weights_digest"]
     for name in ("encoder", "weights_digest", "tile_px", "mpp", *Views().record()):
         if made_from.get(name) != wanted[name] and not (
-            (name == "encoder" and same_weights)
+            (name == "encoder" and without_path(str(made_from.get(name))) == without_path(wanted[name]))
             or (name == "mpp" and np.isclose(made_from.get(name, 0), wanted[name], rtol=0.05))
         ):
             msg = (
