@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agl_sc.core import encode as module
-from agl_sc.core.encode import Recipe, block_rows, encoded_blocks, pick_device, spread_blocks
+from agl_sc.core.encode import Recipe, Workers, block_rows, encoded_blocks, pick_device
 from agl_sc.core.encoder import Encoder
 from agl_sc.core.tiles import Boxes, read_boxes, tile_batches
 
@@ -144,13 +144,14 @@ def test_workers_give_the_same_bytes(boxes: Boxes) -> None:
     distributed = pytest.importorskip("distributed")
     here = dict(encoded_blocks(recipe(), boxes, range(5)))
     with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
-        there = dict(spread_blocks(client, recipe(), boxes, blocks=[0, 2, 3, 4]))
+        workers = Workers(client, recipe())
+        there = dict(workers.encoded_blocks(boxes, [0, 2, 3, 4]))
         assert sorted(there) == [0, 2, 3, 4]
         for block, features in there.items():
             np.testing.assert_array_equal(features, here[block])
         lazy = boxes.image.map_blocks(fail, dtype=np.uint8)
         with pytest.raises(OSError, match="this chunk is gone"):
-            list(spread_blocks(client, recipe(), replace(boxes, image=lazy), blocks=range(5)))
+            list(workers.encoded_blocks(replace(boxes, image=lazy), range(5)))
 
 
 def fail(chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:

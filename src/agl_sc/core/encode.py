@@ -16,7 +16,7 @@ Float32Array = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 EncodedBlock = tuple[int, Float32Array]
 
-BLOCK = 512
+BLOCK = 256
 """Tiles of a block, the unit of resuming and of spreading."""
 _PARTS_PER_THREAD = 4
 
@@ -47,7 +47,7 @@ def pick_device(device: str | None) -> torch.device:
 
 
 def block_rows(boxes: Boxes) -> list[IntArray]:
-    """Indices of the boxes of every block: up to 512 that lie together, in the order of the image's chunks."""
+    """Indices of the boxes of every block: up to 256 that lie together, in the order of the image's chunks."""
     edges = [np.cumsum(sizes) for sizes in boxes.image.chunks[1:]]
     rows, columns = (np.searchsorted(edges[axis], boxes.origins[:, axis], "right") for axis in (0, 1))
     order = np.lexsort((columns, rows))
@@ -92,19 +92,29 @@ def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Itera
                 yield block, _features(recipe, gathered.pop(block), device)
 
 
-def spread_blocks(client: Any, recipe: Recipe, boxes: Boxes, *, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
-    """The same as :func:`encoded_blocks`, by the workers of a ``dask.distributed.Client``, each on blocks that lie together."""
-    n_parts = min(len(blocks), _PARTS_PER_THREAD * sum(client.nthreads().values()))
-    # Without hash=False what an earlier call scattered has the same key, and its late release takes this one along.
-    shared = client.scatter([recipe, boxes], broadcast=True, hash=False)
-    parts = [part.tolist() for part in np.array_split(np.asarray(blocks), n_parts)]
-    futures = [client.submit(_encoded_part, *shared, part, pure=False) for part in parts]
-    try:
-        while futures:
-            yield from futures[0].result()
-            del futures[0]
-    finally:
-        client.cancel(futures)
+class Workers:
+    """The workers of a ``dask.distributed.Client``, every one with the recipe."""
+
+    def __init__(self, client: Any, recipe: Recipe) -> None:
+        self.client = client
+        self.recipe = self._share(recipe)
+
+    def encoded_blocks(self, boxes: Boxes, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
+        """The same as :func:`encoded_blocks`, each worker on blocks that lie together."""
+        n_parts = min(len(blocks), _PARTS_PER_THREAD * sum(self.client.nthreads().values()))
+        there = self._share(boxes)
+        parts = [part.tolist() for part in np.array_split(np.asarray(blocks), n_parts)]
+        futures = [self.client.submit(_encoded_part, self.recipe, there, part, pure=False) for part in parts]
+        try:
+            while futures:
+                yield from futures[0].result()
+                del futures[0]
+        finally:
+            self.client.cancel(futures)
+
+    def _share(self, value: Recipe | Boxes) -> Any:
+        # Without hash=False what an earlier call sent has the same key, and its late release takes this one along.
+        return self.client.scatter(value, broadcast=True, hash=False)
 
 
 def _encoded_part(recipe: Recipe, boxes: Boxes, blocks: list[int]) -> list[EncodedBlock]:

@@ -2,9 +2,12 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,7 @@ from tqdm.auto import tqdm
 
 from agl_sc._boundary import Names, Section, get_table, record, recorded, sections
 from agl_sc._keys import Keys
-from agl_sc.core.encode import BLOCK, Recipe, block_rows, encoded_blocks, spread_blocks
+from agl_sc.core.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks
 from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder
 from agl_sc.core.tiles import Boxes
 from agl_sc.pp._cache import FeatureCache, cache_folder
@@ -28,8 +31,10 @@ if TYPE_CHECKING:
 
 Float32Array = NDArray[np.float32]
 Placed = list[tuple[Section, Boxes]]
+Run = Callable[[Boxes, Sequence[int]], Iterator[EncodedBlock]]
 
 logger = logging.getLogger(__name__)
+_FIELDS_AT_ONCE = 8
 
 
 def embed(  # noqa: PLR0913 -- an entry point
@@ -229,12 +234,16 @@ def encode(
     width = recipe.encoder.n_features * (len(views.context) + 1 + (views.neighbors > 0))
     features = np.full((n_obs, width), np.nan, dtype=np.float32)
     total = sum(len(boxes.origins) for each in fields for boxes in each)
-    with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar:
+    run: Run = partial(encoded_blocks, recipe) if client is None else Workers(client, recipe).encoded_blocks
+    with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar, ThreadPoolExecutor(_FIELDS_AT_ONCE) as pool:
+        features_of = partial(_features_of, recipe, run=run, folder=folder, bar=bar)
+        # This process goes through the sections one by one; a cluster gets work of several, so that none of it waits.
+        parts = (map if client is None else pool.map)(features_of, [boxes for each in fields for boxes in each])
         for (section, _), each in zip(placed, fields, strict=True):
-            parts = [_features_of(recipe, boxes, folder=folder, client=client, bar=bar) for boxes in each]
+            own = list(islice(parts, len(each)))
             if views.neighbors:
-                parts.append(ring_means(parts[0], section.centres, views.neighbors))
-            features[section.rows] = np.hstack(parts)
+                own.append(ring_means(own[0], section.centres, views.neighbors))
+            features[section.rows] = np.hstack(own)
     return features
 
 
@@ -243,7 +252,7 @@ def _wider(section: Section, boxes: Boxes, tile_px: int, *, factor: float) -> Bo
     return place(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp))
 
 
-def _features_of(recipe: Recipe, boxes: Boxes, *, folder: Path | None, client: Any, bar: "tqdm[Any]") -> Float32Array:
+def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None, bar: "tqdm[Any]") -> Float32Array:
     """Features (n_boxes, n_features); blocks in the cache are read from there, the others computed and put there."""
     shape = (len(boxes.origins), recipe.encoder.n_features)
     features = np.empty(shape, dtype=np.float32)
@@ -259,12 +268,7 @@ def _features_of(recipe: Recipe, boxes: Boxes, *, folder: Path | None, client: A
         blocks = sorted(missing)
         if not blocks:
             return features
-        work = (
-            encoded_blocks(recipe, boxes, blocks)
-            if client is None
-            else spread_blocks(client, recipe, boxes, blocks=blocks)
-        )
-        for block, values in work:
+        for block, values in run(boxes, blocks):
             features[rows[block]] = values
             if cache:
                 cache.add(block, values)
