@@ -66,7 +66,7 @@ def draw_searches(sdata: SpatialData, folder: Path) -> None:
     agl_sc.pl.cutoff(model, save=folder / "her2st_path.png")
     figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
     for start in (0.1, 0.5, 0.9):
-        config = TrainConfig(search="gradient", start_cutoff=start, patience=50)
+        config = TrainConfig(search="gradient", start_cutoff=start, max_epochs=30, patience=30)
         trace = agl_sc.tl.train(sdata, config=config).cutoff_trace
         ax.plot(trace["step"], trace["cutoff"], label=f"from {start}")
     ax.set(
