@@ -81,7 +81,7 @@ def train(  # noqa: PLR0913 -- the entry point
     accelerator
         ``accelerate.Accelerator`` that says device, precision, accumulated steps, processes and trackers, such as
         ``Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir="logs")``; the first device, in full
-        precision, by default.
+        precision, by default. Under ``torchrun`` every process trains on its share of a batch.
     checkpoint
         Folder that holds ``model``, the best so far, and ``state.safetensors``, written after every epoch. Where it exists,
         training continues from it and ends with the same bytes as if it had not been interrupted.
