@@ -64,19 +64,22 @@ def draw_searches(sdata: SpatialData, folder: Path) -> None:
     """Validation path over k, and the cutoff's trace under the hyper-gradient from three starts."""
     model = agl_sc.tl.train(sdata, config=TrainConfig(search="path"))
     agl_sc.pl.cutoff(model, save=folder / "her2st_path.png")
-    figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    traces = {}
     for start in (0.1, 0.5, 0.9):
-        config = TrainConfig(search="gradient", start_cutoff=start, max_epochs=30, patience=30)
-        trace = agl_sc.tl.train(sdata, config=config).cutoff_trace
+        config = TrainConfig(search="gradient", start_cutoff=start, max_epochs=30, patience=30, refit=False)
+        traces[start] = agl_sc.tl.train(sdata, config=config).cutoff_trace
+    draw_traces(traces, folder / "her2st_gradient.png")
+
+
+def draw_traces(traces: dict[float, pd.DataFrame], path: Path) -> None:
+    """Cutoff against epoch, a curve per start."""
+    figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for start, trace in traces.items():
         ax.plot(trace["step"], trace["cutoff"], label=f"from {start}")
-    ax.set(
-        xlabel="epoch",
-        ylabel="cutoff on the rank axis",
-        ylim=(0, 1),
-        title="Hyper-gradient, HER2ST C2-C4, validated on C5",
-    )
-    ax.legend(frameon=False)
-    figure.savefig(folder / "her2st_gradient.png", dpi=150)
+    ax.set(xlabel="epoch", ylabel="cutoff on the rank axis", ylim=(0, 1))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(traces))
+    figure.savefig(path, dpi=150)
 
 
 def report(result: pd.DataFrame) -> None:

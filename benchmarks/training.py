@@ -15,15 +15,20 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
+from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import Method, Search, TrainConfig
+from agl_sc.core.epoch import batches_of, train_epoch
 from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.losses import linear_pearson_loss, weighted_mean
 from agl_sc.core.network import Network
-from agl_sc.core.problem import Spots
+from agl_sc.core.problem import Bilevel, Spots
 from agl_sc.core.search import Validation
-from agl_sc.core.weighting import gene_weights
+from agl_sc.core.setup import make_optimizer, make_problem
+from agl_sc.core.weighting import Fixed, gene_weights
 
 N_TARGETS, N_FEATURES, RANK, BATCH = 50, 1280, 64, 128
 Work = Callable[[], object]
@@ -90,11 +95,6 @@ def matrix_products(n_genes: int) -> Work:
     return work
 
 
-def weights_of(method: Method, cutoff: float, n_genes: int) -> torch.Tensor:
-    weights = gene_weights(method, cutoff, n_targets=N_TARGETS, n_genes=n_genes, temperature=0.01)
-    return torch.from_numpy(weights.astype(np.float32))
-
-
 def fit_seconds(method: Method, search: Search, data: tuple[Spots, Validation], *, n_epochs: int) -> float:
     """Of a whole fit: the closed form, a search where there is one, and the epochs."""
     config = TrainConfig(search=search, rank=RANK, start_cutoff=0.2, max_epochs=n_epochs, patience=n_epochs + 1)
@@ -122,11 +122,31 @@ def print_step(n_genes: int, rounds: int) -> None:
 
 
 def print_active(n_genes: int, rounds: int) -> None:
-    sides = {
-        "dkgsb at 0.2": training_step(n_genes, weights_of("dkgsb", 0.2, n_genes)),
-        "agl": training_step(n_genes, weights_of("agl", 1.0, n_genes)),
-    }
-    print_ratio(f"Training step on active genes to one on all {n_genes}", sides, goal=0.4, rounds=rounds)
+    data = make_data(n_genes)
+    sides = {"dkgsb at 0.2": loop_epoch(data, "dkgsb", 0.2), "agl": loop_epoch(data, "agl", 1.0)}
+    title = f"Epoch of the loop on active genes to one on all {n_genes}, {len(data[0].features)} spots"
+    print_ratio(title, sides, goal=0.4, rounds=rounds)
+
+
+def loop_epoch(data: tuple[Spots, Validation], method: Method, cutoff: float) -> Work:
+    """An epoch of the package's own loop at a fixed cutoff."""
+    spots, accelerator, config = data[0], Accelerator(cpu=True), TrainConfig(rank=RANK, start="random")
+    n_genes = spots.expression.shape[1]
+    start = LowRank(np.zeros((N_FEATURES, RANK)), np.zeros((RANK, n_genes)))
+    problem = make_problem(
+        *data, n_targets=N_TARGETS, start=start, config=config, state=None, sources=None, device=accelerator.device, seed=0
+    )  # fmt: skip
+    weights = gene_weights(method, cutoff, n_targets=N_TARGETS, n_genes=n_genes, temperature=0.01)
+    weighting, optimizer = Fixed(N_TARGETS, weights), make_optimizer(problem, [], config)
+    stepper = AcceleratedOptimizer(optimizer, scaler=None)
+
+    def work() -> None:
+        drawn = torch.Generator().manual_seed(0)
+        batches = batches_of(len(spots.features), BATCH, drawn)
+        training = Bilevel(problem, optimizer, batches, drawn, config.lr)
+        train_epoch(training, weighting, stepper=stepper, accelerator=accelerator)
+
+    return work
 
 
 def print_epoch(n_genes: int, rounds: int, *, n_amortised: int = TrainConfig().max_epochs) -> None:
