@@ -39,6 +39,20 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture
+def another_accelerator() -> Iterator[None]:
+    """Accelerate remembers the first Accelerator of a process; forget it, before and after."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    yield
+    forget()
+
+
 def duplicate(sdata: "SpatialData") -> "SpatialData":
     """A copy of shapes, tables and attrs; images, which nothing may change, are shared."""
     from spatialdata import SpatialData

@@ -1,14 +1,13 @@
 """A small bi-level problem, in float64 for what must agree to many digits; weights of a small Dinov2."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from agl_sc.core.config import LossName
 from agl_sc.core.counts import Counts, count_law
@@ -31,19 +30,6 @@ class Dense:
 
     def batch(self, index: torch.Tensor, n_genes: int) -> torch.Tensor:
         return self.values[index, :n_genes]
-
-
-@pytest.fixture
-def another_accelerator() -> Iterator[None]:
-    """Accelerate remembers the first Accelerator of a process; forget it, before and after."""
-
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    forget()
-    yield
-    forget()
 
 
 @pytest.fixture(scope="session")

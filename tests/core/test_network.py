@@ -68,7 +68,7 @@ def test_leading_genes_only() -> None:
 def test_network_from_a_state_dict_with_its_head_cut(n_genes: int | None) -> None:
     _, network, new = solution_and_network()
     inputs = torch.from_numpy(new.astype(np.float32))
-    again = network_from(randomised(network).state_dict(), n_genes)
+    again = network_from(randomised(network).state_dict(), slice(n_genes))
     assert not again.training
     torch.testing.assert_close(again(inputs), network(inputs)[:, :n_genes], rtol=0, atol=1e-5)
 

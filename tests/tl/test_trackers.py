@@ -1,11 +1,10 @@
 """Trackers of an Accelerator that is used for several trainings."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from spatialdata import SpatialData
 
@@ -39,14 +38,8 @@ class Remembering(GeneralTracker):  # type: ignore[misc]
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    forget()
-    yield Accelerator(cpu=True, log_with=[Remembering()])
-    forget()
+def accelerator(another_accelerator: None) -> Accelerator:
+    return Accelerator(cpu=True, log_with=[Remembering()])
 
 
 def test_each_training_is_a_run_of_its_own(

@@ -1,6 +1,5 @@
 """Losses, presets, precision and trackers through ``train``."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from spatialdata import SpatialData
 
@@ -16,19 +15,6 @@ from agl_sc.core import metrics
 from agl_sc.model import Model
 from agl_sc.pp import rank_auxiliary, target_genes
 from agl_sc.tl import TrainConfig, predict, train
-
-
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its settings for the whole process."""
-
-    def reset() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    reset()
-    yield
-    reset()
 
 
 def training_pearson(sdata: SpatialData, model: Model) -> float:
@@ -79,7 +65,7 @@ def test_presets_train(prepared: SpatialData, config: TrainConfig, *, preset: An
     assert model.card["params"]["detach_normalizer"]
 
 
-@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.usefixtures("another_accelerator")
 def test_half_precision_is_close(prepared: SpatialData, config: TrainConfig) -> None:
     full = training_pearson(prepared, train(prepared, method="agl", config=config))
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -112,7 +98,7 @@ class Rows(GeneralTracker):  # type: ignore[misc]
         self.rows.append({**values, "step": step})
 
 
-@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.usefixtures("another_accelerator")
 def test_trackers_are_told_of_every_epoch(prepared: SpatialData, config: TrainConfig) -> None:
     rows = Rows()
     model = train(prepared, method="fixed_k", config=config, accelerator=Accelerator(cpu=True, log_with=rows))

@@ -12,7 +12,7 @@ from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, rid
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.path import RANKS, choose_alpha, choose_rank, path_search
 from agl_sc.core.problem import Choices, Spots
-from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation, race_search
+from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation, no_trace, race_search
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
 
 FloatArray = NDArray[np.float64]
@@ -34,11 +34,6 @@ class Plan:
     def plain(self) -> dict[str, Any]:
         """Choices and trace as plain JSON values."""
         return {"choices": asdict(self.choices), "trace": self.trace.to_dict(orient="list")}
-
-
-def no_trace() -> pd.DataFrame:
-    """The trace where nothing is searched."""
-    return pd.DataFrame(columns=list(TRACE_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)

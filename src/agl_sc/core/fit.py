@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from agl_sc.core.checkpoint import Checkpoint, Tensors
-from agl_sc.core.choose import Plan, Planner, no_trace
+from agl_sc.core.choose import Plan, Planner
 from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.epoch import batches_of, train_epoch
 from agl_sc.core.parallel import forked_randomness, n_pieces, of_main, take_over
 from agl_sc.core.problem import Bilevel, Choices, Earlier, Problem, Spots
 from agl_sc.core.progress import FitResult, begin, result_of, resume, to_save
-from agl_sc.core.search import Validation
+from agl_sc.core.search import Validation, no_trace
 from agl_sc.core.setup import make_optimizer, make_problem
 from agl_sc.core.sources import Source
 from agl_sc.core.weighting import Fixed, Weighting, weighting_for

@@ -11,6 +11,7 @@ from torch import nn
 from agl_sc.core.closed_form import LowRank
 from agl_sc.core.counts import in_log_units
 from agl_sc.core.expression import gene_blocks
+from agl_sc.core.hypergradient import call
 from agl_sc.core.scaling import calibrate
 
 FloatArray = NDArray[np.float64]
@@ -40,9 +41,7 @@ class Network(nn.Module):
 
     def hidden_at(self, parameters: Mapping[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
         """Shared representation at other parameters."""
-        own = {f"network.{name}": value for name, value in parameters.items()}
-        hidden: torch.Tensor = torch.func.functional_call(_Trunk(self), own, (features,))
-        return hidden
+        return call(_Trunk(self), {f"network.{name}": value for name, value in parameters.items()}, features)
 
     def forward(self, features: torch.Tensor, n_genes: int | None = None) -> torch.Tensor:
         """Predictions (n_spots, n_genes) of the first ``n_genes`` genes (all by default)."""
@@ -74,10 +73,10 @@ def load_closed_form(network: Network, start: LowRank) -> None:
         network.outer.weight.zero_()
 
 
-def network_from(state: Mapping[str, torch.Tensor], n_genes: int | None = None) -> Network:
-    """Network with the parameters of a state dict, its head cut to the leading ``n_genes``, in evaluation mode."""
+def network_from(state: Mapping[str, torch.Tensor], genes: slice | torch.Tensor = slice(None)) -> Network:
+    """Network with the parameters of a state dict, its head cut to some ``genes``, in evaluation mode."""
     rank, n_features = state["linear.weight"].shape
-    head = {name: state[name][:n_genes].contiguous() for name in ("head.weight", "head.bias")}
+    head = {name: state[name][genes].contiguous() for name in ("head.weight", "head.bias")}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         network = Network(n_features, len(head["head.bias"]), rank=rank, hidden=len(state["inner.bias"]))
     network.load_state_dict({**state, **head})

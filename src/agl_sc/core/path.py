@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, reduced_rank_penalties
 from agl_sc.core.expression import Floats
-from agl_sc.core.search import TRACE_COLUMNS, Validation
+from agl_sc.core.search import Validation, no_trace
 
 FloatArray = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ def path_search(
     n_targets = validation.targets.shape[1]
     n_auxiliary = basis.genes.shape[1] - n_targets
     if n_auxiliary == 0:
-        return 0.0, pd.DataFrame(columns=list(TRACE_COLUMNS))
+        return 0.0, no_trace()
     widest = min(len(basis.singular_values), RANKS[-1] if rank is None else rank)
     ranks = _ranks(widest) if rank is None else [widest]
     k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))

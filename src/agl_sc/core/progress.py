@@ -59,7 +59,7 @@ class Progress:
     best_choices: Choices
     """At the best epoch."""
     best: Parameters
-    """Parameters of the best epoch, on the CPU, and ``gene.weights`` and ``gene.selected`` then."""
+    """Parameters of the best epoch, on the CPU, and ``genes.weights`` and ``genes.selected`` then."""
     history: list[dict[str, float]]
     """A row per epoch."""
 

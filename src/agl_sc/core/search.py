@@ -17,6 +17,11 @@ RACE_CUTOFFS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 TRACE_COLUMNS = ("step", "cutoff", "k", "validation_pearson")
 
 
+def no_trace() -> pd.DataFrame:
+    """The trace where nothing is searched."""
+    return pd.DataFrame(columns=list(TRACE_COLUMNS))
+
+
 @dataclass(frozen=True, slots=True)
 class Validation:
     """Validation spots of the target genes."""

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +99,7 @@ class TrainingData:
     def calibrated(self, result: FitResult, config: TrainConfig) -> dict[str, torch.Tensor]:
         """Tensors of a model: parameters, the head cut to the selected genes, and the calibration of its output."""
         selected = result.selected
-        own = part(result.state, "network.")
-        network = network_from({k: v[selected] if k.startswith("head.") else v for k, v in own.items()})
+        network = network_from(part(result.state, "network."), torch.from_numpy(selected))
         if self.sources is None:
             inputs = torch.from_numpy(self.features[self.train])
         else:
@@ -246,11 +245,11 @@ def fit_arm(
     """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so."""
     method = possible_method(data, method)
     n_genes = data.n_targets if method == "pgl" else None
+    accelerator = accelerator or Accelerator()
     common: dict[str, Any] = {
         "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed
     }  # fmt: skip
     training, held_out = data.spots(data.train, n_genes), data.held_out()
-    accelerator = common["accelerator"] = accelerator or Accelerator()
     settings = {
         **_settings(data, method, config=config, seed=seed),
         "mixed_precision": accelerator.mixed_precision,
@@ -276,4 +275,4 @@ def _settings(data: TrainingData, method: Method, *, config: TrainConfig, seed: 
     for array in (data.features, data.expression.data, data.expression.indices, data.train, data.validation):
         sha.update(np.ascontiguousarray(array).tobytes())
     run = {"method": method, "seed": seed, "finetune": data.sources is not None, "data": sha.hexdigest()}
-    return {**run, **{name: getattr(config, name) for name in config.__slots__}}
+    return {**run, **asdict(config)}

@@ -1,6 +1,7 @@
 """Train a model on a SpatialData and write what it predicts and which genes it chose."""
 
 import logging
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -143,7 +144,7 @@ def train(  # noqa: PLR0913 -- the entry point
             folder.mkdir(exist_ok=True)
         tracking = bool(accelerator.log_with) and not accelerator.trackers
         if tracking:
-            accelerator.init_trackers("agl_sc", config={"method": method, "seed": seed, **_plain(config)})
+            accelerator.init_trackers("agl_sc", config={"method": method, "seed": seed, **asdict(config)})
         describe = partial(_model, table, keys, data=data, how=(method, config, seed))
         result = fit_arm(
             data,
@@ -175,10 +176,6 @@ def _config(config: TrainConfig | None, preset: Preset | None) -> TrainConfig:
         )
         raise ValueError(msg)
     return TrainConfig.preset(preset)
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__slots__}
 
 
 def _checkpoint_folder(path: str | Path) -> Path:
@@ -233,7 +230,7 @@ def _model(
             "seed": seed,
             "alpha": result.choices.alpha,
             "target_weight": result.choices.target_weight,
-            **_plain(config),
+            **asdict(config),
         },
         "versions": {name: version(name) for name in _PACKAGES},
         "fitted_on": data.section_digests,

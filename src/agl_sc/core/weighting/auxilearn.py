@@ -49,6 +49,8 @@ class AuxiLearn(Weighting):
     seen: torch.Tensor
     n_updates: torch.Tensor
 
+    selects = False
+
     def __init__(self, n_targets: int, n_genes: int, *, config: AuxiLearnConfig = AuxiLearnConfig()) -> None:
         super().__init__(n_targets, n_genes)
         self.config = config
@@ -81,10 +83,6 @@ class AuxiLearn(Weighting):
             (slope,) = torch.autograd.grad(self(at), at)
         relative: NDArray[np.float64] = (slope / slope.max()).double().cpu().numpy()
         return relative
-
-    def selected(self) -> NDArray[np.bool_]:
-        """All genes."""
-        return np.ones(self.n_genes, dtype=bool)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Of the combining network."""

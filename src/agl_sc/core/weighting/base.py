@@ -1,6 +1,6 @@
 """The protocol of all weightings."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ class Weighting(nn.Module):
     two hooks and stepped by optimisers of its own. Targets come first among the genes.
     """
 
+    selects: ClassVar[bool] = True
+    """Whether a gene of little weight is left out in the end; it is trained like the others where not."""
+
     def __init__(self, n_targets: int, n_genes: int) -> None:
         super().__init__()
         self.n_targets = n_targets
@@ -33,7 +36,7 @@ class Weighting(nn.Module):
 
     def selected(self) -> NDArray[np.bool_]:
         """Genes that the trained network may be asked for, (n_genes,)."""
-        return self.weights() >= 0.5
+        return self.weights() >= 0.5 if self.selects else np.ones(self.n_genes, dtype=bool)
 
     @property
     def n_active(self) -> int:

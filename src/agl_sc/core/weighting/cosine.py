@@ -19,6 +19,8 @@ class GradientCosine(Weighting):
     current: torch.Tensor
     total: torch.Tensor
 
+    selects = False
+
     def __init__(self, n_targets: int, n_genes: int) -> None:
         super().__init__(n_targets, n_genes)
         self.register_buffer("current", torch.ones(n_genes))
@@ -33,10 +35,6 @@ class GradientCosine(Weighting):
         mean = torch.where(self.total[1] > 0, self.total[0] / self.total[1].clamp(min=1), 1.0)
         weights: NDArray[np.float64] = mean.double().cpu().numpy()
         return weights
-
-    def selected(self) -> NDArray[np.bool_]:
-        """All genes."""
-        return np.ones(self.n_genes, dtype=bool)
 
     def before_epoch(self, training: Bilevel, epoch: int) -> None:
         """Forget the epoch before."""

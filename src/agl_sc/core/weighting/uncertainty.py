@@ -14,6 +14,8 @@ class Uncertainty(Weighting):
     This is how Shiku et al. configured it. The authors' ``(exp(-s) L + s) / 2`` is half of it, which Adam does not see.
     """
 
+    selects = False
+
     def __init__(self, n_targets: int, n_genes: int) -> None:
         super().__init__(n_targets, n_genes)
         self.log_variance = nn.Parameter(torch.zeros(n_genes))
@@ -27,10 +29,6 @@ class Uncertainty(Weighting):
         weights = torch.exp(-self.log_variance.detach().double())
         relative: NDArray[np.float64] = (weights / weights.max()).cpu().numpy()
         return relative
-
-    def selected(self) -> NDArray[np.bool_]:
-        """All genes."""
-        return np.ones(self.n_genes, dtype=bool)
 
     def trained(self) -> list[nn.Parameter]:
         """Log of the variances."""
