@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from agl_sc._paths import check_parent
+from agl_sc.core.checkpoint import part
 from agl_sc.core.counts import in_log_units
 from agl_sc.core.encoder import Encoder, load_encoder
 from agl_sc.core.network import network_from
@@ -81,7 +82,7 @@ class Model:
         """The encoder its features come from, with its own weights where it was fine-tuned."""
         base = load_encoder(self.card["features"]["encoder"])
         if self.finetuned:
-            base.module.load_state_dict(_part(self.tensors, "encoder."))
+            base.module.load_state_dict(part(self.tensors, "encoder."))
         return base
 
     def predict(self, features: NDArray[np.floating[Any]], sections: NDArray[Any]) -> NDArray[np.float32]:
@@ -112,7 +113,7 @@ class Model:
             raise ValueError(msg)
         codes = pd.factorize(np.asarray(sections))[0].astype(np.int64)
         inputs = scale_features(center_per_section(features.astype(float), codes), scale).astype(np.float32)
-        network = network_from(_part(self.tensors, "network."))
+        network = network_from(part(self.tensors, "network."))
         with torch.inference_mode():
             raw = torch.cat([network(batch) for batch in torch.split(torch.from_numpy(inputs), 8192)])
             if "base" in self.tensors:
@@ -225,7 +226,3 @@ def _checksum(data: bytes, fields: dict[str, Any]) -> str:
 def _numeric_table(split: dict[str, Any]) -> pd.DataFrame:
     """Table from its JSON, where a column of nothing but NaN is a column of nulls."""
     return pd.DataFrame({name: pd.to_numeric(column) for name, column in pd.DataFrame(**split).items()})
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -86,6 +86,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors, p
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def part(tensors: Tensors, prefix: str) -> Tensors:
+def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
     """Tensors whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from agl_sc.core.checkpoint import part
 from agl_sc.core.dataset import N_WAYS, TileDataset, lay
 from agl_sc.core.encoder import Encoder
 from agl_sc.core.expression import Floats
@@ -102,8 +103,7 @@ class EncodedTiles:
 
     def load(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Give the encoder the parameters named ``encoder.*``."""
-        own = {name.removeprefix("encoder."): v for name, v in parameters.items() if name.startswith("encoder.")}
-        self.encode.module.load_state_dict(own)
+        self.encode.module.load_state_dict(part(parameters, "encoder."))
 
     def begin_epoch(self) -> None:
         """Section means under the current encoder."""
