@@ -80,7 +80,8 @@ class Model:
 
     def encoder(self) -> Encoder:
         """The encoder its features come from, with its own weights where it was fine-tuned."""
-        base = load_encoder(self.card["features"]["encoder"])
+        made_from = self.card["features"]
+        base = load_encoder(made_from["encoder"], stages=bool(made_from.get("stages", False)))
         if self.finetuned:
             base.module.load_state_dict(part(self.tensors, "encoder."))
         return base

@@ -203,3 +203,49 @@ def test_penalties_equal_a_refit_at_every_one() -> None:
         refit = reduced_rank_ridge(basis, np.ones(N_GENES), alpha=alpha, rank=3)
         assert solution.head.shape == (3, N_TARGETS)
         np.testing.assert_allclose(solution.predict(features), refit.predict(features)[:, :N_TARGETS], atol=1e-9)
+
+
+N_VIEWS = 3
+
+
+def several_views(n_spots: int) -> tuple[FloatArray, FloatArray]:
+    rng = np.random.default_rng(4)
+    fields = rng.normal(size=(n_spots, 3))
+    features = fields @ rng.normal(size=(3, 12)) + rng.normal(size=(n_spots, 12))
+    return features - features.mean(axis=0), fields @ rng.normal(size=(3, 9)) + rng.normal(size=(n_spots, 9))
+
+
+@pytest.mark.parametrize("n_spots", [8, 90], ids=["fewer spots than features", "more"])
+@pytest.mark.parametrize("rank", [3, 6])
+def test_several_views_predict_the_mean_of_what_each_does(n_spots: int, rank: int) -> None:
+    features, genes = several_views(n_spots)
+    expression, weights = Expression.from_dense(genes - genes.mean(axis=0)), np.linspace(1, 0.2, 9)
+    together = reduced_rank_ridge(ridge_basis(features, expression, N_VIEWS), weights, alpha=2.0, rank=rank)
+    assert together.trunk.shape == (12, rank)
+    views = np.split(features, N_VIEWS, axis=1)
+    each = [
+        reduced_rank_ridge(ridge_basis(view, expression), weights, alpha=2.0, rank=rank // N_VIEWS).predict(view)
+        for view in views
+    ]
+    np.testing.assert_allclose(together.predict(features), np.mean(each, axis=0), atol=1e-10)
+
+
+def test_a_narrower_trunk_of_several_views_is_its_leading_columns() -> None:
+    features, genes = several_views(90)
+    basis = ridge_basis(features, Expression.from_dense(genes - genes.mean(axis=0)), N_VIEWS)
+    assert (basis.widest, basis.within(7), basis.within(1), basis.within(99)) == (12, 6, 3, 12)
+    wide, narrow = (reduced_rank_ridge(basis, np.ones(9), alpha=2.0, rank=rank) for rank in (9, 3))
+    np.testing.assert_allclose(wide.cut(3).predict(features), narrow.predict(features), atol=1e-10)
+
+
+def test_path_and_penalties_of_several_views_are_those_of_single_fits() -> None:
+    features, genes = several_views(90)
+    basis = ridge_basis(features, Expression.from_dense(genes - genes.mean(axis=0)), N_VIEWS)
+    k = np.array([2, 5])
+    for n, solution in zip(k, reduced_rank_path(basis, 4, k, alpha=2.0, rank=6), strict=True):
+        weights = np.r_[np.ones(4 + n), np.zeros(5 - n)]
+        expected = reduced_rank_ridge(basis, weights, alpha=2.0, rank=6).predict(features)[:, :4]
+        np.testing.assert_allclose(solution.predict(features), expected, atol=1e-9)
+    for alpha, solution in zip((9.0, 2.0), reduced_rank_penalties(basis, 4, (9.0, 2.0), rank=6), strict=True):
+        expected = reduced_rank_ridge(basis, np.ones(9), alpha=alpha, rank=6).predict(features)[:, :4]
+        np.testing.assert_allclose(solution.predict(features), expected, atol=1e-9)

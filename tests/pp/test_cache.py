@@ -21,7 +21,14 @@ from agl_sc.core import encode as encoding
 from agl_sc.core.encoder import Encoder, load_encoder
 from agl_sc.pp import _cache, _embed, embed
 
-TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "batch_size": 8, "shapes_key": ["section_1"]}
+TILES: dict[str, Any] = {
+    "tile_px": 32,
+    "mpp": 1.0,
+    "batch_size": 8,
+    "shapes_key": ["section_1"],
+    "context": (),
+    "stages": False,
+}
 N_BLOCKS = 4
 """Of 16 tiles: the section has 53 spots."""
 
@@ -119,7 +126,7 @@ def test_other_weights_use_nothing_of_it(store: Path, monkeypatch: pytest.Monkey
     other = load_encoder("efficientnet_lite0")
     next(other.module.parameters()).data.mul_(1.001)
     encoder = Encoder("x", other.module, other.mean, other.std, other.n_features, "another digest")
-    monkeypatch.setattr(_embed, "load_encoder", lambda _: encoder)
+    monkeypatch.setattr(_embed, "load_encoder", lambda _, **__: encoder)
     done = count(monkeypatch)
     features_of(store)
     assert sum(done) == 53

@@ -16,7 +16,8 @@ from agl_sc.pp._context import Views, ring_means
 from agl_sc.tl import TrainConfig, predict, train
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
-TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0}
+TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "stages": False}
+ALONE: dict[str, Any] = {**TILES, "context": ()}
 ALL: dict[str, Any] = {"context": (2,), "neighbors": 1, "dihedral": True}
 N_FEATURES = 1280
 
@@ -75,18 +76,18 @@ def test_a_wider_field_is_the_tile_at_a_coarser_scale(tissue: SpatialData, prepa
     embed(tissue, **TILES, context=(2,))
     wide = features_of(tissue)
     np.testing.assert_array_equal(wide[:, :N_FEATURES], features_of(prepared))
-    embed(tissue, tile_px=32, mpp=2.0)
+    embed(tissue, **{**ALONE, "mpp": 2.0})
     np.testing.assert_array_equal(wide[:, N_FEATURES:], features_of(tissue))
 
 
 def test_neighbours_are_of_the_same_section(tissue: SpatialData, prepared: SpatialData) -> None:
     """Beside the means themselves: a section alone has the features it has among others."""
-    embed(tissue, **TILES, neighbors=1)
+    embed(tissue, **ALONE, neighbors=1)
     rows = (tissue["table"].obs["section"] == "section_2").to_numpy()
     own, centres = features_of(prepared)[rows], tissue["table"].obsm["spatial"][rows]
     np.testing.assert_allclose(features_of(tissue)[rows, N_FEATURES:], ring_means(own, centres, 1), atol=1e-6)
     together = features_of(tissue)[rows]
-    embed(tissue, **TILES, neighbors=1, shapes_key="section_2")
+    embed(tissue, **ALONE, neighbors=1, shapes_key="section_2")
     np.testing.assert_array_equal(features_of(tissue)[rows], together)
 
 
@@ -106,7 +107,7 @@ def test_features_older_than_the_record_of_views_are_kept(
     for name in Views().record():
         del prepared["table"].uns["agl"]["features"][name]
     monkeypatch.setattr(_embed, "encode", lambda *_, **__: pytest.fail("tiles were encoded again"))
-    embed(prepared, **TILES)
+    embed(prepared, **ALONE)
 
 
 def test_a_model_makes_the_features_it_was_trained_on(
@@ -133,7 +134,7 @@ def test_other_views_are_refused_by_name(
 
 
 def test_finetuning_is_for_tiles_alone(wide: SpatialData, config: TrainConfig) -> None:
-    match = r"was made with context='2', neighbors=1, dihedral=True; run agl_sc.pp.embed without"
+    match = r"was made with context='2', neighbors=1, dihedral=True; run agl_sc.pp.embed\(sdata, context=\(\)\) first"
     with pytest.raises(ValueError, match=match):
         train(wide, method="pgl", finetune=True, config=config)
 
@@ -143,3 +144,15 @@ def test_workers_of_a_cluster_give_the_same_bytes(tissue: SpatialData, wide: Spa
     with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
         embed(tissue, **TILES, **ALL, client=client)
     np.testing.assert_array_equal(features_of(tissue), features_of(wide))
+
+
+def test_by_default_stages_and_three_wider_fields_are_seen(tissue: SpatialData) -> None:
+    """Fields of view come one after the other, each with the encoder's own features first and then its stages'."""
+    embed(tissue, tile_px=32, mpp=1.0)
+    made_from = tissue["table"].uns["agl"]["features"]
+    assert (made_from["context"], made_from["stages"], made_from["dihedral"]) == ("2 4 8", True, False)
+    assert Views.recorded(made_from).n_views == 4
+    features = features_of(tissue)
+    assert features.shape == (159, 4 * 2304)
+    embed(tissue, **{**ALONE, "mpp": 4.0})
+    np.testing.assert_allclose(features[:, 2 * 2304 : 2 * 2304 + N_FEATURES], features_of(tissue), atol=1e-5)

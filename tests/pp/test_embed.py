@@ -21,7 +21,7 @@ from agl_sc.pp import _embed as module
 from agl_sc.pp import embed
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
-TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0}
+TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "stages": False}
 
 
 def brute_force(sdata: SpatialData, section: str, side: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_features_are_those_of_the_crops_around_the_spots(tissue: SpatialData) -
 
 
 def test_features_of_coarser_tiles_are_those_of_resampled_crops(tissue: SpatialData) -> None:
-    embed(tissue, tile_px=32, mpp=2.0)
+    embed(tissue, **{**TILES, "mpp": 2.0})
     crops = brute_force(tissue, "section_1", 64).float()
     small = torch.nn.functional.interpolate(crops, (32, 32), mode="bilinear", antialias=True).round().to(torch.uint8)
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_only_the_declared_slots_are_written(
     record = {
         f"uns/mine/features/{name}"
         for name in (
-            *("encoder", "weights_digest", "tile_px", "mpp", "context", "neighbors", "dihedral"),
+            *("encoder", "weights_digest", "tile_px", "mpp", "context", "neighbors", "dihedral", "stages"),
             *(f"{per_section}/section_2" for per_section in ("image_mpp", "images", "sections")),
         )
     }
@@ -240,7 +240,7 @@ def test_the_log_tells_of_resizing(
 ) -> None:
     """And the features are those of the resized tiles."""
     fixed = replace(load_encoder("efficientnet_lite0"), name="fixed", input_px=48)
-    monkeypatch.setattr(module, "load_encoder", lambda _: fixed)
+    monkeypatch.setattr(module, "load_encoder", lambda _, **__: fixed)
     with caplog.at_level(logging.INFO):
         embed(tissue, encoder="fixed", **TILES)
     assert "Tiles of 32 px are resized to the 48 px that fixed takes." in caplog.text

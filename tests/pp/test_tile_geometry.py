@@ -157,3 +157,9 @@ def test_a_tile_that_is_no_tile_is_refused(tile_px: Any) -> None:
 def test_a_scale_that_is_no_scale_is_refused(mpp: Any) -> None:
     with pytest.raises(ValueError, match=r"mpp=.* is neither a positive number of microns per pixel nor 'image'"):
         TileSpec(224, mpp)
+
+
+def test_a_wide_field_of_view_may_exceed_the_image() -> None:
+    wide = place(section(), TileSpec(224, 4.0), 1.0, may_exceed=True)
+    assert wide.side == 896
+    assert wide.padded.all()

@@ -24,6 +24,9 @@ Slots = Callable[[SpatialData], dict[str, Any]]
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 
 
+PLAIN: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "stages": False}
+
+
 @pytest.fixture(scope="session")
 def _unseen() -> SpatialData:
     return toy_tissue(n_sections=1, n_spots_per_side=7, n_targets=4, n_informative=8, n_auxiliary=20, seed=9)
@@ -159,12 +162,12 @@ def other_genes(sdata: SpatialData, model: Model) -> Model:
 
 
 def other_tiles(sdata: SpatialData, model: Model) -> Model:
-    embed(sdata, tile_px=40, mpp=1.0)
+    embed(sdata, **{**PLAIN, "tile_px": 40})
     return model
 
 
 def other_scale(sdata: SpatialData, model: Model) -> Model:
-    embed(sdata, tile_px=32, mpp=1.1)
+    embed(sdata, **{**PLAIN, "mpp": 1.1})
     return model
 
 
@@ -173,7 +176,7 @@ def with_features(model: Model, **changes: Any) -> Model:
 
 
 def other_encoder(sdata: SpatialData, model: Model) -> Model:
-    embed(sdata, tile_px=32, mpp=1.0)
+    embed(sdata, **PLAIN)
     return with_features(model, encoder="resnet18")
 
 

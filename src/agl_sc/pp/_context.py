@@ -23,6 +23,13 @@ class Views:
     """Rings of neighbouring spots whose mean features are added."""
     dihedral: bool = False
     """Every tile averaged over its flips and quarter turns."""
+    stages: bool = False
+    """Mean and spread of the feature maps of every stage of the encoder, beside its own features."""
+
+    @property
+    def n_views(self) -> int:
+        """Fields of view, the neighbours' one of them; all of the same number of features."""
+        return 1 + len(self.context) + (self.neighbors > 0)
 
     def __post_init__(self) -> None:
         factors = self.context
@@ -36,14 +43,19 @@ class Views:
     def record(self) -> dict[str, Any]:
         """Entries of the features' record."""
         factors = " ".join(f"{factor:g}" for factor in self.context)
-        return {"context": factors, "neighbors": int(self.neighbors), "dihedral": bool(self.dihedral)}
+        return {
+            "context": factors,
+            "neighbors": int(self.neighbors),
+            "dihedral": bool(self.dihedral),
+            "stages": bool(self.stages),
+        }
 
     @classmethod
     def recorded(cls, made_from: Mapping[str, Any]) -> "Views":
         """From the features' record; a record older than these entries has none of them."""
         entries = {**cls().record(), **made_from}
         factors = tuple(float(factor) for factor in str(entries["context"]).split())
-        return cls(factors, int(entries["neighbors"]), bool(entries["dihedral"]))
+        return cls(factors, int(entries["neighbors"]), bool(entries["dihedral"]), bool(entries["stages"]))
 
 
 def ring_means(features: Float32Array, centres: NDArray[np.float64], n_rings: int) -> Float32Array:

@@ -44,7 +44,8 @@ def embed(  # noqa: PLR0913 -- an entry point
     tile_px: int = 224,
     mpp: Mpp = 0.5,
     image_mpp: float | None = None,
-    context: Sequence[float] = (),
+    stages: bool = True,
+    context: Sequence[float] = (2, 4, 8),
     neighbors: int = 0,
     dihedral: bool = False,
     batch_size: int = 32,
@@ -77,12 +78,16 @@ def embed(  # noqa: PLR0913 -- an entry point
         Microns per pixel of a tile, or ``"image"`` for the image's own resolution whatever it is.
     image_mpp
         Microns per pixel of the full image; from metadata or spot pitch by default.
+    stages
+        Add mean and spread of the feature maps of every stage of a convolutional encoder, which tell of colour and texture;
+        encoders of :func:`agl_sc.pp.encoders` and vision transformers keep their own features alone.
     context
         Wider fields of view whose features are added, in sides of the tile: ``(2, 4)`` sees twice and four times as far.
+        Every one takes as long as the tiles themselves. Beyond the image there is background.
     neighbors
         Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
     dihedral
-        Average the features of every tile over its eight flips and quarter turns.
+        Average the features of every tile over its eight flips and quarter turns, in eight times the time.
     batch_size
         Tiles per forward pass.
     device
@@ -121,7 +126,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     OSError
         The disk is full while features are kept; what is finished stays valid.
     """
-    views = Views(context, neighbors, dihedral)
+    views = Views(context, neighbors, dihedral, stages)
     spec = TileSpec(tile_px, mpp)
     if batch_size < 1:
         msg = f"batch_size={batch_size} is not a positive number of tiles; 32 is usual."
@@ -133,7 +138,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     keys = Keys(key_added)
     found = sections(sdata, table, image_key=image_key, shapes_key=shapes_key, coordinate_system=coordinate_system)
     placed = [place_section(section, spec, image_mpp) for section in found]
-    network = load_encoder(encoder)
+    network = load_encoder(encoder, stages=stages)
     if network.input_px not in (None, tile_px):
         logger.info("Tiles of %d px are resized to the %d px that %s takes.", tile_px, network.input_px, network.name)
     made_from = {**provenance(network, spec, placed), **views.record()}
@@ -231,7 +236,7 @@ def encode(
         [boxes, *(_wider(section, boxes, recipe.tile_px, factor=factor) for factor in views.context)]
         for section, boxes in placed
     ]
-    width = recipe.encoder.n_features * (len(views.context) + 1 + (views.neighbors > 0))
+    width = recipe.encoder.n_features * views.n_views
     features = np.full((n_obs, width), np.nan, dtype=np.float32)
     total = sum(len(boxes.origins) for each in fields for boxes in each)
     run: Run = partial(encoded_blocks, recipe) if client is None else Workers(client, recipe).encoded_blocks
@@ -249,7 +254,7 @@ def encode(
 
 def _wider(section: Section, boxes: Boxes, tile_px: int, *, factor: float) -> Boxes:
     """Boxes of a wider field of view around the same spots."""
-    return place(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp))
+    return place(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp), may_exceed=True)
 
 
 def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None, bar: "tqdm[Any]") -> Float32Array:

@@ -37,7 +37,7 @@ class TileSpec:
             raise ValueError(msg)
 
 
-def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
+def place(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: bool = False) -> Boxes:
     """Boxes of a section's tiles on the coarsest pyramid level that is at least as fine as the tile.
 
     Parameters
@@ -48,6 +48,8 @@ def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
         Size and scale of the tiles.
     image_mpp
         Microns per pixel of the finest level.
+    may_exceed
+        Whether tiles may be larger than the image, as a wide field of view around spots may.
 
     Raises
     ------
@@ -69,7 +71,7 @@ def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
     index = max(i for i, scale in enumerate(scales) if i == 0 or image_mpp * scale.min() <= mpp * _SLACK)
     level, scale = section.levels[index], scales[index]
     side = max(1, round(spec.tile_px * mpp / (image_mpp * float(np.sqrt(scale.prod())))))
-    if side > max(level.shape[1:]):
+    if side > max(level.shape[1:]) and not may_exceed:
         msg = (
             f"A tile of {spec.tile_px} px at mpp={mpp:g} is {side} x {side} px of {_name(section, index)}, which has only "
             f"{level.shape[2]} x {level.shape[1]} px; use a smaller tile_px, or check image_mpp={image_mpp:g}."

@@ -75,6 +75,8 @@ class TrainingData:
     """Usable validation spots, (n_obs,)."""
     section_digests: dict[str, str]
     """Digest of the image of every section that has training or validation spots."""
+    n_views: int
+    """Fields of view among the features."""
     sources: tuple[EncodedTiles, EncodedTiles] | None = None
     """Tiles of training and validation spots with the encoder to fine-tune."""
 
@@ -89,7 +91,7 @@ class TrainingData:
         if rows is not self.train:
             expression = Expression.fitted(self.expression[rows][:, :n_genes], self.sections[rows], expression.scale)
         counts = Counts(self.counts[rows][:, :n_genes], self.library[rows], self.units)
-        return Spots(self.features[rows], expression, self.sections[rows], counts)
+        return Spots(self.features[rows], expression, self.sections[rows], counts, self.n_views)
 
     def held_out(self) -> Validation:
         """Validation spots of the targets."""
@@ -142,7 +144,8 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
     expression = normalize_counts(counts, normalize)
     columns = table.var_names.get_indexer(genes)
     library = np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    digests = recorded(table, keys, "features")["images"]
+    made_from = recorded(table, keys, "features")
+    digests = made_from["images"]
     fitted = set(region_of(table)[train | validation])
     return TrainingData(
         genes=genes,
@@ -157,6 +160,7 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
         train=train,
         validation=validation,
         section_digests={name: digest for name, digest in digests.items() if name in fitted},
+        n_views=Views.recorded(made_from).n_views,
     )
 
 
@@ -194,12 +198,13 @@ def finetune_data(
 ) -> TrainingData:
     """The same data with the tiles of training and validation spots and the encoder to fine-tune."""
     made_from = recorded(table, keys, "features")
-    beside = {name: value for name, value in Views.recorded(made_from).record().items() if value}
+    views = Views.recorded(made_from)
+    beside = {name: value for name, value in replace(views, stages=False).record().items() if value}
     if beside:
         said = ", ".join(f"{name}={value!r}" for name, value in beside.items())
-        msg = f'finetune=True trains on the tiles alone, and obsm["{keys.features}"] was made with {said}; run agl_sc.pp.embed without.'
+        msg = f'finetune=True trains on the tiles alone, and obsm["{keys.features}"] was made with {said}; run agl_sc.pp.embed(sdata, context=()) first.'
         raise ValueError(msg)
-    encoder = load_encoder(made_from["encoder"])
+    encoder = load_encoder(made_from["encoder"], stages=views.stages)
     check_provenance(made_from, encoder)
     tile_px = int(made_from["tile_px"])
     elements = {name: where[name] for name in ("image_key", "shapes_key", "coordinate_system")}

@@ -152,7 +152,7 @@ def _check_features(table: "AnnData", keys: Keys, model: Model) -> None:
     made_from, wanted = (
         {**Views().record(), **(each or {})} for each in (recorded(table, keys, "features"), model.card["features"])
     )
-    for name in ("encoder", "weights_digest", "tile_px", "mpp", *Views().record()):
+    for name in ("encoder", *Views().record(), "weights_digest", "tile_px", "mpp"):
         if made_from.get(name) != wanted[name] and not (
             (name == "encoder" and without_path(str(made_from.get(name))) == without_path(wanted[name]))
             or (name == "mpp" and np.isclose(made_from.get(name, 0), wanted[name], rtol=0.05))

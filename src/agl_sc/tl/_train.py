@@ -135,7 +135,7 @@ def train(  # noqa: PLR0913 -- the entry point
         "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system
     }  # fmt: skip
     with unchanged_on_failure(table, keys):
-        _prepare(sdata, table, where=where, how=(keys, layer, seed, config))
+        _prepare(sdata, table, where=where, how=(keys, layer, seed, config), finetune=finetune)
         data = training_data(table, keys, layer)
         method = possible_method(data, method)
         if finetune:
@@ -189,7 +189,12 @@ def _checkpoint_folder(path: str | Path) -> Path:
 
 
 def _prepare(
-    sdata: "SpatialData", table: "AnnData", *, where: dict[str, Any], how: tuple[Keys, str | None, int, TrainConfig]
+    sdata: "SpatialData",
+    table: "AnnData",
+    *,
+    where: dict[str, Any],
+    how: tuple[Keys, str | None, int, TrainConfig],
+    finetune: bool,
 ) -> None:
     """Whatever is missing, the quick and the refusals first, the features last."""
     keys, layer, seed, config = how
@@ -211,7 +216,8 @@ def _prepare(
     if keys.prior_rank not in table.var:
         rank_auxiliary(sdata, layer=layer, **common)
     if keys.features not in table.obsm:
-        embed(sdata, **where, key_added=keys.key_added)
+        alone: dict[str, Any] = {"context": ()} if finetune else {}
+        embed(sdata, **alone, **where, key_added=keys.key_added)
     if recorded(table, keys, "features") is None:
         msg = f'obsm["{keys.features}"] was not made by agl_sc.pp.embed; run it, so that the model knows its encoder and tiles.'
         raise ValueError(msg)
