@@ -73,6 +73,10 @@ def test_more_than_half_of_the_smaller_section(
     assert same_profiles(np.concatenate([counts, counts[:n_shared], own]), names) == [("A", "B", share)]
 
 
+def test_one_section_is_no_pair(counts: NDArray[np.float32]) -> None:
+    assert same_profiles(np.concatenate([counts, counts]), np.array(["A"] * 120)) == []
+
+
 def test_half_is_not_enough(counts: NDArray[np.float32]) -> None:
     own = np.random.default_rng(5).poisson(0.4, size=(30, 200)).astype(np.float32)
     assert same_profiles(np.concatenate([counts, counts[:30], own]), np.repeat(["A", "B"], 60)) == []
