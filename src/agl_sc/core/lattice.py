@@ -121,7 +121,7 @@ def _steps(points: FloatArray) -> tuple[FloatArray, bool] | None:
 def _places(points: FloatArray, steps: FloatArray) -> FloatArray:
     """Column and row of every point, not rounded, (n_points, 2)."""
     origin = points[np.argmin(((points - np.median(points, axis=0)) ** 2).sum(axis=1))]
-    places = (points - origin) @ np.linalg.inv(steps)
+    places: FloatArray = (points - origin) @ np.linalg.inv(steps)
     reach, fitted_all = _FIRST_REACH, False
     while not fitted_all:
         near = np.abs(places).max(axis=1) <= reach

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ def per_gene(metric: Computes[Where]) -> Computes[Where]:
 
     @wraps(metric)
     def on_complete(
-        measured: FloatArray, predicted: FloatArray, *args: Where.args, **kwargs: Where.kwargs
+        measured: FloatArray, predicted: FloatArray, /, *args: Where.args, **kwargs: Where.kwargs
     ) -> FloatArray:
         if measured.shape != predicted.shape or measured.ndim != 2:
             msg = f"measured is {measured.shape} and predicted {predicted.shape}; both must be (n_spots, n_genes) of the same spots and genes."
@@ -29,8 +29,8 @@ def per_gene(metric: Computes[Where]) -> Computes[Where]:
         values = np.full(measured.shape[1], np.nan)
         complete = np.isfinite(measured).all(axis=0) & np.isfinite(predicted).all(axis=0)
         if len(measured) and complete.any():
-            pair = (side[:, complete].astype(np.float64) for side in (measured, predicted))
-            values[complete] = metric(*pair, *args, **kwargs)
+            kept = measured[:, complete].astype(np.float64), predicted[:, complete].astype(np.float64)
+            values[complete] = metric(kept[0], kept[1], *args, **kwargs)
         return values
 
     return on_complete
@@ -193,8 +193,10 @@ def _correlation_matrices(
 ) -> tuple[tuple[FloatArray, FloatArray], NDArray[np.bool_]]:
     """Gene-gene correlations of both sides among the genes that vary on both, and which these are."""
     varying = ~(constant(measured) | constant(predicted))
+    n_left = int(varying.sum())
 
-    def correlations(values: FloatArray) -> Any:
-        return np.corrcoef(values[:, varying], rowvar=False).reshape(int(varying.sum()), -1)
+    def correlations(values: FloatArray) -> FloatArray:
+        matrix: FloatArray = np.corrcoef(values[:, varying], rowvar=False).reshape(n_left, n_left)
+        return matrix
 
     return (correlations(measured), correlations(predicted)), varying

@@ -55,7 +55,9 @@ def ssim(measured: FloatArray, predicted: FloatArray, lattice: Lattice) -> Float
     span = np.ptp(measured, axis=0)
     for gene in np.flatnonzero(span > 0):
         pair = images[gene], images[gene + len(span)]
-        _, similarity = structural_similarity(*pair, win_size=_WINDOW, data_range=span[gene], full=True)
+        _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
+            *pair, win_size=_WINDOW, data_range=span[gene], full=True
+        )
         values[gene] = similarity[row[counted], column[counted]].mean()
     return values
 
