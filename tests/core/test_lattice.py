@@ -12,7 +12,7 @@ IntArray = NDArray[np.int64]
 
 
 def square(n_rows: int, n_columns: int) -> IntArray:
-    return np.stack(np.mgrid[:n_rows, :n_columns], axis=-1).reshape(-1, 2)
+    return np.indices((n_rows, n_columns)).reshape(2, -1).T
 
 
 def centres_of(cells: IntArray, *, hexagonal: bool) -> FloatArray:

@@ -14,8 +14,8 @@ from agl_sc.core.shift_test import combined_p_values, false_discovery_rate, shif
 FloatArray = NDArray[np.float64]
 
 
-def grid(side: int) -> FloatArray:
-    return np.stack(np.mgrid[:side, :side], axis=-1).reshape(-1, 2)
+def grid(side: int) -> NDArray[np.int64]:
+    return np.indices((side, side)).reshape(2, -1).T
 
 
 def tissue(side: int) -> Lattice:

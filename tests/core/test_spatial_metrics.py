@@ -16,7 +16,7 @@ SIDE = 16
 
 
 def lattice_of(*, hexagonal: bool = False, side: int = SIDE) -> Lattice:
-    return Lattice(np.stack(np.mgrid[:side, :side], axis=-1).reshape(-1, 2), hexagonal)
+    return Lattice(np.indices((side, side)).reshape(2, -1).T, hexagonal)
 
 
 @pytest.fixture

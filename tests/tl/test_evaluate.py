@@ -17,8 +17,8 @@ from sklearn.metrics import r2_score
 from spatialdata import SpatialData
 
 from agl_sc.model import Model
-from agl_sc.pp import split
-from agl_sc.tl import evaluate
+from agl_sc.pp import split, target_genes
+from agl_sc.tl import evaluate, predict
 
 Trained = tuple[SpatialData, Model]
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
@@ -60,6 +60,7 @@ def test_metrics_are_scipys_on_the_layer(sdata: SpatialData, trained: Trained) -
     assert sorted(zip(result["section"], result["gene"], strict=True)) == sorted(
         (section, gene) for section in ("section_1", "section_3") for gene in trained[1].targets
     )
+    np.testing.assert_allclose(result["pearson_of_ceiling"], result["pearson"] / result["noise_ceiling"])
     for row in result.itertuples():
         rows = (table.obs["section"] == row.section).to_numpy()
         truth = measured(table, rows, str(row.gene))
@@ -70,7 +71,6 @@ def test_metrics_are_scipys_on_the_layer(sdata: SpatialData, trained: Trained) -
         assert row.mse == pytest.approx(np.mean((truth - predicted) ** 2), rel=1e-4)
         assert row.r2 == pytest.approx(r2_score(truth, predicted), abs=1e-4)
         assert row.variance_ratio == pytest.approx(predicted.var() / truth.var(), rel=1e-4)
-        assert row.pearson_of_ceiling == pytest.approx(row.pearson / row.noise_ceiling, nan_ok=True)
 
 
 def test_only_the_test_spots_of_a_section_count(sdata: SpatialData) -> None:
@@ -179,6 +179,22 @@ def test_the_same_seed_gives_the_same_ceiling_and_another_one_another(sdata: Spa
     assert not first.equals(other)
 
 
+def test_new_predictions_drop_every_metric_of_earlier_ones(trained: Trained) -> None:
+    sdata, model = trained
+    evaluate(sdata)
+    written = {f"agl_{metric}" for metric in METRICS}
+    assert written <= set(sdata["table"].var)
+    predict(sdata, model)
+    assert not written & set(sdata["table"].var)
+
+
+def test_targets_chosen_in_other_units_after_training_are_refused(trained: Trained, unchanged: Unchanged) -> None:
+    sdata, _ = trained
+    target_genes(sdata, genes=4, normalize="log1p")
+    with pytest.raises(ValueError, match="in units of normalize='log1p_cp10k', but"), unchanged(sdata):
+        evaluate(sdata)
+
+
 def test_undefined_values_are_counted_in_the_log(sdata: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     gene = sdata["table"].var_names[sdata["table"].var["agl_role"] == "target"][0]
     sdata["table"].layers["agl"][:, sdata["table"].var_names.get_loc(gene)] = 0.5
@@ -203,10 +219,9 @@ def test_spots_on_no_lattice_are_told(sdata: SpatialData, caplog: pytest.LogCapt
     shapes = sdata.shapes["section_1"]
     at_random = np.random.default_rng(0).uniform(0, 800, (len(shapes), 2))
     sdata.shapes["section_1"] = shapes.set_geometry(gpd.points_from_xy(*at_random.T))
-    result = evaluate(sdata).set_index("section")
+    result = evaluate(sdata)
     assert "Spots of section_1 lie on no lattice: ssim, moran_ratio, p_value, fdr are undefined." in caplog.messages
-    assert result.loc["section_1", "p_value"].isna().all()
-    assert result.loc["section_3", "p_value"].notna().all()
+    assert (result["p_value"].isna() == (result["section"] == "section_1")).all()
 
 
 def other_units(sdata: SpatialData) -> None:

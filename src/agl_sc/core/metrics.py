@@ -11,9 +11,10 @@ from scipy.stats import rankdata
 FloatArray = NDArray[np.float64]
 Metric = Callable[[FloatArray, FloatArray], FloatArray]
 Where = ParamSpec("Where")
+Computes = Callable[Concatenate[FloatArray, FloatArray, Where], FloatArray]
+
 _FEWEST_OTHERS = 3
 """Correlations that a correlation is taken over."""
-Computes = Callable[Concatenate[FloatArray, FloatArray, Where], FloatArray]
 
 
 def per_gene(metric: Computes[Where]) -> Computes[Where]:

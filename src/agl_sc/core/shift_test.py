@@ -30,16 +30,8 @@ def shift_p_values(measured: FloatArray, predicted: FloatArray, lattice: Lattice
 
     Spots that a shift moves into a hole have no partner. Pearson is then taken over the pairs that are left, and times the
     root of their number, so that fewer pairs do not make the null wider; shifts that keep less than a quarter of the
-    spots are left out. Rows of a hexagonal lattice are shifted by even numbers.
-
-    Parameters
-    ----------
-    measured
-        (n_spots, n_genes).
-    predicted
-        (n_spots, n_genes).
-    lattice
-        Of these spots, all of which have a position.
+    spots are left out. Rows of a hexagonal lattice are shifted by even numbers. Measured and predicted are
+    (n_spots, n_genes), the spots those of the lattice, all of which have a position.
 
     Returns
     -------

@@ -23,16 +23,7 @@ def ssim(measured: FloatArray, predicted: FloatArray, lattice: Lattice) -> Float
     spots; on a full square grid it is scikit-image's own mean. A hole takes the value of the nearest spot on either side,
     much as scikit-image continues an image beyond its edge, and is not averaged over. The range of the data is that of
     the measured gene in this section, whatever was predicted, so that methods are measured by the same rule. Rows of a
-    hexagonal lattice become rows of the image.
-
-    Parameters
-    ----------
-    measured
-        (n_spots, n_genes).
-    predicted
-        (n_spots, n_genes).
-    lattice
-        Of these spots, all of which have a position.
+    hexagonal lattice become rows of the image. Measured and predicted are (n_spots, n_genes), the spots those of the lattice.
 
     Returns
     -------
@@ -89,15 +80,6 @@ def moran_ratio(measured: FloatArray, predicted: FloatArray, lattice: Lattice) -
 
     Above 1 the prediction is smoother in space than the measurement, noise of the measurement included. NaN where either
     side is constant, and where the measured gene has no positive autocorrelation that could be kept.
-
-    Parameters
-    ----------
-    measured
-        (n_spots, n_genes).
-    predicted
-        (n_spots, n_genes).
-    lattice
-        Of these spots, all of which have a position.
     """
     graph = lattice.graph()
     of_measured = morans_i(measured, graph)

@@ -180,9 +180,9 @@ def _write(table: "AnnData", keys: Keys, result: pd.DataFrame, *, names: Sequenc
     summaries = {name: by_gene[name].mean() for name in names}
     if "p_value" in result:
         p_values = result.pivot(index="section", columns="gene", values="p_value")
-        combined = pd.Series(combined_p_values(p_values.to_numpy()), index=p_values.columns)
-        summaries["p_value"] = combined
-        summaries["fdr"] = pd.Series(false_discovery_rate(combined.to_numpy()), index=combined.index)
+        combined = combined_p_values(p_values.to_numpy())
+        summaries["p_value"] = pd.Series(combined, index=p_values.columns)
+        summaries["fdr"] = pd.Series(false_discovery_rate(combined), index=p_values.columns)
     for name in names:
         table.var[keys.metric(name)] = summaries[name].reindex(table.var_names).to_numpy()
     logger.info('Wrote var["%s"] and %d more metrics.', keys.metric(names[0]), len(names) - 1)
