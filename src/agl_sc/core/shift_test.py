@@ -28,6 +28,9 @@ def shift_p_values(measured: FloatArray, predicted: FloatArray, lattice: Lattice
     grid, for exchangeable blocks). Permuting many small blocks instead would cut the autocorrelation at each of their
     sides. The p-value is :math:`(1 + b) / (1 + n)` of all n shifts, b of which correlate at least as well; nothing is drawn.
 
+    Tissue is no torus and has holes, which leaves the test a little bold: between unrelated fields on the spots of two
+    HER2ST sections, smoothed over 1 to 3 spots, p <= .05 came out in 7 to 10 % of genes, by the t test in 24 to 38 %.
+
     Spots that a shift moves into a hole have no partner. Pearson is then taken over the pairs that are left, and times the
     root of their number, so that fewer pairs do not make the null wider; shifts that keep less than a quarter of the
     spots are left out. Rows of a hexagonal lattice are shifted by even numbers. Measured and predicted are
