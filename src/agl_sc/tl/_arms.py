@@ -9,7 +9,7 @@ import pandas as pd
 
 from agl_sc._boundary import get_table
 from agl_sc._keys import Keys
-from agl_sc.core.baselines import BASELINES, WITH_AUXILIARY, Samples, fit_baseline
+from agl_sc.core.baselines import WITH_AUXILIARY, Samples, fit_baseline
 from agl_sc.core.config import Method, Preset, TrainConfig
 from agl_sc.model import Model
 from agl_sc.pp._genes import rank_auxiliary
