@@ -19,13 +19,13 @@ from agl_sc._keys import Keys
 from agl_sc._paths import check_parent
 from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
+from agl_sc.core.metrics import METRICS
 from agl_sc.pp._folds import Fold, FoldPlan, folds_of, make_folds
 from agl_sc.pp._genes import Normalize, check_targets, normalize_counts
 from agl_sc.pp._leaks import count_shared_pixels
 from agl_sc.pp._manifest import hash_of
 from agl_sc.pp._units import SETS, By
 from agl_sc.tl._arms import ARMS, check_methods
-from agl_sc.tl._evaluate import METRICS
 from agl_sc.tl._runs import Outcome, Protocol, Source, run, run_path
 from agl_sc.tl._train import PACKAGES, ensure_features
 
@@ -159,8 +159,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     seeds
         Number of seeds, counted from ``seed``; arms that draw nothing run once.
     metrics
-        Metrics to compute. Of predictions and measurements in the units of the layer: ``"pearson"``, ``"spearman"``,
-        ``"mse"``.
+        Metrics to compute. Those of :func:`agl_sc.tl.evaluate` that need no more than the two sides: ``"pearson"``,
+        ``"spearman"``, ``"mse"``, ``"r2"``, ``"concordance"``, ``"variance_ratio"``, ``"gene_structure"``.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
     config
