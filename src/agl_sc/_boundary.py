@@ -318,7 +318,7 @@ _COLUMNS = ("obs", "var")
 @contextmanager
 def unchanged_on_failure(table: "AnnData", keys: Keys) -> Iterator[None]:
     """Restore every slot of this analysis when the body fails or is interrupted."""
-    names = {keys.layer, keys.features}
+    names = {keys.layer, keys.oof, keys.features}
     before = {slot: {n: getattr(table, slot)[n] for n in names if n in getattr(table, slot)} for slot in _SLOTS}
     columns = {axis: getattr(table, axis).copy(deep=False) for axis in _COLUMNS}
     uns = dict(table.uns.get(keys.uns, {})) if keys.uns in table.uns else None

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from agl_sc._boundary import counts_of, get_table, recorded, section_of
 from agl_sc._keys import Keys
 from agl_sc.core.lattice import Lattice
-from agl_sc.core.metrics import METRICS as METRICS
 from agl_sc.core.metrics import overall_gene_structure, top_genes
 from agl_sc.core.noise_ceiling import RawCounts
 from agl_sc.core.section_metrics import NAMES, SPATIAL, check_names, section_metrics
