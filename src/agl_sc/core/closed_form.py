@@ -50,7 +50,7 @@ class RidgeBasis:
     @property
     def widest(self) -> int:
         """Largest width of a trunk that is as wide in every view."""
-        return self.n_views * min(view.stop - view.start for view in self.views)
+        return self.n_views * min(int(view.stop) - int(view.start) for view in self.views)
 
     def within(self, rank: int) -> int:
         """The largest width of such a trunk up to ``rank``, at least one direction of every view."""
@@ -180,7 +180,7 @@ def _leading(
 ) -> list[FloatArray]:
     """Leading eigenvectors of every view's ``H Z W Z' H``."""
     width = rank // basis.n_views
-    starts = earlier or [None] * basis.n_views
+    starts: Sequence[FloatArray | None] = earlier or [None] * basis.n_views
     return [
         leading_eigenvectors(gram * np.outer(shrinkage[view], shrinkage[view]), width, start)
         for gram, view, start in zip(grams, basis.views, starts, strict=True)

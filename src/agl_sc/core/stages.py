@@ -28,8 +28,8 @@ class WithStages(nn.Module):
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         self.trunk = trunk
-        stages = trunk.feature_info  # type: ignore[union-attr]
-        self.num_features = n_outputs(trunk) + 2 * sum(stage["num_chs"] for stage in stages)  # type: ignore[union-attr]
+        stages = trunk.feature_info
+        self.num_features = n_outputs(trunk) + 2 * sum(stage["num_chs"] for stage in stages)
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Features (n, num_features) of scaled tiles (n, 3, y, x)."""
