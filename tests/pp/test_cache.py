@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from filelock import FileLock
 from numpy.typing import NDArray
@@ -123,6 +124,18 @@ def test_other_weights_use_nothing_of_it(store: Path, monkeypatch: pytest.Monkey
     done = count(monkeypatch)
     features_of(store)
     assert sum(done) == 53
+
+
+def test_another_precision_uses_nothing_of_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of features that a GPU made and a CPU goes on with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_dtype", lambda _: torch.bfloat16)
+        half = features_of(store)
+    done = count(monkeypatch)
+    full = features_of(store)
+    assert sum(done) == 53
+    assert len(groups(store)) == 2
+    assert not np.array_equal(half, full, equal_nan=True)
 
 
 def test_a_wider_field_takes_the_tiles_own_features_from_it(
