@@ -164,6 +164,26 @@ def test_features_are_computed_in_the_precision_of_the_device(boxes: Boxes, monk
                 assert not np.array_equal(features, full[block])
 
 
+def test_a_compiled_encoder_sees_every_batch_in_one_size(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 and 11 tiles in batches of 6: the last ones are filled up, and their features are the same."""
+    sizes: list[int] = []
+    options: list[dict[str, Any]] = []
+    compiler = torch.compile
+
+    def compiled(network: nn.Module, **given: Any) -> Any:
+        options.append(given)
+        network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        return compiler(network, backend="eager", **given)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain = dict(encoded_blocks(recipe(batch_size=6), boxes, range(5)))
+    assert not sizes
+    for block, features in encoded_blocks(recipe(batch_size=6, compiled=True), boxes, range(5)):
+        np.testing.assert_allclose(features, plain[block], atol=1e-6)
+    assert options == [{"dynamic": False}]
+    assert set(sizes) == {6}
+
+
 def test_blocks_of_another_precision_are_refused(boxes: Boxes) -> None:
     match = r"Features in bfloat16 cannot be made on device 'cpu', which computes in float32; name a device="
     with pytest.raises(ValueError, match=match):

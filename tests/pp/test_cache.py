@@ -104,10 +104,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(store: Path, expected: NDAr
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tile_px": 40}, {"mpp": 1.5}, {"image_mpp": 0.97}, {"dihedral": True}],
-    ids=["tile_px", "mpp", "image_mpp", "dihedral"],
+    [{"tile_px": 40}, {"mpp": 1.5}, {"image_mpp": 0.97}, {"dihedral": True}, {"compile": True}],
+    ids=["tile_px", "mpp", "image_mpp", "dihedral", "compile"],
 )
 def test_other_tiles_use_nothing_of_it(store: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     features_of(store)
     done = count(monkeypatch)
     features_of(store, **changes)

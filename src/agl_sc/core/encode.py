@@ -35,6 +35,8 @@ class Recipe:
     """Tiles per forward pass."""
     device: str | None = None
     """The fastest there is where None."""
+    compiled: bool = False
+    """Pass the encoder through ``torch.compile`` first."""
     precision: str | None = None
     """What the device must compute in, as :func:`precision_of` names it, so that no blocks of another join; whatever it
     does where None."""
@@ -106,7 +108,9 @@ def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Itera
     if recipe.precision not in (None, precision := precision_of(recipe.device)):
         msg = f"Features in {recipe.precision} cannot be made on device {device.type!r}, which computes in {precision}; name a device= that all have."
         raise ValueError(msg)
-    recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
+    module = recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
+    if recipe.compiled:
+        recipe = replace(recipe, encoder=replace(recipe.encoder, module=torch.compile(module, dynamic=False)))
     rows = block_rows(boxes)
     sizes = [len(rows[block]) for block in blocks]
     block_of = np.repeat(blocks, sizes)
@@ -158,9 +162,16 @@ def _features(recipe: Recipe, tiles: torch.Tensor, device: torch.device) -> Floa
     """Features of a block's tiles, batch by batch."""
     dtype = _dtype(device)
     with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype):
-        batches = [_views(recipe, batch.to(device)).float().cpu() for batch in torch.split(tiles, recipe.batch_size)]
+        batches = [_batch(recipe, batch.to(device)).float().cpu() for batch in torch.split(tiles, recipe.batch_size)]
     features: Float32Array = torch.cat(batches).numpy()
     return features
+
+
+def _batch(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
+    """Features of one batch; a compiled network sees all batches in one size, as it is compiled anew for every other."""
+    n_lacking = recipe.batch_size - len(tiles) if recipe.compiled else 0
+    filled = torch.cat([tiles, tiles.new_zeros(n_lacking, *tiles.shape[1:])]) if n_lacking else tiles
+    return _views(recipe, filled)[: len(tiles)]
 
 
 def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _spans(chunks: Chunks, boxes: Boxes, numbers: IntArray) -> IntArray:
     return spans
 
 
-def _routes(chunks: Chunks, spans: IntArray, tops: IntArray, max_bytes: int) -> Iterator[_Route]:
+def _routes(chunks: Chunks, spans: IntArray, tops: IntArray, *, max_bytes: int) -> Iterator[_Route]:
     """Row by row of chunks, in bands of columns so narrow that what a row leaves to the next fits ``max_bytes``.
 
     Boxes of a step go from top to bottom, so that one finds in the processor's cache what the last one read: cutting
@@ -147,7 +147,7 @@ class TileReader:
         spans, tops = _spans(self.chunks, self.boxes, numbers), self.boxes.origins[numbers, 0]
         with ThreadPoolExecutor(_N_THREADS, thread_name_prefix="agl_sc-decode") as pool:
             try:
-                for route in _routes(self.chunks, spans, tops, self.max_bytes):
+                for route in _routes(self.chunks, spans, tops, max_bytes=self.max_bytes):
                     yield from self._follow(route, _Ahead(self, route, pool), keep=keep)
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -49,6 +49,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     dihedral: bool = False,
     batch_size: int = 32,
     device: str | None = None,
+    compile: bool = False,
     client: "Client | None" = None,
     table_key: str | None = None,
     image_key: Names = None,
@@ -87,6 +88,9 @@ def embed(  # noqa: PLR0913 -- an entry point
         Tiles per forward pass.
     device
         ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default.
+    compile
+        Pass the encoder through ``torch.compile`` first, which needs a C++ compiler and a minute or more at the start; it
+        gains from some thousands of tiles on.
     client
         ``dask.distributed.Client`` over whose workers the tiles are spread; they must reach the image. By default this
         process does all.
@@ -141,7 +145,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     if keys.features in table.obsm and {**Views().record(), **(recorded(table, keys, "features") or {})} == made_from:
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         return
-    recipe = Recipe(network, tile_px, dihedral, batch_size, device, precision)
+    recipe = Recipe(network, tile_px, dihedral, batch_size, device, compile, precision)
     features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=cache_folder(sdata), client=client)
     table.obsm[keys.features] = features
     record(table, keys, {"features": made_from})
@@ -278,7 +282,8 @@ def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None,
 
 
 def _cache_key(recipe: Recipe, boxes: Boxes) -> str:
-    """Digest of what the features of a set of tiles depend on: pixels, boxes, weights, transform and precision."""
+    """Digest of what the features of a set of tiles depend on: pixels, boxes, weights, transform and arithmetic."""
     encoder = recipe.encoder
-    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.dihedral, recipe.precision, BLOCK)
-    return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform}".encode()).hexdigest()[:32]
+    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.dihedral)
+    way = (recipe.precision, recipe.compiled, BLOCK)
+    return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]
