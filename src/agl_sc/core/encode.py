@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -110,7 +110,8 @@ def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Itera
         raise ValueError(msg)
     module = recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
     if recipe.compiled:
-        recipe = replace(recipe, encoder=replace(recipe.encoder, module=torch.compile(module, dynamic=False)))
+        compiled = cast("torch.nn.Module", torch.compile(module, dynamic=False))
+        recipe = replace(recipe, encoder=replace(recipe.encoder, module=compiled))
     rows = block_rows(boxes)
     sizes = [len(rows[block]) for block in blocks]
     block_of = np.repeat(blocks, sizes)

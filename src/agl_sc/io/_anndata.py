@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from agl_sc._geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp
+from agl_sc._geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp, is_positive_number
 from agl_sc.io._image import Image, image_element, open_image, rgb_from_array
 from agl_sc.io._layout import (
     INSTANCE_KEY,
@@ -286,7 +285,7 @@ def _side_um(source: _Source, stated: float | None) -> float:
             "library after it, such as 'square_008um'."
         )
         raise ValueError(msg)
-    if not isinstance(side, Real) or not 0 < side < float("inf"):
+    if not is_positive_number(side):
         msg = f"bin_um={side!r} of library {source.name!r} is not a positive number of microns; 2, 8 and 16 are usual."
         raise ValueError(msg)
     return float(side)
@@ -304,13 +303,13 @@ def _resolve(
     if image_mpp is not None or technology is not None:
         bins = Bins(bin_um, diameter_px) if technology == HD else None
         image_mpp = check_mpp(image_mpp, centres_px, technology, name=source.name, bins=bins)
-    if diameter_px is None and (technology is None or image_mpp is None):
-        msg = (
-            f"The spot size of library {source.name!r} is unknown; put 'spot_diameter_fullres' into "
-            f"uns['spatial'][{source.name!r}]['scalefactors'], or name the technology."
-        )
-        raise ValueError(msg)
     if diameter_px is None:
+        if technology is None or image_mpp is None:
+            msg = (
+                f"The spot size of library {source.name!r} is unknown; put 'spot_diameter_fullres' into "
+                f"uns['spatial'][{source.name!r}]['scalefactors'], or name the technology."
+            )
+            raise ValueError(msg)
         diameter_px = (bin_um or _SPOT_DIAMETER_UM[technology]) / image_mpp
     return _Library(
         source=source,
