@@ -17,6 +17,8 @@ import zarr
 from filelock import FileLock
 from numpy.typing import NDArray
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation
 
 from agl_sc.core import encode as encoding
 from agl_sc.core.encoder import Encoder, load_encoder
@@ -158,6 +160,35 @@ def test_a_damaged_block_is_computed_again(
     done = count(monkeypatch)
     np.testing.assert_array_equal(features_of(store), expected)
     assert done == [16]
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "missing"])
+def test_a_bad_chunk_is_named_and_what_is_finished_stays(
+    *, tissue: SpatialData, tmp_path: Path, expected: NDArray[np.float32], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the finest of two levels; the coarser one is read before all else. With the chunk back the run goes on."""
+    for module in (encoding, _cache, _embed):
+        monkeypatch.setattr(module, "BLOCK", 4)
+    finest = tissue["section_1_image"]["scale0"]["image"]
+    tissue.images["section_1_image"] = Image2DModel.parse(
+        finest.data, dims=finest.dims, scale_factors=[2], chunks=(3, 256, 256), transformations=get_transformation(finest, get_all=True)
+    )  # fmt: skip
+    tissue.write(store := tmp_path / "tissue.zarr")
+    chunk = store / "images" / "section_1_image" / "s0" / "c" / "0" / "1" / "1"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"no chunk") if fault == "corrupt" else chunk.unlink()
+    says = "cannot be decoded" if fault == "corrupt" else "is not in its zarr store"
+    message = rf"Chunk \(row 1, column 1\) of image 'section_1_image' \(level 0\) {says}"
+    with pytest.MonkeyPatch.context() as patch:
+        finished = count(patch)
+        with pytest.raises(OSError, match=message):
+            features_of(store)
+    assert 0 < sum(finished) < 53
+    chunk.write_bytes(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        done = count(patch)
+        np.testing.assert_allclose(features_of(store), expected, atol=2e-4)
+        assert sum(done) == 53 - sum(finished)
 
 
 def test_a_full_disk_is_told_and_what_is_finished_stays(store: Path, expected: NDArray[np.float32]) -> None:
