@@ -83,10 +83,11 @@ def from_anndata(
 
     Returns
     -------
-    Per library ``S`` the multiscale image ``S_image`` and the circles ``S``, in a coordinate system named ``S`` whose
-    unit is the pixel of the image used; ``adata`` as table ``table``; microns per pixel, technology and side of bins,
-    where known, in ``attrs["agl_sc"]``. A bin is the circle that fits in. Added to ``adata``: ``obs["region"]`` (library), ``obs["spot_id"]`` (names of the
-    observations), ``obs["section"]`` and ``obs["patient"]`` where absent, ``uns["spatialdata_attrs"]``.
+    Per library ``S`` the multiscale image ``S_image`` and the circles ``S`` (of Visium HD those that fit in the bins), in
+    a coordinate system named ``S`` whose unit is the pixel of the image used; ``adata`` as table ``table``; microns per
+    pixel, technology and side of bins, where known, in ``attrs["agl_sc"]``. Added to ``adata``: ``obs["region"]``
+    (library), ``obs["spot_id"]`` (names of the observations), ``obs["section"]`` and ``obs["patient"]`` where absent,
+    ``uns["spatialdata_attrs"]``.
 
     Raises
     ------
