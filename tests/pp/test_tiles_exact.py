@@ -268,7 +268,8 @@ def test_a_pyramidal_tiff_is_read_by_its_tiles(tmp_path: Path, suffix: str) -> N
     with tifffile.TiffWriter(tmp_path / f"slide{suffix}") as tiff:
         tiff.write(pixels.transpose(1, 2, 0), subifds=1, tile=(64, 64), photometric="rgb")
         tiff.write(pixels.transpose(1, 2, 0)[::2, ::2], subfiletype=1, tile=(64, 64), photometric="rgb")
-    sdata = build(open_image(tmp_path / f"slide{suffix}"), circles(at, Identity()))
+    lazy: Any = open_image(tmp_path / f"slide{suffix}")
+    sdata = build(lazy, circles(at, Identity()))
     np.testing.assert_array_equal(tiles_of(sdata, TileSpec(SIDE, "image"), 1.0), crops(pixels, at, SIDE))
 
 
