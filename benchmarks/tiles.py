@@ -1,6 +1,6 @@
 """How close reading tiles comes to what the disk and the codec allow: ratios on a generated multiscale slide.
 
-    python benchmarks/tiles.py                       # 20,000 x 20,000 px, 5,000 and 50,000 spots, about 5 minutes
+    python benchmarks/tiles.py                       # 20,000 x 20,000 px, 5,000 and 50,000 spots, some minutes
     python benchmarks/tiles.py --px 8000 --chunk 256 # smaller, with the chunks that spatialdata writes by default
     python benchmarks/tiles.py --her2st ../shared/data/her2st   # and the JPEG sections of a folder
 
