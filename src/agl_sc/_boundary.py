@@ -167,7 +167,7 @@ def _section(
     metadata = sdata.attrs.get("agl_sc", {})
     points, radius, side = points_of(element_of(sdata, name), instances, name)
     scale = float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
-    side_um = bin_side_um(name)
+    side_um = metadata.get("bin_um", {}).get(name, bin_side_um(name))
     technology = metadata.get("technology", {}).get(name, HD if side_um else None)
     return Section(
         name=name,

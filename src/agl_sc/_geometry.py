@@ -90,7 +90,7 @@ def check_mpp(
     ValueError
         Nothing is known, the value is not positive, or it disagrees with the spot pitch by more than 5 %.
     """
-    if image_mpp is not None and not _is_positive_number(image_mpp):
+    if image_mpp is not None and not is_positive_number(image_mpp):
         msg = f"image_mpp={image_mpp!r} of {name!r} is not a positive number of microns per pixel."
         raise ValueError(msg)
     pitch_um = (bins.side_um if bins else None) if technology == HD else PITCH_UM.get(technology or "")
@@ -126,5 +126,6 @@ def _unknown(name: str, technology: str | None) -> str:
     )
 
 
-def _is_positive_number(value: object) -> bool:
+def is_positive_number(value: object) -> bool:
+    """Whether something is a finite number above zero, and no truth value."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < float("inf")

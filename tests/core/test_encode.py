@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agl_sc.core import encode as module
-from agl_sc.core.encode import Recipe, Workers, block_rows, encoded_blocks, pick_device
+from agl_sc.core.encode import Recipe, Workers, block_rows, encoded_blocks, pick_device, precision_of
 from agl_sc.core.encoder import Encoder
 from agl_sc.core.tiles import Boxes, read_boxes, tile_batches
 
@@ -138,6 +138,78 @@ def test_dihedral_features_are_the_mean_over_eight_ways(boxes: Boxes) -> None:
 def test_the_device_asked_for_is_taken() -> None:
     assert pick_device("meta") == torch.device("meta")
     assert pick_device(None).type in {"cpu", "cuda", "mps"}
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "precision"),
+    [("cpu", True, "float32"), ("mps", True, "float32"), ("cuda", True, "bfloat16"), ("cuda:1", False, "float16")],
+)
+def test_cuda_computes_in_half_precision(
+    *, device: str, has_bfloat16: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bfloat16)
+    assert precision_of(device) == precision
+
+
+def test_features_are_computed_in_the_precision_of_the_device(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, here on the CPU; averages over ways are taken in full precision."""
+    full = dict(encoded_blocks(recipe(), boxes, range(5)))
+    monkeypatch.setattr(module, "_dtype", lambda _: torch.bfloat16)
+    for dihedral in (False, True):
+        for block, features in encoded_blocks(recipe(dihedral=dihedral), boxes, range(5)):
+            assert features.dtype == np.float32
+            if not dihedral:
+                assert (features == torch.from_numpy(features).bfloat16().float().numpy()).all()
+                np.testing.assert_allclose(features, full[block], atol=0.05)
+                assert not np.array_equal(features, full[block])
+
+
+def test_a_compiled_encoder_sees_every_batch_in_one_size(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 and 11 tiles in batches of 6: the last ones are filled up, and their features are the same."""
+    sizes: list[int] = []
+    options: list[dict[str, Any]] = []
+    compiler = torch.compile
+
+    def compiled(network: nn.Module, **given: Any) -> Any:
+        options.append(given)
+        network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        return compiler(network, backend="eager", **given)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain = dict(encoded_blocks(recipe(batch_size=6), boxes, range(5)))
+    assert not sizes
+    for block, features in encoded_blocks(recipe(batch_size=6, compiled=True), boxes, range(5)):
+        np.testing.assert_allclose(features, plain[block], atol=1e-6)
+    assert options == [{"dynamic": False}]
+    assert set(sizes) == {6}
+
+
+def test_blocks_of_another_precision_are_refused(boxes: Boxes) -> None:
+    match = r"Features in bfloat16 cannot be made on device 'cpu', which computes in float32; name a device="
+    with pytest.raises(ValueError, match=match):
+        next(encoded_blocks(recipe(precision="bfloat16"), boxes, range(5)))
+    assert len(list(encoded_blocks(recipe(precision="float32"), boxes, range(5)))) == 5
+
+
+class Cluster:
+    """What a client says of its workers, each of which has its own device."""
+
+    def __init__(self, *devices: str) -> None:
+        self.devices = {f"tcp://{i}": device for i, device in enumerate(devices)}
+
+    def run(self, function: Any, device: str | None) -> dict[str, Any]:
+        return {worker: function(device or own) for worker, own in self.devices.items()}
+
+
+def test_workers_have_to_compute_in_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: True)
+    assert precision_of(None, Cluster("cuda", "cuda")) == "bfloat16"
+    assert precision_of("cpu", Cluster("cuda", "cpu")) == "float32"
+    match = r"in one precision \(tcp://0: bfloat16, tcp://1: float32\); pass device='cpu'"
+    with pytest.raises(ValueError, match=match):
+        precision_of(None, Cluster("cuda", "cpu"))
+    with pytest.raises(ValueError, match=r"in one precision \(there are none\)"):
+        precision_of(None, Cluster())
 
 
 def test_workers_give_the_same_bytes(boxes: Boxes) -> None:

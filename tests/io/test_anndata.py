@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
+from agl_sc._boundary import sections
 from agl_sc.io import from_anndata
 
 mpl.use("Agg")
@@ -186,6 +187,54 @@ def test_microns_per_pixel_of_the_image_used(
     assert found == (None if expected is None else pytest.approx(expected))
 
 
+def bins_of(*libraries: str) -> AnnData:
+    """As a reader of Visium HD leaves it: bins of 8 um that are 100 px wide, with what Space Ranger says of them."""
+    adata = make(list(libraries))
+    for name in libraries:
+        adata.uns["spatial"][name]["scalefactors"] |= {
+            "spot_diameter_fullres": PITCH_PX, "microns_per_pixel": 0.08, "bin_size_um": 8.0
+        }  # fmt: skip
+    return adata
+
+
+@pytest.mark.parametrize("known", ["argument", "mapping", "scale factors", "name"])
+@pytest.mark.parametrize("lacking", [None, "spot_diameter_fullres", "microns_per_pixel"])
+def test_bins_of_visium_hd(known: str, lacking: str | None) -> None:
+    """The side in microns may come from three places, the scale from two; the boundary sees all of it."""
+    name = "mouse_square_008um" if known == "name" else "mouse"
+    adata = bins_of(name)
+    factors = adata.uns["spatial"][name]["scalefactors"]
+    if known != "scale factors":
+        del factors["bin_size_um"]
+    if lacking:
+        del factors[lacking]
+    stated: dict[str, Any] = {"argument": 8, "mapping": {"mouse": 8.0}}
+    sdata = from_anndata(adata, technology="visium_hd", bin_um=stated.get(known))
+    assert sdata.attrs["agl_sc"] == {
+        "image_mpp": {f"{name}_image": pytest.approx(0.16)},
+        "technology": {name: "visium_hd"},
+        "bin_um": {name: 8.0},
+    }
+    assert sdata[name]["radius"].unique() == pytest.approx([PITCH_PX / 4])
+    (section,) = sections(sdata, sdata["table"])
+    assert section.technology == "visium_hd"
+    assert section.bins is not None
+    assert section.bins.side_um == 8.0
+    assert section.bins.side_px == pytest.approx(PITCH_PX / 2)
+    assert section.mpp() == pytest.approx(0.16)
+    with pytest.raises(ValueError, match=f"of '{name}_image' contradicts the visium_hd spot pitch of 8 um"):
+        section.mpp(0.2)
+
+
+def test_bins_of_several_sides_go_through_zarr(tmp_path: Path) -> None:
+    adata = bins_of(*LIBRARIES)
+    adata.uns["spatial"]["s2"]["scalefactors"] |= {"bin_size_um": 16.0, "microns_per_pixel": 0.16}
+    sdata = from_anndata(adata, technology="visium_hd", library_key="library")
+    sdata.write(tmp_path / "a.zarr")
+    for each in (sdata, sd.read_zarr(tmp_path / "a.zarr")):
+        assert [section.mpp() for section in sections(each, each["table"])] == pytest.approx([0.16, 0.32])
+
+
 def without(*keys: str) -> Callable[[AnnData], None]:
     def change(adata: AnnData) -> None:
         where = adata.uns["spatial"]["s1"]
@@ -226,6 +275,14 @@ def repeat_name(adata: AnnData) -> None:
     adata.obs_names = ["same", "same", *adata.obs_names[2:]]
 
 
+def bins_without_side(adata: AnnData) -> None:
+    adata.uns["spatial"]["s1"]["scalefactors"]["microns_per_pixel"] = 0.08
+
+
+def bins_of_no_side(adata: AnnData) -> None:
+    adata.uns["spatial"]["s1"]["scalefactors"]["bin_size_um"] = 0.0
+
+
 def annotate_otherwise(adata: AnnData) -> None:
     adata.uns["spatialdata_attrs"] = {"region": "other", "region_key": "region", "instance_key": "spot_id"}
 
@@ -256,6 +313,11 @@ REFUSED: list[Any] = [
     pytest.param(set_image(pixels(0)[..., 0]), {}, ValueError, "must have 3 channels of uint8", id="grey"),
     pytest.param(set_image(pixels(0) * 300.0), {}, ValueError, "dtype float64, but must have 3 channels of uint8", id="float"),
     pytest.param(unchanged, {"technology": "hd"}, ValueError, r"technology='hd' is unknown", id="technology"),
+    pytest.param(bins_without_side, {"technology": "visium_hd"}, ValueError, "side of the bins of library 's1' is unknown; pass bin_um=", id="no side of bins"),
+    pytest.param(bins_of_no_side, {"technology": "visium_hd"}, ValueError, "bin_um=0.0 of library 's1' is not a positive number", id="bins of no side"),
+    pytest.param(unchanged, {"technology": "visium_hd", "bin_um": {"s2": 8}}, KeyError, "bin_um has no entry for s1; it has s2", id="side of another"),
+    pytest.param(unchanged, {"technology": "visium_hd", "bin_um": 8, "image_mpp": 2.0}, ValueError, "image_mpp=2 of 's1' contradicts the visium_hd spot pitch of 8 um", id="bins contradict"),
+    pytest.param(unchanged, {"technology": "visium", "bin_um": 8}, ValueError, "bin_um=8 is the side of bins, but technology='visium' has none", id="bins of visium"),
     pytest.param(unchanged, {"image_mpp": -1.0}, ValueError, "not a positive number", id="negative mpp"),
     pytest.param(unchanged, {"technology": "st", "image_mpp": 2.0}, ValueError, "image_mpp=2 of 's1' contradicts", id="contradiction"),
 ]  # fmt: skip

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from filelock import FileLock
 from numpy.typing import NDArray
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation
 
 from agl_sc.core import encode as encoding
 from agl_sc.core.encoder import Encoder, load_encoder
@@ -110,10 +113,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(store: Path, expected: NDAr
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tile_px": 40}, {"mpp": 1.5}, {"image_mpp": 0.97}, {"dihedral": True}],
-    ids=["tile_px", "mpp", "image_mpp", "dihedral"],
+    [{"tile_px": 40}, {"mpp": 1.5}, {"image_mpp": 0.97}, {"dihedral": True}, {"compile": True}],
+    ids=["tile_px", "mpp", "image_mpp", "dihedral", "compile"],
 )
 def test_other_tiles_use_nothing_of_it(store: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     features_of(store)
     done = count(monkeypatch)
     features_of(store, **changes)
@@ -130,6 +134,18 @@ def test_other_weights_use_nothing_of_it(store: Path, monkeypatch: pytest.Monkey
     done = count(monkeypatch)
     features_of(store)
     assert sum(done) == 53
+
+
+def test_another_precision_uses_nothing_of_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of features that a GPU made and a CPU goes on with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_dtype", lambda _: torch.bfloat16)
+        half = features_of(store)
+    done = count(monkeypatch)
+    full = features_of(store)
+    assert sum(done) == 53
+    assert len(groups(store)) == 2
+    assert not np.array_equal(half, full, equal_nan=True)
 
 
 def test_a_wider_field_takes_the_tiles_own_features_from_it(
@@ -151,6 +167,35 @@ def test_a_damaged_block_is_computed_again(
     done = count(monkeypatch)
     np.testing.assert_array_equal(features_of(store), expected)
     assert done == [16]
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "missing"])
+def test_a_bad_chunk_is_named_and_what_is_finished_stays(
+    *, tissue: SpatialData, tmp_path: Path, expected: NDArray[np.float32], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the finest of two levels; the coarser one is read before all else. With the chunk back the run goes on."""
+    for module in (encoding, _cache, _embed):
+        monkeypatch.setattr(module, "BLOCK", 4)
+    finest = tissue["section_1_image"]["scale0"]["image"]
+    tissue.images["section_1_image"] = Image2DModel.parse(
+        finest.data, dims=finest.dims, scale_factors=[2], chunks=(3, 256, 256), transformations=get_transformation(finest, get_all=True)
+    )  # fmt: skip
+    tissue.write(store := tmp_path / "tissue.zarr")
+    chunk = store / "images" / "section_1_image" / "s0" / "c" / "0" / "1" / "1"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"no chunk") if fault == "corrupt" else chunk.unlink()
+    says = "cannot be decoded" if fault == "corrupt" else "is not in its zarr store"
+    message = rf"Chunk \(row 1, column 1\) of image 'section_1_image' \(level 0\) {says}"
+    with pytest.MonkeyPatch.context() as patch:
+        finished = count(patch)
+        with pytest.raises(OSError, match=message):
+            features_of(store)
+    assert 0 < sum(finished) < 53
+    chunk.write_bytes(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        done = count(patch)
+        np.testing.assert_allclose(features_of(store), expected, atol=2e-4)
+        assert sum(done) == 53 - sum(finished)
 
 
 def test_a_full_disk_is_told_and_what_is_finished_stays(store: Path, expected: NDArray[np.float32]) -> None:

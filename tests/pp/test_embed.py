@@ -88,7 +88,7 @@ def test_only_the_declared_slots_are_written(
     record = {
         f"uns/mine/features/{name}"
         for name in (
-            *("encoder", "weights_digest", "tile_px", "mpp", "context", "neighbors", "dihedral", "stages"),
+            *("encoder", "weights_digest", "tile_px", "mpp", "context", "neighbors", "dihedral", "stages", "precision"),
             *(f"{per_section}/section_2" for per_section in ("image_mpp", "images", "sections")),
         )
     }
@@ -129,6 +129,21 @@ def test_other_tiles_are_computed_again(prepared: SpatialData, changes: dict[str
     before = prepared["table"].obsm["agl_features"].copy()
     embed(prepared, **{**TILES, **changes})
     assert not np.array_equal(prepared["table"].obsm["agl_features"], before, equal_nan=True)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", None])
+def test_features_of_another_or_unknown_precision_are_computed_again(
+    prepared: SpatialData, precision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = prepared["table"].obsm["agl_features"].copy()
+    made_from = prepared["table"].uns["agl"]["features"]
+    assert made_from.pop("precision") == "float32"
+    if precision:
+        made_from["precision"] = precision
+    monkeypatch.setattr(module, "encode", lambda *_, **__: features + 1)
+    embed(prepared, **TILES, device="cpu")
+    np.testing.assert_array_equal(prepared["table"].obsm["agl_features"], features + 1)
+    assert prepared["table"].uns["agl"]["features"]["precision"] == "float32"
 
 
 def test_a_moved_spot_is_computed_again(prepared: SpatialData) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import shapely
+import tifffile
 import torch
 import zarr
 from anndata import AnnData
@@ -20,6 +21,7 @@ from spatialdata.transformations import Affine, BaseTransformation, Identity, Sc
 
 from agl_sc._boundary import Section, sections
 from agl_sc.core.tiles import tile_batches
+from agl_sc.io._image import open_image
 from agl_sc.pp._embed import place_section
 from agl_sc.pp._tiles import TileSpec
 
@@ -258,6 +260,17 @@ def test_a_corrupt_overview_names_its_level(slide: tuple[Path, SpatialData, UInt
     chunk_file(path, 0, 0, level=1).write_bytes(b"no chunk")
     with pytest.raises(OSError, match=r"Chunk \(row 0, column 0\) of image 'picture' \(level 1\) cannot be decoded"):
         tiles_of(sdata, TileSpec(32, "image"), 1.0)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".svs"])
+def test_a_pyramidal_tiff_is_read_by_its_tiles(tmp_path: Path, suffix: str) -> None:
+    pixels, at = noise(), centres(0)
+    with tifffile.TiffWriter(tmp_path / f"slide{suffix}") as tiff:
+        tiff.write(pixels.transpose(1, 2, 0), subifds=1, tile=(64, 64), photometric="rgb")
+        tiff.write(pixels.transpose(1, 2, 0)[::2, ::2], subfiletype=1, tile=(64, 64), photometric="rgb")
+    lazy: Any = open_image(tmp_path / f"slide{suffix}")
+    sdata = build(lazy, circles(at, Identity()))
+    np.testing.assert_array_equal(tiles_of(sdata, TileSpec(SIDE, "image"), 1.0), crops(pixels, at, SIDE))
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

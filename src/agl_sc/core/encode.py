@@ -1,9 +1,9 @@
 """Features of the tiles in boxes, in blocks that come out the same however the work is divided."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,11 @@ class Recipe:
     """Tiles per forward pass."""
     device: str | None = None
     """The fastest there is where None."""
+    compiled: bool = False
+    """Pass the encoder through ``torch.compile`` first."""
+    precision: str | None = None
+    """What the device must compute in, as :func:`precision_of` names it, so that no blocks of another join; whatever it
+    does where None."""
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -44,6 +49,27 @@ def pick_device(device: str | None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def precision_of(device: str | None, client: Any = None) -> str:
+    """What a device, or that of the workers of a ``dask.distributed.Client``, computes in: ``"float32"``, ``"bfloat16"``...
+
+    Raises
+    ------
+    ValueError
+        The workers differ.
+    """
+    if client is None:
+        return str(_dtype(pick_device(device))).removeprefix("torch.")
+    found: dict[str, str] = client.run(precision_of, device)
+    if len(set(found.values())) != 1:
+        listed = ", ".join(f"{worker}: {precision}" for worker, precision in sorted(found.items())) or "there are none"
+        msg = (
+            f"The workers of client do not compute in one precision ({listed}); pass device='cpu', or a client whose "
+            "workers have the same device."
+        )
+        raise ValueError(msg)
+    return next(iter(found.values()))
 
 
 def block_rows(boxes: Boxes) -> list[IntArray]:
@@ -72,9 +98,20 @@ def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Itera
     Yields
     ------
     Number of a block and its features, (n_rows, n_features), in the order of its rows.
+
+    Raises
+    ------
+    ValueError
+        The device computes in another precision than the recipe's.
     """
     device = pick_device(recipe.device)
-    recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
+    if recipe.precision not in (None, precision := precision_of(recipe.device)):
+        msg = f"Features in {recipe.precision} cannot be made on device {device.type!r}, which computes in {precision}; name a device= that all have."
+        raise ValueError(msg)
+    module = recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
+    if recipe.compiled:
+        compiled = cast("torch.nn.Module", torch.compile(module, dynamic=False))
+        recipe = replace(recipe, encoder=replace(recipe.encoder, module=compiled))
     rows = block_rows(boxes)
     sizes = [len(rows[block]) for block in blocks]
     block_of = np.repeat(blocks, sizes)
@@ -124,10 +161,18 @@ def _encoded_part(recipe: Recipe, boxes: Boxes, blocks: list[int]) -> list[Encod
 @torch.inference_mode()
 def _features(recipe: Recipe, tiles: torch.Tensor, device: torch.device) -> Float32Array:
     """Features of a block's tiles, batch by batch."""
-    with _precision(device):
-        batches = [_views(recipe, batch.to(device)).float().cpu() for batch in torch.split(tiles, recipe.batch_size)]
+    dtype = _dtype(device)
+    with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype):
+        batches = [_batch(recipe, batch.to(device)).float().cpu() for batch in torch.split(tiles, recipe.batch_size)]
     features: Float32Array = torch.cat(batches).numpy()
     return features
+
+
+def _batch(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
+    """Features of one batch; a compiled network sees all batches in one size, as it is compiled anew for every other."""
+    n_lacking = recipe.batch_size - len(tiles) if recipe.compiled else 0
+    filled = torch.cat([tiles, tiles.new_zeros(n_lacking, *tiles.shape[1:])]) if n_lacking else tiles
+    return _views(recipe, filled)[: len(tiles)]
 
 
 def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
@@ -138,9 +183,8 @@ def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
     return torch.stack([recipe.encoder(way).float() for way in ways]).mean(dim=0)
 
 
-def _precision(device: torch.device) -> AbstractContextManager[Any]:
+def _dtype(device: torch.device) -> torch.dtype:
     """Half precision where the device computes faster in it."""
     if device.type != "cuda":
-        return nullcontext()
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.autocast("cuda", dtype=half)
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

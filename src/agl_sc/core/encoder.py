@@ -14,9 +14,10 @@ from huggingface_hub.errors import GatedRepoError
 from timm.data.config import resolve_data_config
 from torch import nn
 
+from agl_sc.core.conch import conch_module
 from agl_sc.core.dinov2 import dinov2_module
 from agl_sc.core.local_weights import file_module, folder_module, read_state
-from agl_sc.core.pathology import CARDS, Card, ClassAndPatches, card_of
+from agl_sc.core.pathology import Card, ClassAndPatches, card_of
 from agl_sc.core.stages import WithStages, has_stages, n_outputs
 
 OFFLINE = "efficientnet_lite0"
@@ -175,13 +176,9 @@ def _downloaded_module(name: str, card: Card | None) -> nn.Module:
             + (f", such as {', '.join(near)}." if near else ".")
         )
         raise ValueError(msg)
-    if card is not None and card.layout is None:
-        readable = ", ".join(other.name for other in CARDS if other.layout)
-        msg = f"encoder={name!r} has weights that only its authors' package reads; use one of {readable}."
-        raise ValueError(msg)
     try:
-        if card is not None and card.layout == "dinov2":
-            return _dinov2_of(card)
+        if card is not None and card.layout != "timm":
+            return _foreign_module(card)
         options: dict[str, Any] = {**(card.options if card else {}), "num_classes": 0}
         module: nn.Module = timm.create_model(f"{_HUB}{card.repository}" if card else name, pretrained=True, **options)
     except GatedRepoError as error:
@@ -194,6 +191,9 @@ def _downloaded_module(name: str, card: Card | None) -> nn.Module:
     return module
 
 
-def _dinov2_of(card: Card) -> nn.Module:
+def _foreign_module(card: Card) -> nn.Module:
+    """An encoder whose weights do not carry timm's names."""
+    if card.layout == "conch":
+        return conch_module(read_state(Path(hf_hub_download(card.repository, "pytorch_model.bin"))))
     config, weights = (Path(hf_hub_download(card.repository, name)) for name in ("config.json", "model.safetensors"))
     return dinov2_module(json.loads(config.read_text(encoding="utf-8")), read_state(weights))

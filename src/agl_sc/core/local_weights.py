@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from agl_sc.core.conch import conch_module
 from agl_sc.core.dinov2 import dinov2_module
 from agl_sc.core.pathology import Card
 
@@ -19,7 +20,7 @@ _TRANSFORM = ("mean", "std", "input_size", "fixed_input_size")
 
 
 def folder_module(folder: Path, card: Card | None) -> nn.Module:
-    """The network of a folder with ``config.json`` and weights.
+    """The network of a folder with weights and, but for CONCH, ``config.json``.
 
     Parameters
     ----------
@@ -29,6 +30,8 @@ def folder_module(folder: Path, card: Card | None) -> nn.Module:
         Of the encoder it holds, where it is one of the pathology encoders.
     """
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if weights is not None and card is not None and card.layout == "conch":
+        return conch_module(read_state(weights))
     if weights is None or not (folder / "config.json").is_file():
         msg = f"{folder} is not an encoder: it needs config.json and one of {', '.join(_WEIGHTS)}; copy the whole repository from the hub."
         raise FileNotFoundError(msg)
@@ -85,6 +88,8 @@ def read_state(weights: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         msg = f"{weights} cannot be read as weights alone ({str(error).splitlines()[0]}); write it with safetensors.torch.save_file."
         raise ValueError(msg) from error
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)  # as training code wraps it
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         msg = f"{weights} is not a state dict (names to tensors); write it with torch.save(module.state_dict(), path)."
         raise ValueError(msg)

@@ -65,9 +65,8 @@ class Card:
     """Of the weights."""
     gated: bool
     """Whether access has to be requested."""
-    layout: Literal["timm", "dinov2"] | None = "timm"
-    """Whose names the weights carry: timm's, those of Dinov2 in transformers, or the encoder's own, which only the package
-    of its authors reads."""
+    layout: Literal["timm", "dinov2", "conch"] = "timm"
+    """Whose names the weights carry: timm's, those of Dinov2 in transformers, or CONCH's own."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What timm has to be told beside the repository's own configuration."""
 
@@ -91,7 +90,7 @@ _UNI2: dict[str, Any] = {
 CARDS: tuple[Card, ...] = (
     Card("UNI", "MahmoodLab/UNI", 224, IMAGENET, None, 1024, "class token", _NC_ND, gated=True, options={**_SCALED, "dynamic_img_size": True}),
     Card("UNI2-h", "MahmoodLab/UNI2-h", 224, IMAGENET, None, 1536, "class token", _NC_ND, gated=True, options=_UNI2),
-    Card("CONCH", "MahmoodLab/CONCH", 448, _CLIP, None, 512, "pooled", _NC_ND, gated=True, layout=None),
+    Card("CONCH", "MahmoodLab/CONCH", 448, _CLIP, None, 512, "pooled", _NC_ND, gated=True, layout="conch"),
     Card("Virchow2", "paige-ai/Virchow2", 224, IMAGENET, (2.0, 1.0, 0.5, 0.25), 2560, _BOTH, _NC_ND, gated=True, options=_SWIGLU),
     Card("H-optimus-0", "bioptimus/H-optimus-0", 224, _OPTIMUS, (0.5,), 1536, "class token", "Apache-2.0", gated=True, options={**_SCALED, "dynamic_img_size": False}),
     Card("H-optimus-1", "bioptimus/H-optimus-1", 224, _OPTIMUS, (0.5,), 1536, "class token", _NC_ND, gated=True, options={**_SCALED, "dynamic_img_size": False}),

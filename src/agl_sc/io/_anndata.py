@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from agl_sc._geometry import PITCH_UM, check_mpp
+from agl_sc._geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp, is_positive_number
 from agl_sc.io._image import Image, image_element, open_image, rgb_from_array
 from agl_sc.io._layout import (
     INSTANCE_KEY,
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _SPATIALDATA_ATTRS = "spatialdata_attrs"
 _ONLY_LIBRARY = "section"
 _SPOT_DIAMETER_UM = {"st": 100.0, "visium": 55.0}
+_TECHNOLOGIES = (*PITCH_UM, HD)
 
 
 def from_anndata(
@@ -42,6 +43,7 @@ def from_anndata(
     library_key: str | None = None,
     image_key: str | None = None,
     technology: str | None = None,
+    bin_um: float | Mapping[str, float] | None = None,
     image_mpp: float | Mapping[str, float] | None = None,
     patient: str | Mapping[str, str] | None = None,
 ) -> SpatialData:
@@ -66,7 +68,11 @@ def from_anndata(
     image_key
         Image of ``uns["spatial"]`` to take. None takes ``"hires"``, or else ``"lowres"``.
     technology
-        ``"st"`` or ``"visium"``, whose spot pitch tells, or checks, the microns per pixel. None if it is neither.
+        ``"st"``, ``"visium"`` or ``"visium_hd"``, whose spot pitch or side of bins tells, or checks, the microns per pixel.
+        None if it is none of them.
+    bin_um
+        Side of the bins of Visium HD in microns, for all libraries or as a mapping from library. None takes
+        ``scalefactors["bin_size_um"]`` if there, else the name of the library, such as ``"square_008um"``.
     image_mpp
         Microns per pixel of the image used, for all libraries or as a mapping from library. None takes
         ``scalefactors["microns_per_pixel"]`` (of the full-resolution image) if there, else the spot pitch of
@@ -77,10 +83,11 @@ def from_anndata(
 
     Returns
     -------
-    Per library ``S`` the multiscale image ``S_image`` and the circles ``S``, in a coordinate system named ``S`` whose
-    unit is the pixel of the image used; ``adata`` as table ``table``; microns per pixel and technology, where known,
-    in ``attrs["agl_sc"]``. Added to ``adata``: ``obs["region"]`` (library), ``obs["spot_id"]`` (names of the
-    observations), ``obs["section"]`` and ``obs["patient"]`` where absent, ``uns["spatialdata_attrs"]``.
+    Per library ``S`` the multiscale image ``S_image`` and the circles ``S`` (of Visium HD those that fit in the bins), in
+    a coordinate system named ``S`` whose unit is the pixel of the image used; ``adata`` as table ``table``; microns per
+    pixel, technology and side of bins, where known, in ``attrs["agl_sc"]``. Added to ``adata``: ``obs["region"]``
+    (library), ``obs["spot_id"]`` (names of the observations), ``obs["section"]`` and ``obs["patient"]`` where absent,
+    ``uns["spatialdata_attrs"]``.
 
     Raises
     ------
@@ -90,7 +97,8 @@ def from_anndata(
         ``obsm["spatial"]``, a library, its image or a scale factor is missing.
     ValueError
         ``adata`` is a view; names repeat; a column to be added holds something else; an image is not 3-channel
-        uint8; ``image_mpp`` contradicts the spot pitch by more than 5 %; the size of the spots is unknown.
+        uint8; ``image_mpp`` contradicts the spot pitch by more than 5 %; the size of the spots or bins is unknown, or no
+        positive number.
 
     Examples
     --------
@@ -100,16 +108,21 @@ def from_anndata(
     >>> sdata["table"] is adata  # doctest: +SKIP
     True
     """
-    _check(adata, technology=technology)
+    _check(adata, technology=technology, bin_um=bin_um)
     library_of_spot = _library_of_spot(adata, library_key)
     names = library_of_spot.categories.tolist()
     check_section_names(names)
     columns = _columns(adata, library_of_spot, patient=patient)
     sources = _sources(adata, names, image=image, image_key=image_key)
     stated_mpp = per_section(image_mpp, names, argument="image_mpp")
+    sides_um = per_section(bin_um, names, argument="bin_um")
     libraries = [
         _resolve(
-            adata, np.asarray(library_of_spot == name), sources[name], image_mpp=stated_mpp[name], technology=technology
+            sources[name],
+            adata[library_of_spot == name],
+            image_mpp=stated_mpp[name],
+            technology=technology,
+            bin_um=_side_um(sources[name], sides_um[name]) if technology == HD else None,
         )
         for name in names
     ]
@@ -145,15 +158,20 @@ class _Library:
     image_mpp: float | None
     """Microns per pixel; None if unknown."""
     technology: str | None
-    """``"st"``, ``"visium"`` or None."""
+    """``"st"``, ``"visium"``, ``"visium_hd"`` or None."""
+    bin_um: float | None
+    """Side of the bins of ``"visium_hd"`` in microns."""
 
 
-def _check(adata: AnnData, *, technology: str | None) -> None:
+def _check(adata: AnnData, *, technology: str | None, bin_um: float | Mapping[str, float] | None) -> None:
     if not isinstance(adata, AnnData):
         msg = f"adata is a {type(adata).__name__}, not an AnnData; a SpatialData needs no conversion."
         raise TypeError(msg)
-    if technology is not None and technology not in PITCH_UM:
-        msg = f"technology={technology!r} is unknown; use one of {sorted(PITCH_UM)}, or None."
+    if technology is not None and technology not in _TECHNOLOGIES:
+        msg = f"technology={technology!r} is unknown; use one of {sorted(_TECHNOLOGIES)}, or None."
+        raise ValueError(msg)
+    if bin_um is not None and technology != HD:
+        msg = f"bin_um={bin_um!r} is the side of bins, but technology={technology!r} has none; pass technology={HD!r}, or no bin_um."
         raise ValueError(msg)
     if adata.is_view:
         msg = "adata is a view of another AnnData and would be copied on writing; pass adata.copy()."
@@ -259,35 +277,50 @@ def _open(image: Any, name: str) -> Image:
     return open_image(image) if isinstance(image, str | Path) else rgb_from_array(image, name=name)
 
 
+def _side_um(source: _Source, stated: float | None) -> float:
+    """Side of the bins of a library in microns."""
+    side = source.factors.get("bin_size_um", bin_side_um(source.name)) if stated is None else stated
+    if side is None:
+        msg = (
+            f"The side of the bins of library {source.name!r} is unknown; pass bin_um= (8 for the usual ones), or name the "
+            "library after it, such as 'square_008um'."
+        )
+        raise ValueError(msg)
+    if not is_positive_number(side):
+        msg = f"bin_um={side!r} of library {source.name!r} is not a positive number of microns; 2, 8 and 16 are usual."
+        raise ValueError(msg)
+    return float(side)
+
+
 def _resolve(
-    adata: AnnData, is_inside: NDArray[np.bool_], source: _Source, *, image_mpp: float | None, technology: str | None
+    source: _Source, spots: AnnData, *, image_mpp: float | None, technology: str | None, bin_um: float | None
 ) -> _Library:
-    centres_px = np.asarray(adata.obsm["spatial"], dtype=np.float64)[is_inside] * source.scale
+    centres_px = np.asarray(spots.obsm["spatial"], dtype=np.float64) * source.scale
     check_centres(centres_px, source.image.shape[1:], name=source.name)
+    diameter_px = source.factors.get("spot_diameter_fullres")
+    diameter_px = None if diameter_px is None else float(diameter_px) * source.scale
     if image_mpp is None and "microns_per_pixel" in source.factors:  # Visium HD, per full-resolution pixel
         image_mpp = float(source.factors["microns_per_pixel"]) / source.scale
     if image_mpp is not None or technology is not None:
-        image_mpp = check_mpp(image_mpp, centres_px, technology, name=source.name)
+        bins = Bins(bin_um, diameter_px) if technology == HD else None
+        image_mpp = check_mpp(image_mpp, centres_px, technology, name=source.name, bins=bins)
+    if diameter_px is None:
+        if technology is None or image_mpp is None:
+            msg = (
+                f"The spot size of library {source.name!r} is unknown; put 'spot_diameter_fullres' into "
+                f"uns['spatial'][{source.name!r}]['scalefactors'], or name the technology."
+            )
+            raise ValueError(msg)
+        diameter_px = (bin_um or _SPOT_DIAMETER_UM[technology]) / image_mpp
     return _Library(
         source=source,
-        spots=adata.obs_names[is_inside],
+        spots=spots.obs_names,
         centres_px=centres_px,
-        radius_px=_radius_px(source, image_mpp, technology),
+        radius_px=diameter_px / 2,
         image_mpp=image_mpp,
         technology=technology,
+        bin_um=bin_um,
     )
-
-
-def _radius_px(source: _Source, image_mpp: float | None, technology: str | None) -> float:
-    if "spot_diameter_fullres" in source.factors:
-        return float(source.factors["spot_diameter_fullres"]) * source.scale / 2
-    if technology is None or image_mpp is None:
-        msg = (
-            f"The spot size of library {source.name!r} is unknown; put 'spot_diameter_fullres' into "
-            f"uns['spatial'][{source.name!r}]['scalefactors'], or name the technology."
-        )
-        raise ValueError(msg)
-    return _SPOT_DIAMETER_UM[technology] / image_mpp / 2
 
 
 def _wrap(adata: AnnData, libraries: list[_Library], columns: Mapping[str, pd.Categorical | pd.Index]) -> SpatialData:
@@ -304,6 +337,7 @@ def _wrap(adata: AnnData, libraries: list[_Library], columns: Mapping[str, pd.Ca
         attrs=scale_attrs(
             {lib.source.name: lib.image_mpp for lib in libraries},
             {lib.source.name: lib.technology for lib in libraries},
+            {lib.source.name: lib.bin_um for lib in libraries},
         ),
     )
     added = [key for key in columns if key not in adata.obs]

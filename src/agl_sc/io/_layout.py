@@ -112,11 +112,15 @@ def image_key_of(section: str) -> str:
     return f"{section}_image"
 
 
-def scale_attrs(image_mpp: dict[str, float | None], technology: dict[str, str | None]) -> dict[str, Any]:
-    """What is known of physical scale, as plain JSON-able dicts; both arguments are keyed by section."""
+def scale_attrs(
+    image_mpp: dict[str, float | None], technology: dict[str, str | None], bin_um: dict[str, float | None] | None = None
+) -> dict[str, Any]:
+    """What is known of physical scale, as plain JSON-able dicts; all arguments are keyed by section."""
     known_mpp = {image_key_of(name): float(mpp) for name, mpp in image_mpp.items() if mpp is not None}
     known_technology = {name: value for name, value in technology.items() if value is not None}
-    return {ATTRS_KEY: {"image_mpp": known_mpp, "technology": known_technology}}
+    known_bins = {name: side for name, side in (bin_um or {}).items() if side is not None}
+    bins = {"bin_um": known_bins} if known_bins else {}
+    return {ATTRS_KEY: {"image_mpp": known_mpp, "technology": known_technology, **bins}}
 
 
 def _circles(section: SectionData) -> gpd.GeoDataFrame:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from agl_sc._boundary import Names, Section, get_table, record, recorded, sections
 from agl_sc._keys import Keys
-from agl_sc.core.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks
+from agl_sc.core.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
 from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder
 from agl_sc.core.tiles import Boxes
 from agl_sc.pp._cache import FeatureCache, cache_folder
@@ -50,6 +50,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     dihedral: bool = False,
     batch_size: int = 32,
     device: str | None = None,
+    compile: bool = False,
     client: "Client | None" = None,
     table_key: str | None = None,
     image_key: Names = None,
@@ -59,9 +60,9 @@ def embed(  # noqa: PLR0913 -- an entry point
 ) -> None:
     """Compute the encoder features of the tile around every spot.
 
-    Nothing is computed when features of the same image, tiles and encoder weights are there already. While they are
-    computed, those of a SpatialData in a zarr store are kept in ``STORE.agl_features`` beside it, so that an interrupted
-    call goes on where it stopped; the folder may be deleted.
+    Nothing is computed when features of the same image, tiles, encoder weights and precision are there already. While
+    they are computed, those of a SpatialData in a zarr store are kept in ``STORE.agl_features`` beside it, so that an
+    interrupted call goes on where it stopped; the folder may be deleted.
 
     Parameters
     ----------
@@ -92,6 +93,9 @@ def embed(  # noqa: PLR0913 -- an entry point
         Tiles per forward pass.
     device
         ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default.
+    compile
+        Pass the encoder through ``torch.compile`` first, which needs a C++ compiler and a minute or more at the start; it
+        gains from some thousands of tiles on.
     client
         ``dask.distributed.Client`` over whose workers the tiles are spread; they must reach the image. By default this
         process does all.
@@ -116,7 +120,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     ------
     ValueError
         The scale of an image is unknown, contradicts the spot pitch, or is too coarse; several images or coordinate
-        systems fit; an image is not 3-channel uint8.
+        systems fit; an image is not 3-channel uint8; the workers of ``client`` compute in several precisions.
     KeyError
         An element does not exist.
     TypeError
@@ -141,11 +145,12 @@ def embed(  # noqa: PLR0913 -- an entry point
     network = load_encoder(encoder, stages=stages)
     if network.input_px not in (None, tile_px):
         logger.info("Tiles of %d px are resized to the %d px that %s takes.", tile_px, network.input_px, network.name)
-    made_from = {**provenance(network, spec, placed), **views.record()}
+    precision = precision_of(device, client)
+    made_from = {**provenance(network, spec, placed), **views.record(), "precision": precision}
     if keys.features in table.obsm and {**Views().record(), **(recorded(table, keys, "features") or {})} == made_from:
-        logger.info('Kept obsm["%s"]: same image, tiles and encoder.', keys.features)
+        logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         return
-    recipe = Recipe(network, tile_px, dihedral, batch_size, device)
+    recipe = Recipe(network, tile_px, dihedral, batch_size, device, compile, precision)
     features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=cache_folder(sdata), client=client)
     table.obsm[keys.features] = features
     record(table, keys, {"features": made_from})
@@ -282,7 +287,8 @@ def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None,
 
 
 def _cache_key(recipe: Recipe, boxes: Boxes) -> str:
-    """Digest of what the features of a set of tiles depend on: pixels, boxes, weights and transform."""
+    """Digest of what the features of a set of tiles depend on: pixels, boxes, weights, transform and arithmetic."""
     encoder = recipe.encoder
-    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.dihedral, BLOCK)
-    return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform}".encode()).hexdigest()[:32]
+    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.dihedral)
+    way = (recipe.precision, recipe.compiled, BLOCK)
+    return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]

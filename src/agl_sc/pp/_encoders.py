@@ -17,8 +17,8 @@ def encoders() -> "pd.DataFrame":
     -------
     One row per encoder: repository on the hub, ``input_px`` (side of the tiles it takes), ``mean`` and ``std`` (pixel
     scaling), ``mpp`` (microns per pixel it was trained at, None where the authors print none), ``n_features``,
-    ``embedding`` (how features are made), ``licence`` of the weights, ``gated`` (access has to be requested),
-    ``loads`` (False where only the authors' own package reads the weights) and ``source`` (address of the model card).
+    ``embedding`` (how features are made), ``licence`` of the weights, ``gated`` (access has to be requested) and
+    ``source`` (address of the model card).
 
     Examples
     --------
@@ -41,7 +41,6 @@ def encoders() -> "pd.DataFrame":
             "embedding": card.embedding,
             "licence": card.licence,
             "gated": card.gated,
-            "loads": card.layout is not None,
             "source": card.source,
         }
         for card in CARDS
