@@ -56,7 +56,7 @@ class Planner:
         cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
     ) -> "Planner":
         """Decompose the features once."""
-        return cls(ridge_basis(spots.features, spots.expression, spots.n_views), validation, n_targets, method, config)
+        return cls(ridge_basis(spots.features, spots.expression), validation, n_targets, method, config)
 
     @property
     def n_auxiliary(self) -> int:
@@ -70,9 +70,10 @@ class Planner:
             self.method, choices.cutoff, n_targets=self.n_targets, n_genes=n_genes, temperature=self.config.temperature
         )
         weights[: self.n_targets] *= choices.target_weight
-        start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=choices.rank)
+        widest = min(choices.rank, len(self.basis.singular_values))
+        start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
         if pick_rank and self.validation is not None and self.config.rank is None:
-            start = start.cut(choose_rank(start, self.validation, self.basis.n_views))
+            start = start.cut(choose_rank(start, self.validation))
         return start, replace(choices, rank=start.trunk.shape[1])
 
     def plan(self, train: Train) -> Plan:
@@ -86,8 +87,7 @@ class Planner:
         if self.validation is None:
             msg = "Without validation spots, choices= must say which penalty, cutoff and number of epochs to use."
             raise ValueError(msg)
-        widest = self.config.rank or RANKS[-1] * self.basis.n_views
-        first = Choices(choose_alpha(self.basis, self.validation), widest, 1.0, 0)
+        first = Choices(choose_alpha(self.basis, self.validation), self.config.rank or RANKS[-1], 1.0, 0)
         choices, trace = first, no_trace()
         if self.method == "pgl":
             choices = replace(first, cutoff=0.0)

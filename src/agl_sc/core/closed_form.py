@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
 
 from agl_sc.core.eigen import leading_eigenvectors
 from agl_sc.core.expression import Expression, Floats
@@ -22,42 +20,19 @@ class RidgeBasis:
 
     With features F = U diag(s) V', ridge of the genes Z is ``F V diag(s / (s^2 + alpha)) U'Z``. Everything that a
     reduced-rank fit needs is of size min(n_spots, n_features), whatever the number of spots.
-
-    Features of several views of a spot (fields of view) are decomposed view by view, and everything below is stacked.
     """
 
     singular_values: FloatArray
-    """Of the features, (q,), q <= min(n_spots, n_features) for every view."""
+    """Of the features, (q,), q <= min(n_spots, n_features)."""
     loadings: FloatArray
-    """V, (n_features, q); zero between different views."""
+    """V, (n_features, q)."""
     genes: Floats
     """U'Z, (q, n_genes), in the precision of the features."""
     n_spots: int
     """Number of training spots."""
-    edges: tuple[int, ...] = ()
-    """Where every view but the first begins among the q."""
-
-    @property
-    def views(self) -> list[slice]:
-        """Rows of every view among the q."""
-        return [slice(*ends) for ends in pairwise((0, *self.edges, len(self.singular_values)))]
-
-    @property
-    def n_views(self) -> int:
-        """Number of views."""
-        return len(self.edges) + 1
-
-    @property
-    def widest(self) -> int:
-        """Largest width of a trunk that is as wide in every view."""
-        return self.n_views * min(int(view.stop) - int(view.start) for view in self.views)
-
-    def within(self, rank: int) -> int:
-        """The largest width of such a trunk up to ``rank``, at least one direction of every view."""
-        return max(min(rank, self.widest) // self.n_views, 1) * self.n_views
 
 
-def ridge_basis(features: Floats, expression: Expression, n_views: int = 1) -> RidgeBasis:
+def ridge_basis(features: Floats, expression: Expression) -> RidgeBasis:
     """Decompose centred features once, and project centred genes on them, block by block.
 
     Works on the smaller of the kernel (n_spots, n_spots) and the covariance (n_features, n_features), in double
@@ -66,23 +41,10 @@ def ridge_basis(features: Floats, expression: Expression, n_views: int = 1) -> R
     Parameters
     ----------
     features
-        (n_spots, n_features); those of one view after the other.
+        (n_spots, n_features).
     expression
         Of the same spots.
-    n_views
-        Number of views, all of the same width.
     """
-    parts = [_view_basis(view, expression) for view in np.split(features, n_views, axis=1)]
-    return RidgeBasis(
-        singular_values=np.concatenate([part.singular_values for part in parts]),
-        loadings=block_diag(*(part.loadings for part in parts)) if n_views > 1 else parts[0].loadings,
-        genes=np.concatenate([part.genes for part in parts]) if n_views > 1 else parts[0].genes,
-        n_spots=len(features),
-        edges=tuple(np.cumsum([len(part.singular_values) for part in parts])[:-1].tolist()),
-    )
-
-
-def _view_basis(features: Floats, expression: Expression) -> RidgeBasis:
     n_spots, n_features = features.shape
     if n_spots < n_features:
         squares, left = _decompose(_gram(features))
@@ -152,46 +114,18 @@ def _shrinkage(basis: RidgeBasis, alpha: float) -> FloatArray:
     return shrinkage
 
 
-def _low_rank(
-    basis: RidgeBasis, leading: list[FloatArray], *, rank: int, shrinkage: FloatArray, n_genes: int | None = None
-) -> LowRank:
-    """Mean over views of their solutions, as one: first the best direction of every view, then the second best, ...
-
-    ``leading`` are orthonormal directions (q of the view, width) in the basis of every view, the best first.
-    """
-    scale, width = np.sqrt(basis.n_spots), rank // basis.n_views
-    stacked = np.zeros((len(basis.singular_values), width, basis.n_views))
-    for number, (view, directions) in enumerate(zip(basis.views, leading, strict=True)):
-        stacked[view, :, number] = directions[:, :width]
-    columns = stacked.reshape(len(stacked), -1)
-    trunk = basis.loadings @ (columns / basis.singular_values[:, None]) * scale
-    fitted = columns * (shrinkage / (scale * basis.n_views))[:, None]
-    head = fitted.T.astype(basis.genes.dtype) @ basis.genes[:, :n_genes]
+def _low_rank(basis: RidgeBasis, leading: FloatArray, *, shrinkage: FloatArray, n_genes: int | None = None) -> LowRank:
+    """Trunk from orthonormal directions in the basis, (q, rank), and its head for the leading genes."""
+    scale = np.sqrt(basis.n_spots)
+    trunk = basis.loadings @ (leading / basis.singular_values[:, None]) * scale
+    head = (leading * (shrinkage / scale)[:, None]).T.astype(basis.genes.dtype) @ basis.genes[:, :n_genes]
     return LowRank(trunk, head.astype(np.float64))
-
-
-def _leading(
-    basis: RidgeBasis,
-    grams: list[FloatArray],
-    shrinkage: FloatArray,
-    *,
-    rank: int,
-    earlier: list[FloatArray] | None = None,
-) -> list[FloatArray]:
-    """Leading eigenvectors of every view's ``H Z W Z' H``."""
-    width = rank // basis.n_views
-    starts: Sequence[FloatArray | None] = earlier or [None] * basis.n_views
-    return [
-        leading_eigenvectors(gram * np.outer(shrinkage[view], shrinkage[view]), width, start)
-        for gram, view, start in zip(grams, basis.views, starts, strict=True)
-    ]
 
 
 def reduced_rank_ridge(basis: RidgeBasis, weights: FloatArray, *, alpha: float, rank: int) -> LowRank:
     """Best rank-``rank`` approximation of the ridge fit under gene weights.
 
-    The leading eigenvectors of ``H Z W Z' H`` span the shared trunk, so auxiliary genes shape it in closed form. Of
-    several views every one gets a trunk of its own, and their predictions are averaged.
+    The leading eigenvectors of ``H Z W Z' H`` span the shared trunk, so auxiliary genes shape it in closed form.
 
     Parameters
     ----------
@@ -202,12 +136,13 @@ def reduced_rank_ridge(basis: RidgeBasis, weights: FloatArray, *, alpha: float, 
     alpha
         Ridge penalty on the features' scale.
     rank
-        Width of the trunk, of all views together; at most min(n_spots, n_features), a multiple of the number of views.
+        Width of the trunk; at most min(n_spots, n_features).
     """
-    rank, shrinkage = basis.within(rank), _shrinkage(basis, alpha)
+    rank = min(rank, len(basis.singular_values))
+    shrinkage = _shrinkage(basis, alpha)
     n_active = int(np.flatnonzero(weights).max(initial=-1)) + 1
-    grams = [_gram(basis.genes[view, :n_active], weights[:n_active]) for view in basis.views]
-    return _low_rank(basis, _leading(basis, grams, shrinkage, rank=rank), rank=rank, shrinkage=shrinkage)
+    gram = _gram(basis.genes[:, :n_active], weights[:n_active]) * np.outer(shrinkage, shrinkage)
+    return _low_rank(basis, leading_eigenvectors(gram, rank)[:, :rank], shrinkage=shrinkage)
 
 
 def reduced_rank_path(
@@ -232,15 +167,16 @@ def reduced_rank_path(
     ------
     One solution per entry of ``n_auxiliary``, its head for the targets only.
     """
-    rank, shrinkage = basis.within(rank), _shrinkage(basis, alpha)
-    grams = [np.zeros((view.stop - view.start,) * 2) for view in basis.views]
+    rank = min(rank, len(basis.singular_values))
+    shrinkage = _shrinkage(basis, alpha)
+    shrinkages = np.outer(shrinkage, shrinkage)
+    gram = np.zeros_like(shrinkages)
     done, leading = 0, None
     for n in n_targets + n_auxiliary:
-        for gram, view in zip(grams, basis.views, strict=True):
-            gram += _gram(basis.genes[view, done:n])
+        gram += _gram(basis.genes[:, done:n])
         done = n
-        leading = _leading(basis, grams, shrinkage, rank=rank, earlier=leading)
-        yield _low_rank(basis, leading, rank=rank, shrinkage=shrinkage, n_genes=n_targets)
+        leading = leading_eigenvectors(gram * shrinkages, rank, leading)
+        yield _low_rank(basis, leading[:, :rank], shrinkage=shrinkage, n_genes=n_targets)
 
 
 def reduced_rank_penalties(
@@ -263,9 +199,9 @@ def reduced_rank_penalties(
     ------
     One solution per penalty, its head for the targets only.
     """
-    rank, leading = basis.within(rank), None
-    grams = [_gram(basis.genes[view]) for view in basis.views]
+    rank = min(rank, len(basis.singular_values))
+    gram, leading = _gram(basis.genes), None
     for alpha in alphas:
         shrinkage = _shrinkage(basis, alpha)
-        leading = _leading(basis, grams, shrinkage, rank=rank, earlier=leading)
-        yield _low_rank(basis, leading, rank=rank, shrinkage=shrinkage, n_genes=n_targets)
+        leading = leading_eigenvectors(gram * np.outer(shrinkage, shrinkage), rank, leading)
+        yield _low_rank(basis, leading[:, :rank], shrinkage=shrinkage, n_genes=n_targets)

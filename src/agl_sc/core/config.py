@@ -30,8 +30,7 @@ class TrainConfig:
     """Where trunk and head start: ``"closed_form"``, reduced-rank ridge; ``"random"`` weights; ``"agl"``, a network trained
     on all auxiliary genes, with rounds of searching and training from there until validation gains nothing."""
     rank: int | None = None
-    """Width of the shared trunk's output, over all fields of view; of 4, 8, 16, 32 and 64 for each of them the best on
-    validation spots if None."""
+    """Width of the shared trunk's output; of 4, 8, 16, 32 and 64 the best on validation spots if None."""
     hidden: int = 256
     """Width of the trunk's hidden layer."""
     dropout: float = 0.2

@@ -13,7 +13,7 @@ FloatArray = NDArray[np.float64]
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 17))
 """Ridge penalties tried, per feature."""
 RANKS = (4, 8, 16, 32, 64)
-"""Widths of the trunk tried, per view."""
+"""Widths of the trunk tried."""
 _ROUNDING = 1e-6
 
 
@@ -24,10 +24,10 @@ def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
     so they bear a smaller penalty, and with the larger one of the targets nothing of what they bring is left.
     """
     n_targets = validation.targets.shape[1]
-    ranks = widths(basis.widest, basis.n_views)
-    grid = [validation.features.shape[1] / basis.n_views * alpha for alpha in ALPHAS]
-    solutions = reduced_rank_penalties(basis, n_targets, grid, rank=ranks[-1])
-    scores = [rank_pearson(solution, ranks, validation).mean(axis=1).max() for solution in solutions]
+    widest = min(len(basis.singular_values), RANKS[-1])
+    grid = [validation.features.shape[1] * alpha for alpha in ALPHAS]
+    solutions = reduced_rank_penalties(basis, n_targets, grid, rank=widest)
+    scores = [rank_pearson(solution, _ranks(widest), validation).mean(axis=1).max() for solution in solutions]
     return float(grid[int(np.argmax(scores))])
 
 
@@ -37,10 +37,10 @@ def _product(features: Floats, columns: FloatArray) -> FloatArray:
     return product
 
 
-def choose_rank(start: LowRank, validation: Validation, n_views: int = 1) -> int:
+def choose_rank(start: LowRank, validation: Validation) -> int:
     """Rank of the trunk with the best mean validation Pearson of the targets."""
     n_targets = validation.targets.shape[1]
-    ranks = widths(start.trunk.shape[1], n_views)
+    ranks = _ranks(start.trunk.shape[1])
     targets = LowRank(start.trunk, start.head[:, :n_targets])
     return ranks[_first_best(rank_pearson(targets, ranks, validation).mean(axis=1))]
 
@@ -74,9 +74,10 @@ def path_search(
     n_auxiliary = basis.genes.shape[1] - n_targets
     if n_auxiliary == 0:
         return 0.0, no_trace()
-    ranks = widths(basis.widest, basis.n_views) if rank is None else [basis.within(rank)]
+    widest = min(len(basis.singular_values), RANKS[-1] if rank is None else rank)
+    ranks = _ranks(widest) if rank is None else [widest]
     k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))
-    path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=ranks[-1])
+    path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
     scores = np.stack([rank_pearson(solution, ranks, validation) for solution in path])
     smooth = _smooth(scores)
     best = _first_best(smooth.mean(axis=2).max(axis=0))
@@ -85,10 +86,8 @@ def path_search(
     return float(cutoffs[_one_standard_error(smooth[:, best])]), pd.DataFrame(trace)
 
 
-def widths(widest: int, n_views: int) -> list[int]:
-    """Widths of the trunk to try, up to ``widest``: as many times those of one view as there are views."""
-    ranks = [rank * n_views for rank in RANKS]
-    return [rank for rank in ranks if rank < widest] + [widest] if widest < ranks[-1] else ranks
+def _ranks(widest: int) -> list[int]:
+    return [rank for rank in RANKS if rank < widest] + [widest] if widest < RANKS[-1] else list(RANKS)
 
 
 def rank_pearson(solution: LowRank, ranks: list[int], validation: Validation) -> FloatArray:

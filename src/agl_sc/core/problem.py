@@ -30,8 +30,6 @@ class Spots:
     """Section of every spot, (n_spots,)."""
     counts: Counts | None = None
     """Raw counts of the same genes, for a likelihood."""
-    n_views: int = 1
-    """Fields of view among the features, one after the other, all of the same width."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,8 +75,6 @@ class TrainingData:
     """Usable validation spots, (n_obs,)."""
     section_digests: dict[str, str]
     """Digest of the image of every section that has training or validation spots."""
-    n_views: int
-    """Fields of view among the features."""
     sources: tuple[EncodedTiles, EncodedTiles] | None = None
     """Tiles of training and validation spots with the encoder to fine-tune."""
 
@@ -91,7 +89,7 @@ class TrainingData:
         if rows is not self.train:
             expression = Expression.fitted(self.expression[rows][:, :n_genes], self.sections[rows], expression.scale)
         counts = Counts(self.counts[rows][:, :n_genes], self.library[rows], self.units)
-        return Spots(self.features[rows], expression, self.sections[rows], counts, self.n_views)
+        return Spots(self.features[rows], expression, self.sections[rows], counts)
 
     def held_out(self) -> Validation:
         """Validation spots of the targets."""
@@ -144,8 +142,7 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
     expression = normalize_counts(counts, normalize)
     columns = table.var_names.get_indexer(genes)
     library = np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    made_from = recorded(table, keys, "features")
-    digests = made_from["images"]
+    digests = recorded(table, keys, "features")["images"]
     fitted = set(region_of(table)[train | validation])
     return TrainingData(
         genes=genes,
@@ -160,7 +157,6 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
         train=train,
         validation=validation,
         section_digests={name: digest for name, digest in digests.items() if name in fitted},
-        n_views=Views.recorded(made_from).n_views,
     )
 
 
