@@ -25,6 +25,7 @@ def markdown(results: pd.DataFrame, differences: pd.DataFrame, provenance: Mappi
         *_undefined(results),
         *_by_section(results, metrics[0]),
         "## Differences",
+        *_units(differences, provenance["data"]),
         *_differences(differences, metrics),
         "## Settings",
         *_settings(provenance),
@@ -91,7 +92,8 @@ def _by_section(results: pd.DataFrame, metric: str) -> Iterable[str]:
         yield _table(["method", *map(str, means.columns)], rows)
 
 
-def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]:
+def _units(differences: pd.DataFrame, data: Mapping[str, Any]) -> Iterable[str]:
+    """What the intervals are over, and what that is worth."""
     defined = differences.dropna(subset="low")
     units = dict.fromkeys(defined["unit"])
     yield (
@@ -106,6 +108,12 @@ def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]
     n_units = defined.loc[defined["unit"] != "gene", "n_units"].min()
     if n_units < FEW_UNITS:
         yield f"With {n_units} units an interval is about as wide as they are apart: read it as a range, not as a test."
+    n_patients, n_sections = data.get("n_patients"), len(data["n_spots"])
+    if "section" in units and n_patients is not None and n_patients < n_sections:
+        yield f"The {n_sections} sections are of {n_patients} patients: an interval over sections says nothing of other patients."
+
+
+def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]:
     for metric in metrics:
         own = differences[differences["metric"] == metric]
         rows = [_difference(row) for row in own.to_dict("records")]
