@@ -237,7 +237,7 @@ def _check_genes(
     if isinstance(protocol.genes, int | np.integer):
         return
     genes = [protocol.genes] if isinstance(protocol.genes, str) else list(protocol.genes)
-    own = measured[:, names.get_indexer(genes)].tocsr()
+    own = measured[:, names.get_indexer(pd.Index(genes))].tocsr()
     for fold in folds:
         training = own[fold.assigned == "train"].toarray()
         constant = np.array(genes)[np.ptp(training, axis=0) == 0]

@@ -76,9 +76,10 @@ def _overall(results: pd.DataFrame, metrics: list[str], n_updates: Mapping[str, 
 
 
 def _undefined(results: pd.DataFrame) -> Iterable[str]:
-    found = results[results["value"].isna()].groupby(["method", "metric"], sort=False).size()
+    found = results[results["value"].isna()].groupby(["method", "metric"], sort=False).size().reset_index(name="n")
     if len(found):
-        listed = "; ".join(f"{label(method)}, {metric}: {n}" for (method, metric), n in found.items())
+        each = zip(found["method"], found["metric"], found["n"], strict=True)
+        listed = "; ".join(f"{label(method)}, {metric}: {n}" for method, metric, n in each)
         yield f"Undefined values, where a measured or predicted gene is constant over the test spots of a section: {listed}."
 
 
@@ -121,7 +122,7 @@ def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]
         yield _table(["method", "compared with", "difference", "interval", "units", "verdict"], rows)
 
 
-def _difference(row: Mapping[str, Any]) -> list[str]:
+def _difference(row: Mapping[Any, Any]) -> list[str]:
     pair = [label(row["method"]), label(row["reference"])]
     if pd.isna(row["low"]):
         return [*pair, _number(row["mean"]), "undefined", f"{row['n_units']}", "undefined"]
