@@ -25,3 +25,18 @@ def check_parent(path: str | Path) -> Path:
         msg = f"The folder {parent} cannot be written to ({error.strerror}); choose another path."
         raise PermissionError(msg) from error
     return path
+
+
+def check_folder(path: str | Path) -> Path:
+    """Absolute ``path`` of a folder that exists or can be made.
+
+    Raises
+    ------
+    FileExistsError
+        It is a file.
+    """
+    folder = check_parent(path)
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder} is a file, not a folder; choose another path."
+        raise FileExistsError(msg)
+    return folder

@@ -55,9 +55,9 @@ def in_units(samples: Samples, scaled: Any) -> FloatArray:
     """Times the spread of the training spots, plus the mean of all spots that were fitted on."""
     genes = slice(samples.n_targets)
     values: FloatArray = samples.spots.expression.values[:, genes].toarray()
-    return np.asarray(scaled).reshape(-1, samples.n_targets) * samples.spots.expression.scale[genes] + values.mean(
-        axis=0
-    )
+    found: FloatArray = np.asarray(scaled).reshape(-1, samples.n_targets) * samples.spots.expression.scale[genes]
+    found += values.mean(axis=0)
+    return found
 
 
 def components(samples: Samples, new: FloatArray, n: int) -> tuple[FloatArray, FloatArray]:

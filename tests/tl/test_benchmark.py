@@ -116,6 +116,8 @@ def test_units(*, change: dict[str, Any], unit: str, n_units: int, prepared: Spa
     assert made.differences[["unit", "n_units"]].to_numpy().tolist() == [[unit, n_units]]
     warned = "these intervals are over genes" in made.to_markdown()
     assert warned == (unit == "gene")
+    of_few = "The 3 sections are of 2 patients: an interval over sections says nothing of other patients."
+    assert (of_few in made.to_markdown()) == (unit == "section")
 
 
 def test_units_of_one_section_are_folds_of_blocks(prepared: SpatialData) -> None:
@@ -158,7 +160,7 @@ def made_up() -> Benchmark:
 
 def test_a_report_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("mine")
-    with pytest.raises(FileExistsError, match="report' is a file; choose another place"):
+    with pytest.raises(FileExistsError, match="report is a file, not a folder"):
         made_up().save(tmp_path / "report")
     assert (tmp_path / "report").read_text() == "mine"
 

@@ -318,6 +318,7 @@ REFUSED: list[Any] = [
     pytest.param({"by": "slide"}, ValueError, "by='slide' is not one of", id="by"),
     pytest.param({"by": "section", "n_folds": 9}, ValueError, "9", id="more folds than sections"),
     pytest.param({"by": None}, ValueError, "holds no folds", id="no folds in place"),
+    pytest.param({"by": None, "n_folds": 3}, ValueError, "n_folds=3 says how to divide, but by=None", id="folds twice"),
     pytest.param({"genes": ["G0001", "GAPDH"]}, KeyError, "GAPDH not in the table", id="gene"),
     pytest.param({"layer": "raw"}, KeyError, "layer='raw' is not in the table", id="layer"),
     pytest.param({"layer": "agl_oof"}, ValueError, "would be overwritten by the predictions", id="own layer"),
@@ -326,6 +327,7 @@ REFUSED: list[Any] = [
     pytest.param({"methods": "agl", "validation": 0.0}, ValueError, "pass validation=0.2", id="no validation"),
     pytest.param({"methods": "reduced_rank_ridge", "validation": 0.0}, ValueError, "'reduced_rank_ridge' picks", id="ridge"),
     pytest.param({"checkpoint": "nowhere/runs"}, FileNotFoundError, "does not exist; make it", id="checkpoint"),
+    pytest.param({"checkpoint": __file__}, FileExistsError, "is a file, not a folder", id="file as checkpoint"),
     pytest.param({"key_added": "a b"}, ValueError, "is not a plain name", id="key"),
 ]  # fmt: skip
 

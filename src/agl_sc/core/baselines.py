@@ -22,7 +22,7 @@ from agl_sc.core.problem import Spots
 from agl_sc.core.search import Validation
 
 FloatArray = NDArray[np.float64]
-Predictor = Callable[[FloatArray], FloatArray]
+Predictor = Callable[[Floats], FloatArray]
 """From features (n_spots, n_features) to targets (n_spots, n_targets)."""
 
 HEST_COMPONENTS = 256
@@ -185,7 +185,8 @@ def inner_folds(sections: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], ND
 
 
 def _n_components(samples: Samples, most: int) -> int:
-    return min(most, *samples.spots.features.shape)
+    n_spots, n_features = samples.spots.features.shape
+    return int(min(most, n_spots, n_features))
 
 
 def _on_components(n_components: int, estimator: Any) -> Pipeline:

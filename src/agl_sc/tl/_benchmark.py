@@ -11,7 +11,7 @@ import pandas as pd
 
 from agl_sc._boundary import Names, get_table, recorded, section_of
 from agl_sc._keys import Keys
-from agl_sc._paths import check_parent
+from agl_sc._paths import check_folder
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.differences import FEWEST_UNITS, paired_differences
 from agl_sc.pp._genes import Normalize
@@ -58,12 +58,9 @@ class Benchmark:
         FileNotFoundError
             The folder that it would lie in does not exist.
         FileExistsError
-            There is something else at ``folder``.
+            ``folder`` is a file.
         """
-        path = check_parent(folder)
-        if path.exists() and not path.is_dir():
-            msg = f"folder={str(folder)!r} is a file; choose another place for the report."
-            raise FileExistsError(msg)
+        path = check_folder(folder)
         texts = {
             REPORT: self.to_markdown(),
             RESULTS: self.results.to_csv(index=False, lineterminator="\n"),
@@ -243,6 +240,7 @@ def _provenance(table: "AnnData", keys: Keys, done: CrossValidation, *, named: b
     return {
         "data": {
             "n_spots": section_of(table).value_counts().sort_index().to_dict(),
+            **({"n_patients": table.obs["patient"].nunique()} if "patient" in table.obs else {}),
             "n_genes": table.n_vars,
             "targets": done.targets,
             "targets_named": named,

@@ -194,14 +194,14 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
     _check_genes(folds, protocol, table.var_names, measured=measured)
     with unchanged_on_failure(table, keys):
         ensure_features(sdata, table, keys=keys, where={**protocol.where, "table_key": table_key})
+        shared = count_shared_pixels(
+            sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=request.image_mpp
+        )
         if request.folder is not None:
             request.folder.mkdir(exist_ok=True)
         runs = _run_all(Source(sdata, table, counts), folds, request)
         results = _results(table, measured, folds=folds, request=request, runs=runs)
         provenance = _provenance(table, folds, request)
-        shared = count_shared_pixels(
-            sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=request.image_mpp
-        )
         _write(table, folds, request, runs=runs, provenance=provenance)
     of_method = {name: [r.n_updates for (_, own, _), r in runs.items() if own == name] for name in request.methods}
     known = {gene for outcome in runs.values() for gene in outcome.genes}
@@ -237,7 +237,7 @@ def _check_genes(
     if isinstance(protocol.genes, int | np.integer):
         return
     genes = [protocol.genes] if isinstance(protocol.genes, str) else list(protocol.genes)
-    own = measured[:, names.get_indexer(genes)].tocsr()
+    own = measured[:, names.get_indexer(pd.Index(genes))].tocsr()
     for fold in folds:
         training = own[fold.assigned == "train"].toarray()
         constant = np.array(genes)[np.ptp(training, axis=0) == 0]

@@ -25,6 +25,7 @@ def markdown(results: pd.DataFrame, differences: pd.DataFrame, provenance: Mappi
         *_undefined(results),
         *_by_section(results, metrics[0]),
         "## Differences",
+        *_units(differences, provenance["data"]),
         *_differences(differences, metrics),
         "## Settings",
         *_settings(provenance),
@@ -75,9 +76,10 @@ def _overall(results: pd.DataFrame, metrics: list[str], n_updates: Mapping[str, 
 
 
 def _undefined(results: pd.DataFrame) -> Iterable[str]:
-    found = results[results["value"].isna()].groupby(["method", "metric"], sort=False).size()
+    found = results[results["value"].isna()].groupby(["method", "metric"], sort=False).size().reset_index(name="n")
     if len(found):
-        listed = "; ".join(f"{label(method)}, {metric}: {n}" for (method, metric), n in found.items())
+        each = zip(found["method"], found["metric"], found["n"], strict=True)
+        listed = "; ".join(f"{label(method)}, {metric}: {n}" for method, metric, n in each)
         yield f"Undefined values, where a measured or predicted gene is constant over the test spots of a section: {listed}."
 
 
@@ -91,7 +93,8 @@ def _by_section(results: pd.DataFrame, metric: str) -> Iterable[str]:
         yield _table(["method", *map(str, means.columns)], rows)
 
 
-def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]:
+def _units(differences: pd.DataFrame, data: Mapping[str, Any]) -> Iterable[str]:
+    """What the intervals are over, and what that is worth."""
     defined = differences.dropna(subset="low")
     units = dict.fromkeys(defined["unit"])
     yield (
@@ -106,6 +109,12 @@ def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]
     n_units = defined.loc[defined["unit"] != "gene", "n_units"].min()
     if n_units < FEW_UNITS:
         yield f"With {n_units} units an interval is about as wide as they are apart: read it as a range, not as a test."
+    n_patients, n_sections = data.get("n_patients"), len(data["n_spots"])
+    if "section" in units and n_patients is not None and n_patients < n_sections:
+        yield f"The {n_sections} sections are of {n_patients} patients: an interval over sections says nothing of other patients."
+
+
+def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]:
     for metric in metrics:
         own = differences[differences["metric"] == metric]
         rows = [_difference(row) for row in own.to_dict("records")]
@@ -113,7 +122,7 @@ def _differences(differences: pd.DataFrame, metrics: list[str]) -> Iterable[str]
         yield _table(["method", "compared with", "difference", "interval", "units", "verdict"], rows)
 
 
-def _difference(row: Mapping[str, Any]) -> list[str]:
+def _difference(row: Mapping[Any, Any]) -> list[str]:
     pair = [label(row["method"]), label(row["reference"])]
     if pd.isna(row["low"]):
         return [*pair, _number(row["mean"]), "undefined", f"{row['n_units']}", "undefined"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agl_sc._keys import Keys
-from agl_sc._paths import check_parent
+from agl_sc._paths import check_folder
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.metrics import METRICS
 from agl_sc.pp._folds import Fold, FoldPlan
@@ -69,13 +69,16 @@ def requested(
     **rest: Any,
 ) -> Request:
     """What the arguments of an entry point ask for, refused where it makes no sense."""
+    if by is None and plan["n_folds"] is not None:
+        msg = f"n_folds={plan['n_folds']} says how to divide, but by=None takes the folds that are there; pass one of the two."
+        raise ValueError(msg)
     config = protocol["config"] or TrainConfig()
     return Request(
         methods,
         metrics=list(metrics),
         plan=None if by is None else FoldPlan(by, seed=seed, **plan),
         protocol=Protocol(**{**protocol, "config": config}, where=where, keys=Keys(key_added)),
-        folder=None if checkpoint is None else check_parent(checkpoint),
+        folder=None if checkpoint is None else check_folder(checkpoint),
         seed=seed,
         **rest,
     )
