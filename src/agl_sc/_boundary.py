@@ -51,6 +51,8 @@ class Section:
     """``"st"``, ``"visium"``, ``"visium_hd"`` or None."""
     bins: Bins | None = None
     """Of ``"visium_hd"``."""
+    patch_px: int | None = None
+    """Side of the patches that the finest level was put together from; None of a whole image."""
 
     def mpp(self, stated: float | None = None) -> float:
         """Microns per pixel of the finest level; ``stated`` by the user goes before metadata and spot pitch."""
@@ -178,6 +180,7 @@ def _section(
         image_mpp=metadata.get("image_mpp", {}).get(key),
         technology=technology,
         bins=Bins(side_um, side * scale if side else None) if technology == HD else None,
+        patch_px=metadata.get("patch_px", {}).get(key),
     )
 
 

@@ -249,9 +249,14 @@ def _open_tiff(path: Path) -> da.Array:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
             axes, shape, dtype, is_tiled = series.axes, series.shape, series.dtype, series.keyframe.is_tiled
+            page = series.keyframe
+            end = max((sum(part) for part in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
     except (tifffile.TiffFileError, IndexError, struct.error) as error:
         msg = f"'{path}' cannot be read as a TIFF ({error}); is the file complete?"
         raise ValueError(msg) from error
+    if end > path.stat().st_size:
+        msg = f"'{path}' ends before its pixels do ({path.stat().st_size} of {end} bytes); is the file complete?"
+        raise ValueError(msg)
     channel = next((axis for axis in "SC" if axis in axes), "")
     is_rgb = sorted(axes) == sorted(f"YX{channel}") and channel and shape[axes.index(channel)] == 3
     if not is_rgb or dtype != np.uint8:
