@@ -184,6 +184,17 @@ def _section(
     )
 
 
+def positioned(sdata: "SpatialData", table: "AnnData") -> NDArray[np.bool_]:
+    """Spots whose shape lies somewhere, (n_obs,)."""
+    regions = region_of(table)
+    instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
+    known = np.zeros(table.n_obs, dtype=bool)
+    for name, rows in regions.groupby(regions).indices.items():
+        points, *_ = _points(_element(sdata, str(name)), instances.iloc[rows], str(name))
+        known[rows] = np.isfinite(points).all(axis=1)
+    return known
+
+
 def _subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:
     if wanted is None:
         return available
