@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import dask.array as da
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from spatialdata import SpatialData
 
 from agl_sc._boundary import near_matches
 from agl_sc._geometry import PITCH_UM, check_mpp, spot_pitch_px
-from agl_sc.io._image import Image, open_image
+from agl_sc.io._image import open_levels
 from agl_sc.io._layout import ATTRS_KEY, SectionData, assemble, check_section_names, image_key_of, per_section
 from agl_sc.io._patches import Patches, open_patches, readable, slide_of
 
@@ -293,13 +294,14 @@ def _profiles(section: SectionData) -> NDArray[np.uint64]:
 
 def _section(sample: _Sample, *, patient: str | None) -> tuple[SectionData, int | None]:
     """The sample as a section, and the side of the patches that its image is made of."""
-    image, rows, centres_px, mpp, side_px = _image(sample)
+    levels, rows, centres_px, mpp, side_px = _image(sample)
     technology = _technology(sample.source)
     diameter_um = _number(sample.source.metadata, "spot_diameter") if technology else None
     radius_px = diameter_um / 2 / mpp if diameter_um else spot_pitch_px(centres_px, "st") / 2
     section = SectionData(
         name=sample.source.name,
-        image=image,
+        image=levels[0],
+        coarser=levels[1:],
         counts=sample.counts[rows],
         genes=sample.genes,
         spots=[sample.spots[row] for row in rows],
@@ -319,10 +321,10 @@ def _patient(source: _Source) -> str:
     return f"{named} of {study}" if isinstance(study, str) and study else f"{named} of {source.name}"
 
 
-def _image(sample: _Sample) -> tuple[Image, NDArray[np.int64], FloatArray, float, int | None]:
-    """Image, rows of the spots that are on it, their centres in its pixels, its scale, and the side of its patches."""
+def _image(sample: _Sample) -> tuple[list[da.Array], NDArray[np.int64], FloatArray, float, int | None]:
+    """Levels of the image, rows of the spots that are on it, their centres in its pixels, its scale, and the side of its patches."""
     if sample.source.kind == "wsi":
-        return open_image(sample.source.image), np.arange(len(sample.spots)), sample.centres_px, sample.mpp, None
+        return open_levels(sample.source.image), np.arange(len(sample.spots)), sample.centres_px, sample.mpp, None
     name, patches = sample.source.name, open_patches(sample.source.image)
     row_of = {spot: row for row, spot in enumerate(sample.spots)}
     known = np.array([barcode in row_of for barcode in patches.barcodes], dtype=bool)
@@ -342,7 +344,7 @@ def _image(sample: _Sample) -> tuple[Image, NDArray[np.int64], FloatArray, float
     _check_places(name, patches, taken, centres_px=sample.centres_px[rows])
     mpp = patches.mpp(sample.mpp)
     image, centres_px = slide_of(patches, taken, sample.centres_px[rows] * (sample.mpp / mpp))
-    return image, rows, centres_px, mpp, patches.side_px
+    return [image], rows, centres_px, mpp, patches.side_px
 
 
 def _check_places(name: str, patches: Patches, taken: NDArray[np.int64], *, centres_px: FloatArray) -> None:
