@@ -208,4 +208,4 @@ BASELINES: dict[str, Callable[[Samples], Predictor]] = {
 }
 """From samples to a predictor of centred and scaled targets."""
 WITH_AUXILIARY = ("reduced_rank_ridge",)
-"""Baselines that look at auxiliary genes."""
+"""Baselines that look at auxiliary genes; validation spots pick for them."""

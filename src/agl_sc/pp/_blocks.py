@@ -35,8 +35,8 @@ class Places:
     @property
     def known(self) -> BoolArray:
         """Spots with a position, (n_obs,)."""
-        finite: BoolArray = np.isfinite(self.centres_um).all(axis=1)
-        return finite
+        known: BoolArray = np.isfinite(self.centres_um.sum(axis=1))
+        return known
 
     def blocks(self, block_um: float) -> StrArray:
         """Name of every spot's block in a square grid over its section, (n_obs,); any for spots without a position."""
@@ -67,3 +67,37 @@ def locate(sdata: "SpatialData", table: "AnnData", image_mpp: float | None = Non
         centres_um[section.rows] = section.centres * scales.setdefault(section.image_key, section.mpp(image_mpp))
         images[section.rows] = section.image_key
     return Places(centres_um, images.astype(str), section_of(table).to_numpy(dtype=str))
+
+
+def shared_pixels(
+    centres_um: FloatArray, images: NDArray[Any], assigned: NDArray[Any], *, tile_um: float
+) -> dict[str, int]:
+    """How many tiles of a set share pixels with tiles of the sets that it is to be kept from.
+
+    Parameters
+    ----------
+    centres_um
+        Centres of the tiles in microns as (x, y), (n_spots, 2); NaN for none.
+    images
+        Image of every tile, (n_spots,).
+    assigned
+        Set of every spot, (n_spots,).
+    tile_um
+        Side of a tile in microns. Two tiles share pixels when their centres are less than it apart in x and in y.
+
+    Returns
+    -------
+    ``test``: test tiles that share pixels with a training or validation tile; ``validation``: validation tiles that share
+    pixels with a training tile.
+    """
+    shared = {"test": 0, "validation": 0}
+    known = np.isfinite(centres_um).all(axis=1)
+    for image in np.unique(images):
+        inside = np.flatnonzero((images == image) & known)
+        for kept, others in (("test", ("train", "validation")), ("validation", ("train",))):
+            tiles = centres_um[inside[assigned[inside] == kept]]
+            against = centres_um[inside[np.isin(assigned[inside], others)]]
+            if len(tiles) and len(against):
+                distance, _ = cKDTree(against).query(tiles, p=np.inf)
+                shared[kept] += int((distance < tile_um).sum())
+    return shared

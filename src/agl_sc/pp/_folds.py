@@ -1,18 +1,22 @@
 """Folds of a cross-validation: every spot is test in one of them, and shares nothing with what trains there."""
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc._boundary import positioned, section_of
+from agl_sc._boundary import positioned, record, section_of
+from agl_sc._keys import Keys
 from agl_sc.pp._blocks import Places, locate
-from agl_sc.pp._units import SPOTS_WARNING, By, deal, draw, units_of
+from agl_sc.pp._leaks import tell_duplicates, tell_patients
+from agl_sc.pp._manifest import checked_manifest, hash_of
+from agl_sc.pp._units import FINER, SETS, SPOTS_WARNING, By, deal, draw, units_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 StrArray = NDArray[np.str_]
 BoolArray = NDArray[np.bool_]
 _DEFAULT_FOLDS = 5
-_FINER = {"patient": "'section' or 'block'", "section": "'block'"}
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +114,44 @@ def make_folds(sdata: "SpatialData", table: "AnnData", plan: FoldPlan, *, image_
         _check_sets(fold, plan)
         if plan.by in ("block", "spot"):
             _tell_untrained(fold, section_of(table).to_numpy(dtype=str))
+    splits = [fold.assigned for fold in folds]
+    if plan.by == "section":
+        tell_patients(table, splits)
+    tell_duplicates(table, splits)
     return folds
+
+
+def folds_of(table: "AnnData", keys: Keys) -> list[Fold]:
+    """Folds that ``agl_sc.pp.split(sdata, n_folds=)`` wrote, checked against their manifest."""
+    _, manifest = checked_manifest(table, keys)
+    if "sets" not in manifest:
+        msg = (
+            f'obs["{keys.split}"] holds no folds; run agl_sc.pp.split(sdata, n_folds=5), or say how to divide with by=.'
+        )
+        raise ValueError(msg)
+    names = np.array(SETS)
+    return [
+        Fold(number, str(name), names[codes])
+        for number, (name, codes) in enumerate(zip(manifest["names"], manifest["sets"], strict=True))
+    ]
+
+
+def write_folds(
+    table: "AnnData", keys: Keys, *, folds: Sequence[Fold], plan: FoldPlan, seen: Mapping[str, Any]
+) -> None:
+    """Write the number of the fold that every spot is test in, and the sets of every fold to the manifest."""
+    tests = np.array([fold.assigned == "test" for fold in folds])
+    assigned = np.where(tests.any(axis=0), tests.argmax(axis=0).astype(str), "unused")
+    categories = [*map(str, range(len(folds))), *(["unused"] if "unused" in assigned else [])]
+    table.obs[keys.split] = pd.Categorical(assigned, categories=categories)
+    sets = np.array([pd.Categorical(fold.assigned, categories=list(SETS)).codes for fold in folds])
+    settings = {**asdict(plan), "n_folds": len(folds)}
+    names = np.array([fold.name for fold in folds], dtype=object)
+    manifest = {**settings, **seen, "hash": hash_of(table, assigned, sets), "names": names, "sets": sets}
+    record(table, keys, {"split": manifest})
+    logger.info(
+        'Wrote obs["%s"]: %d folds of %s spots.', keys.split, len(folds), ", ".join(map(str, tests.sum(axis=1)))
+    )
 
 
 def _by_units(table: "AnnData", plan: FoldPlan, *, known: BoolArray, places: Callable[[], Places]) -> Iterator[Fold]:
@@ -144,7 +184,7 @@ def _groups(units: StrArray, known: BoolArray, plan: FoldPlan) -> list[list[str]
         msg = f"The {plan.by} {nowhere[0]!r} has no spot with a position, so a fold would be empty; drop its spots from the table."
         raise ValueError(msg)
     if len(names) < 2:
-        msg = f"by={plan.by!r} holds out whole {plan.by}s, and there is only one ({names[0]}); divide by={_FINER[plan.by]}."
+        msg = f"by={plan.by!r} holds out whole {plan.by}s, and there is only one ({names[0]}); divide by={FINER[plan.by]}."
         raise ValueError(msg)
     if plan.n_folds is None:
         return [[name] for name in names]

@@ -14,6 +14,7 @@ StrArray = NDArray[np.str_]
 IntArray = NDArray[np.int64]
 By = Literal["section", "patient", "block", "spot"]
 SETS = ("train", "validation", "test", "unused")
+FINER = {"patient": "'section' or 'block'", "section": "'block'"}
 SPOTS_WARNING = (
     "Spots of one section share pixels and expression with their neighbours: by='spot' flatters every method."
 )
@@ -59,7 +60,7 @@ def draw(units: StrArray, *, test: float, validation: float, generator: np.rando
     """Assign every spot by its unit, whole units in random order until a set has its fraction of the spots."""
     names, sizes = np.unique(units, return_counts=True)
     order = generator.permutation(len(names))
-    filled = np.concatenate([[0], np.cumsum(sizes[order])]) / len(units)
+    filled = np.concatenate([[0], np.cumsum(sizes[order])]) / max(len(units), 1)
     # The number of units whose share of the spots is nearest to what is asked for: units differ in size.
     n_test = int(np.argmin(np.abs(filled - test)))
     n_both = int(np.argmin(np.abs(filled - filled[n_test] - validation))) if validation else n_test

@@ -1,9 +1,10 @@
 """Training, prediction and evaluation."""
 
 from agl_sc.core.config import TrainConfig
+from agl_sc.tl._cross_validate import cross_validate
 from agl_sc.tl._evaluate import evaluate
 from agl_sc.tl._predict import predict
 from agl_sc.tl._train import train
 
-__all__ = ["evaluate", "predict", "train"]
+__all__ = ["cross_validate", "evaluate", "predict", "train"]
 __all__ += ["TrainConfig"]
