@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agl_sc import cli_hest
+
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Predict spatial gene expression from H&E.")
+app.add_typer(cli_hest.app, name="hest")
+app.command()(cli_hest.benchmark)
 STORE, FIGURE = "agl_demo.zarr", "agl_demo.png"
 
 

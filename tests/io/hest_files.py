@@ -52,7 +52,8 @@ def write_sample(  # noqa: PLR0917
     for kind in ("st", "metadata", "patches", "wsis"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     spots = [f"{'ACGT'[i % 4]}{i:03d}-1" for i in range(len(positions))]
-    pixels = slide(seed)
+    x, y = positions.max(axis=0).astype(int) + SLIDE_SIDE_PX
+    pixels = slide(seed, (max(300, y), max(400, x)))
     table = AnnData(
         X=counts(len(spots), seed, genes),
         obs=pd.DataFrame({"in_tissue": 1, "pxl_col_in_fullres": positions[:, 0]}, index=spots),
@@ -88,3 +89,15 @@ def write_patches(path: Path, *, spots: list[str], positions: NDArray[np.float64
         file["coords"].attrs["patch_size_src"] = SLIDE_SIDE_PX
         file["coords"].attrs["patch_size_target"] = SIDE_PX
         file["barcode"] = np.array(spots, dtype=object)[:, None].astype("S")
+
+
+def write_encoder(path: Path) -> str:
+    """Weights of a tiny network, drawn at random, and the name that ``encoder=`` takes."""
+    import timm
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = timm.create_model("test_resnet", pretrained=False)
+    torch.save(module.state_dict(), path)
+    return f"test_resnet@{path}"

@@ -212,12 +212,12 @@ def test_symbols_of_a_column(folder: Path, caplog: pytest.LogCaptureFixture) -> 
 
 def test_the_same_sample_twice(folder: Path) -> None:
     """As TENX128 and TENX155, even with its genes in another order and some spots cut off."""
+    genes = [f"GENE{i}" for i in range(20)]
+    write_sample(folder, genes=genes)
     table = read_h5ad(folder / "st/TENX152.h5ad")
-    write_sample(folder, "TENX128", genes=GENES[::-1])
+    write_sample(folder, "TENX128", genes=genes[::-1])
     table[:9, ::-1].copy().write_h5ad(folder / "st/TENX128.h5ad")
-    with pytest.raises(
-        ValueError, match=r"TENX128 and TENX152 hold the same profiles \(9 spots\).*leave one out of ids"
-    ):
+    with pytest.raises(ValueError, match=r"TENX128 and TENX152 hold the same profiles .*leave one out of ids"):
         read_hest(folder)
     assert read_hest(folder, "TENX152")["table"].n_obs == N_SPOTS - 1
 

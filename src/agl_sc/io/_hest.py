@@ -3,10 +3,8 @@
 import json
 import logging
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,16 +12,25 @@ import dask.array as da
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from anndata.io import read_elem
 from anndata.utils import make_index_unique
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
-from agl_sc._boundary import near_matches
+from agl_sc._boundary import near_matches, section_of
 from agl_sc._geometry import PITCH_UM, check_mpp, spot_pitch_px
 from agl_sc.io._image import open_levels
-from agl_sc.io._layout import ATTRS_KEY, SectionData, assemble, check_section_names, image_key_of, per_section
+from agl_sc.io._layout import (
+    ATTRS_KEY,
+    TABLE_KEY,
+    SectionData,
+    assemble,
+    check_section_names,
+    image_key_of,
+    per_section,
+)
 from agl_sc.io._patches import Patches, open_patches, readable, slide_of
 
 logger = logging.getLogger(__name__)
@@ -38,8 +45,6 @@ _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}(\.\d+)?")
 _SYMBOL_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "symbols", "feature_name")
 _TOLERANCE = 0.05
 """Of scales that disagree, and of patches that lie beside their spots, in sides of a patch."""
-_SAME = 0.5
-"""Share of spots with the same profile from which two samples count as one."""
 
 
 def read_hest(
@@ -115,8 +120,8 @@ def read_hest(
     sources = [_find(folder, name, image) for name in names]
     samples = [_sample(source, stated_mpp[source.name], gene_names) for source in sources]
     placed = [_section(sample, patient=patients[sample.source.name]) for sample in samples]
-    _refuse_same_profiles([section for section, _ in placed])
     sdata = assemble([section for section, _ in placed])
+    _refuse_same_profiles(sdata[TABLE_KEY])
     sides = {image_key_of(section.name): side for section, side in placed if side is not None}
     if sides:
         sdata.attrs[ATTRS_KEY]["patch_px"] = sides
@@ -275,21 +280,13 @@ def _technology(source: _Source) -> str | None:
     return technology
 
 
-def _refuse_same_profiles(sections: Sequence[SectionData]) -> None:
+def _refuse_same_profiles(table: AnnData) -> None:
     """HEST-1k holds some samples twice (TENX128 is TENX155), which leaks between folds."""
-    profiles = {section.name: np.unique(_profiles(section)) for section in sections}
-    for (one, first), (other, second) in combinations(profiles.items(), 2):
-        n_shared = len(np.intersect1d(first, second, assume_unique=True))
-        if n_shared > _SAME * min(len(first), len(second)):
-            msg = f"{one} and {other} hold the same profiles ({n_shared} spots), so one tells what the other is tested on; leave one out of ids."
-            raise ValueError(msg)
+    from agl_sc.pp._duplicates import same_profiles  # with torch behind it
 
-
-def _profiles(section: SectionData) -> NDArray[np.uint64]:
-    """One number per spot, the same for the same counts of the same genes, whatever their order, (n_spots,)."""
-    key_of_gene = np.array([zlib.crc32(gene.encode()) for gene in section.genes], dtype=np.uint64)
-    keys: NDArray[np.uint64] = csr_matrix(section.counts, dtype=np.uint64) @ (key_of_gene * key_of_gene)
-    return keys
+    for one, other, share in same_profiles(table.X, section_of(table).to_numpy(dtype=str)):
+        msg = f"{one} and {other} hold the same profiles ({share:.0%} of the spots of one), so one tells what the other is tested on; leave one out of ids."
+        raise ValueError(msg)
 
 
 def _section(sample: _Sample, *, patient: str | None) -> tuple[SectionData, int | None]:

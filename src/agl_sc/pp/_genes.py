@@ -48,10 +48,10 @@ def target_genes(
     genes
         How many genes to take, or their names.
     choose_by
-        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper (scanpy's normalised
-        dispersion, flavour seurat), which picks noisier genes.
+        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper. That is scanpy's normalised
+        dispersion, flavour seurat; it picks noisier genes.
     min_detected
-        Genes chosen are detected in more than this fraction of the training spots; named ones need not be.
+        Genes chosen by variance are detected in more than this fraction of the training spots.
     normalize
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     table_key
@@ -215,14 +215,15 @@ def assign_roles(
     *,
     genes: int | Sequence[str],
     choose_by: ChooseBy = "variance",
-    min_detected: float,
+    min_detected: float = 0.0,
 ) -> NDArray[Any]:
     """Role of every gene from the expression of training spots (n_train, n_genes)."""
     _, variance, detected = moments(expression)
     usable = (detected * expression.shape[0] >= _MIN_SPOTS) & (variance > 0)
     if isinstance(genes, int | np.integer):
-        score = variance if choose_by == "variance" else dispersion(expression)
-        eligible = np.flatnonzero(usable & (detected > min_detected) & ~np.isnan(score))
+        by_variance = choose_by == "variance"
+        score = variance if by_variance else dispersion(expression)
+        eligible = np.flatnonzero(usable & (detected > (min_detected if by_variance else 0.0)) & ~np.isnan(score))
         chosen = eligible[np.argsort(-score[eligible], kind="stable")][:genes]
         _tell_shortage(len(chosen), genes, min_detected)
     else:

@@ -20,7 +20,7 @@ from agl_sc._paths import check_parent
 from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
 from agl_sc.pp._folds import Fold, FoldPlan, make_folds
-from agl_sc.pp._genes import Normalize, check_targets, normalize_counts
+from agl_sc.pp._genes import ChooseBy, Normalize, check_choose_by, check_targets, normalize_counts
 from agl_sc.pp._units import By
 from agl_sc.tl._arms import ARMS, check_methods
 from agl_sc.tl._evaluate import METRICS
@@ -102,6 +102,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     buffer_um: float = 150.0,
     image_mpp: float | None = None,
     genes: int | Sequence[str] = 50,
+    choose_by: ChooseBy = "variance",
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 1,
     metrics: Sequence[str] = ("pearson", "spearman", "mse"),
@@ -147,8 +148,10 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     image_mpp
         Microns per pixel of the full image; from metadata or spot pitch by default.
     genes
-        How many genes of highest variance on the training spots of a fold are its targets, so that they differ between
-        folds; or names, the same in all.
+        How many genes are targets, chosen on the training spots of a fold, so that they differ between folds; or names, the
+        same in all.
+    choose_by
+        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper.
     normalize
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds
@@ -200,7 +203,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         plan=FoldPlan(by, n_folds, validation, block_um=block_um, buffer_um=buffer_um, seed=seed),
         n_seeds=seeds,
         seed=seed,
-        protocol=Protocol(config or TrainConfig(), genes, normalize, finetune, where, Keys(key_added)),
+        protocol=Protocol(config or TrainConfig(), genes, normalize, finetune, where, Keys(key_added), choose_by),
         folder=None if checkpoint is None else check_parent(checkpoint),
         image_mpp=image_mpp,
     )
@@ -214,6 +217,7 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
     table = get_table(sdata, table_key)
     counts = counts_of(table, layer)
     check_targets(table, protocol.genes)
+    check_choose_by(protocol.choose_by)
     if layer == keys.oof:
         msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
