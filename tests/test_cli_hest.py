@@ -87,15 +87,20 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
 
 def test_several_samples_go_into_one_store(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     write_sample(hest, "INT1", seed=1, genes=GENES, patient="Patient 2")
-    done = invoke(f"hest prepare TENX152 INT1 --targets 5 --min-genes 20 --output {tmp_path / 'both.zarr'}")
+    done = invoke(
+        f"hest prepare TENX152 INT1 --targets 5 --min-genes 20 --output {tmp_path / 'both.zarr'} --patient TENX152=P2 --patient INT1=P9"
+    )
     assert done.exit_code == 0, done.output
-    assert sd.read_zarr(tmp_path / "both.zarr")["table"].obs["section"].unique().tolist() == ["TENX152", "INT1"]
+    obs = sd.read_zarr(tmp_path / "both.zarr")["table"].obs
+    assert obs.groupby("section", observed=True)["patient"].first().to_dict() == {"TENX152": "P2", "INT1": "P9"}
 
 
 REFUSED: list[Any] = [
     pytest.param("hest prepare TENX151", "TENX151 is not in .*did you mean TENX152.*hest download TENX151", id="not downloaded"),
     pytest.param("hest prepare TENX152 --image wsi", r"TENX152 has no 'hest/wsis/TENX152\.tif'", id="no slide"),
     pytest.param("hest prepare TENX152", "fewer than n_targets=50; lower min_genes", id="nothing left"),
+    pytest.param("hest prepare TENX152 --patient P2", "--patient P2 is not ID=NAME; write such as --patient TENX152=P2", id="patient"),
+    pytest.param("hest prepare TENX152 --patient TENX15=P2", "patient has no entry for TENX152; it has TENX15", id="patient of another"),
     pytest.param("hest prepare TENX152 --output none/a.zarr", "none does not exist; make it", id="no folder"),
     pytest.param("benchmark TENX152", r"hest/TENX152\.zarr does not exist; run `agl-sc hest prepare TENX152`", id="not prepared"),
     pytest.param("benchmark TENX152 --evaluate", r"results\.csv does not exist; run `agl-sc benchmark TENX152 --protocol paper` first", id="not run"),

@@ -89,7 +89,7 @@ def _download(folder: Path, files: list[str], names: list[str], *, revision: str
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     # Without a network come errors of the HTTP library behind huggingface_hub, which depends on its release.
-    unreachable = (HfHubHTTPError.__mro__[1], OSError, RuntimeError)
+    unreachable: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError)
     try:
         info = HfApi().dataset_info(REPOSITORY, revision=revision, token=token, timeout=20)
         _check_known(files, names, known=[file.rfilename for file in info.siblings or ()])

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="HEST-1k: download samples, and prepare them as the paper does.")
 RESULTS, PROVENANCE, RUNS = "results.csv", "provenance.json", "runs"
 _CAVEAT = (
-    "Mean and standard deviation over folds. Test spots of random spot folds share pixels and expression with training spots "
-    "of the same section, so these numbers are higher than those of another section."
+    " Test spots of random spot folds share pixels and expression with training spots of the same section, so these numbers "
+    "are higher than those of another section."
 )
 
 Ids = Annotated[list[str], typer.Argument(help="Samples of HEST-1k, such as TENX152.", show_default=False)]
@@ -56,6 +56,12 @@ def prepare(
     gene_names: Annotated[
         str | None, typer.Option(help="Column of var with gene symbols, where genes are named by Ensembl ids.")
     ] = None,
+    patient: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ID=NAME, for every sample, where the metadata are wrong; theirs by default.", show_default=False
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Filter spots and genes and choose target genes as the paper does, and write a SpatialData store.
@@ -67,7 +73,8 @@ def prepare(
 
         store = _free(_store_of(ids, folder) if output is None else output, force=force)
         _say(f"Reading {', '.join(ids)}")
-        sdata = io.read_hest(folder, ids, image=image, gene_names=gene_names)  # type: ignore[arg-type]
+        patients = None if not patient else _pairs(patient)
+        sdata = io.read_hest(folder, ids, image=image, patient=patients, gene_names=gene_names)  # type: ignore[arg-type]
         prepared = tl.paper_prepare(sdata, n_targets=targets, min_genes=min_genes, min_spots=min_spots)
         _say(f"Writing {store}")
         _write(prepared, store)
@@ -167,9 +174,10 @@ def _table(place: Path, *, command: str) -> str:
         msg = f"{file} does not exist; run `{command}` first, or name another --output."
         raise FileNotFoundError(msg)
     summary = tl.paper_summary(pd.read_csv(file))
+    by = json.loads((place / PROVENANCE).read_text(encoding="utf-8"))["by"]
     titles = {"mse": "MSE", "pearson": "Pearson", "spearman": "Spearman"}
     text = _cells(summary).rename(columns=titles).to_string()
-    return f"\n{text}\n\n{_CAVEAT}\n{file}"
+    return f"\n{text}\n\nMean ± standard deviation over folds.{_CAVEAT if by == 'spot' else ''}\n{file}"
 
 
 def _cells(summary: "pd.DataFrame") -> "pd.DataFrame":
@@ -181,6 +189,15 @@ def _cells(summary: "pd.DataFrame") -> "pd.DataFrame":
         metric: [f"{mean:.3f} ± {sd:.3f}" for mean, sd in summary[metric].itertuples(index=False)] for metric in metrics
     }
     return pd.DataFrame(cells, index=summary.index)
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    """``ID=NAME`` as a mapping."""
+    for each in given:
+        if not all(each.partition("=")):
+            msg = f"--patient {each} is not ID=NAME; write such as --patient TENX152=P2."
+            raise ValueError(msg)
+    return dict(each.split("=", 1) for each in given)
 
 
 def _store_of(ids: list[str], folder: Path) -> Path:

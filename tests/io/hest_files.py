@@ -31,7 +31,8 @@ def slide(seed: int, size: tuple[int, int] = (300, 400)) -> NDArray[np.uint8]:
     y, x = np.mgrid[: size[0], : size[1]]
     phases = np.random.default_rng(seed).uniform(0, 6, 3)
     waves = [np.sin(x / 31 + phase) * np.cos(y / 23 - phase) for phase in phases]
-    return np.rint(127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+    return pixels
 
 
 def counts(n_spots: int, seed: int, genes: list[str] = GENES) -> csr_matrix:
@@ -72,7 +73,7 @@ def write_sample(  # noqa: PLR0917
         folder / "patches" / f"{name}.h5", spots=spots[:-1][::-1], positions=positions[:-1][::-1], slide=pixels
     )
     if wsi:
-        levels = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+        levels: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
         with tifffile.TiffWriter(folder / "wsis" / f"{name}.tif") as file:
             file.write(pixels, **levels)
             file.write(pixels[::2, ::2], subfiletype=1, **levels)

@@ -81,7 +81,7 @@ def test_slide_from_patches(folder: Path) -> None:
 
 def test_patches_that_do_not_overlap_are_exact(tmp_path: Path) -> None:
     grid = np.stack(np.meshgrid(np.arange(3) * 114.3 + 50, np.arange(2) * 114.3 + 50), axis=-1).reshape(-1, 2)
-    known = {"st_technology": "Spatial Transcriptomics", "inter_spot_dist": 200, "spot_diameter": 100}
+    known: dict[str, Any] = {"st_technology": "Spatial Transcriptomics", "inter_spot_dist": 200, "spot_diameter": 100}
     folder = write_sample(tmp_path, "SPA1", positions=grid, **known)
     sdata = read_hest(folder)
     assert sdata.attrs["agl_sc"]["technology"] == {"SPA1": "st"}
@@ -98,7 +98,7 @@ def test_tiles_of_patches_and_of_the_slide_agree(folder: Path) -> None:
     write_sample(folder, wsi=True)
     features = []
     for kind in ("wsi", "patches"):
-        sdata = read_hest(folder, image=kind)  # type: ignore[arg-type]
+        sdata = read_hest(folder, image=kind)
         pp.embed(sdata, tile_px=SIDE_PX, mpp=3.5)
         features.append(sdata["table"].obsm["agl_features"][: N_SPOTS - 1])
     correlation = [np.corrcoef(one, other)[0, 1] for one, other in zip(*features, strict=True)]
@@ -167,7 +167,12 @@ def test_the_scale_of_the_spots_goes_before_that_of_the_image(folder: Path, capl
 
 def test_technology_without_pitch(folder: Path) -> None:
     """Xenium is pooled to squares, whose radius is half the grid; the argument settles what the metadata do not."""
-    xenium = {"st_technology": "Xenium", "inter_spot_dist": None, "spot_diameter": None, "pixel_size_um_embedded": 2.0}
+    xenium: dict[str, Any] = {
+        "st_technology": "Xenium",
+        "inter_spot_dist": None,
+        "spot_diameter": None,
+        "pixel_size_um_embedded": 2.0,
+    }
     write_sample(folder, **xenium)
     sdata = read_hest(folder, image_mpp=1.75)
     assert sdata.attrs["agl_sc"]["technology"] == {}

@@ -137,7 +137,7 @@ def slide_of(patches: Patches, rows: IntArray, centres_px: FloatArray) -> tuple[
         corners=corners,
     )
     image = _from_array(source, chunks=(3, CHUNK_PX, CHUNK_PX), fancy=False, meta=_META)
-    return image, corners + patches.side_px / 2
+    return image, corners.astype(np.float64) + patches.side_px / 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)

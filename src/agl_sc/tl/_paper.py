@@ -52,7 +52,7 @@ def paper_prepare(
     sdata
         SpatialData with one table that annotates the spots of all sections.
     n_targets
-        Number of target genes; 25, 50, 75 and 100 are the paper's.
+        Number of target genes. 25, 50, 75 and 100 are the paper's.
     min_genes
         Genes that a spot has at least.
     min_spots
@@ -170,7 +170,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
         Settings of a published variant of DkGSB, ``"paper"``, ``"released"`` or ``"warmstart"``, instead of ``config``;
         see :meth:`agl_sc.tl.TrainConfig.preset`. They are those of all methods.
     n_targets
-        Number of target genes; that of :func:`paper_prepare` by default, else 50.
+        Number of target genes. That of :func:`paper_prepare` by default, else 50.
     targets_on
         ``"training"`` chooses targets on the training spots of every fold; ``"all"`` takes those of
         :func:`paper_prepare`, chosen on all spots, test included, as the paper's are.
@@ -281,10 +281,9 @@ def paper_summary(results: pd.DataFrame) -> pd.DataFrame:
     if missing:
         msg = f"results has no column {missing[0]!r}; pass what agl_sc.tl.cross_validate returned."
         raise KeyError(msg)
-    by_fold = results.groupby(["method", "metric", "fold"], sort=False)["value"].mean()
-    table = by_fold.groupby(["method", "metric"], sort=False).agg(["mean", "std"]).rename(columns={"std": "sd"})
-    wide = table.unstack("metric").swaplevel(axis=1)
-    order = [name for name in METRICS if name in wide.columns.get_level_values(0)]
-    methods = list(dict.fromkeys(results["method"]))
-    summary: pd.DataFrame = wide.loc[methods, [(name, what) for name in order for what in ("mean", "sd")]]
-    return summary.rename_axis(index=None, columns=[None, None])
+    by_fold = results.groupby(["method", "metric", "fold"], sort=False)["value"].mean().unstack("metric")
+    over_folds = by_fold.groupby("method", sort=False)
+    columns = {}
+    for name in (name for name in METRICS if name in by_fold):
+        columns[name, "mean"], columns[name, "sd"] = over_folds[name].mean(), over_folds[name].std()
+    return pd.DataFrame(columns).rename_axis(index=None)
