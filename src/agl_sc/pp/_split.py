@@ -62,9 +62,9 @@ def split(
     test
         Fraction of the units in [0, 1), or, with ``by="section"`` or ``"patient"``, names of sections or patients.
     validation
-        As ``test``.
+        What picks. A fraction or names, as ``test``.
     n_folds
-        Number of folds for :func:`agl_sc.tl.cross_validate`, instead of one split: every spot is test in one of them, and
+        Number of folds. For :func:`agl_sc.tl.cross_validate`, instead of one split: every spot is test in one of them, and
         ``validation`` is a fraction.
     assignments
         Sets of your own instead of drawn ones: a mapping from section (or patient, with ``by="patient"``) to train,

@@ -14,17 +14,19 @@ import scipy.sparse
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from agl_sc._boundary import Names, counts_of, get_table, record, section_of, unchanged_on_failure
+from agl_sc._boundary import Names, counts_of, get_table, record, recorded, section_of, unchanged_on_failure
 from agl_sc._keys import Keys
 from agl_sc._paths import check_parent
 from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
-from agl_sc.pp._folds import Fold, FoldPlan, make_folds
+from agl_sc.core.metrics import METRICS
+from agl_sc.pp._folds import Fold, FoldPlan, folds_of, make_folds
 from agl_sc.pp._genes import ChooseBy, Normalize, check_choose_by, check_targets, normalize_counts
-from agl_sc.pp._units import By
+from agl_sc.pp._leaks import count_shared_pixels
+from agl_sc.pp._manifest import hash_of
+from agl_sc.pp._units import SETS, By
 from agl_sc.tl._arms import ARMS, check_methods
-from agl_sc.tl._evaluate import METRICS
-from agl_sc.tl._runs import Outcome, Protocol, data_digest, hash_of, run, run_path
+from agl_sc.tl._runs import Outcome, Protocol, Source, run, run_path
 from agl_sc.tl._train import PACKAGES, ensure_features
 
 if TYPE_CHECKING:
@@ -85,6 +87,8 @@ class CrossValidation:
     """method, fold, seed, section, gene, metric, value."""
     provenance: dict[str, Any]
     """How the folds were made, their hash, and what was run, as JSON values."""
+    shared: dict[str, Any]
+    """How many tiles of different sets share pixels, over all folds, as :func:`agl_sc.pp.split` counts them."""
     n_updates: dict[str, float]
     """Mean number of updates over folds and seeds, by method."""
     targets: list[str]
@@ -135,11 +139,12 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         ``"mean"``, ``"knn"``, ``"ridge"``, ``"pca_ridge"``, ``"reduced_rank_ridge"``, ``"random_forest"``,
         ``"gradient_boosting"``.
     by
-        Whole sections, all sections of a patient, spatial blocks within sections, or single spots.
+        Whole sections, all sections of a patient (``obs["patient"]``), spatial blocks within sections, or single spots.
+        None takes the folds that :func:`agl_sc.pp.split` wrote.
     n_folds
-        Number of folds; one per section or patient, 5 of blocks or spots, by default.
+        Number of folds. One per section or patient, 5 of blocks or spots, by default.
     validation
-        Fraction that picks in every fold.
+        What picks. A fraction of the units, or with blocks and spots of the spots, in every fold.
     block_um
         Side of a spatial block in microns.
     buffer_um
@@ -157,7 +162,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     seeds
         Number of seeds, counted from ``seed``; arms that draw nothing run once.
     metrics
-        Metrics to compute: ``"pearson"``, ``"spearman"``, ``"mse"``.
+        Metrics to compute. Those of :func:`agl_sc.tl.evaluate` that need no more than the two sides: ``"pearson"``,
+        ``"spearman"``, ``"mse"``, ``"r2"``, ``"concordance"``, ``"variance_ratio"``, ``"gene_structure"``.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
     config
@@ -196,18 +202,52 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     KeyError
         A table, layer, element or gene does not exist, or there is no ``obs["patient"]``.
     """
-    where = {"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system}
-    request = Request(
-        methods=check_methods(methods),
-        metrics=list(metrics),
-        plan=FoldPlan(by, n_folds, validation, block_um=block_um, buffer_um=buffer_um, seed=seed),
+    request = requested(
+        check_methods(methods),
+        by=by,
+        plan={"n_folds": n_folds, "validation": validation, "block_um": block_um, "buffer_um": buffer_um},
+        protocol={
+            "config": config,
+            "genes": genes,
+            "choose_by": choose_by,
+            "normalize": normalize,
+            "finetune": finetune,
+        },
+        where={"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system},
+        metrics=metrics,
         n_seeds=seeds,
         seed=seed,
-        protocol=Protocol(config or TrainConfig(), genes, normalize, finetune, where, Keys(key_added), choose_by),
-        folder=None if checkpoint is None else check_parent(checkpoint),
+        checkpoint=checkpoint,
+        key_added=key_added,
         image_mpp=image_mpp,
     )
     return run_all(sdata, request, table_key=table_key, layer=layer).results
+
+
+def requested(
+    methods: list[str],
+    *,
+    by: By | None,
+    plan: dict[str, Any],
+    protocol: dict[str, Any],
+    where: dict[str, Any],
+    metrics: Sequence[str],
+    checkpoint: str | Path | None,
+    key_added: str,
+    seed: int,
+    **rest: Any,
+) -> Request:
+    """What the arguments of an entry point ask for, refused where it makes no sense."""
+    config = protocol["config"] or TrainConfig()
+    return Request(
+        methods,
+        metrics=list(metrics),
+        plan=None if by is None else FoldPlan(by, seed=seed, **plan),
+        protocol=Protocol(**{**protocol, "config": config}, where=where, keys=Keys(key_added)),
+        folder=None if checkpoint is None else check_parent(checkpoint),
+        seed=seed,
+        **rest,
+    )
 
 
 def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, layer: str | None) -> CrossValidation:
@@ -221,21 +261,31 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
     if layer == keys.oof:
         msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
-    folds = make_folds(sdata, table, request.plan, image_mpp=request.image_mpp)
+    folds = (
+        folds_of(table, keys)
+        if request.plan is None
+        else make_folds(sdata, table, request.plan, image_mpp=request.image_mpp)
+    )
+    measured = normalize_counts(counts, protocol.normalize)
     _check_folds(folds, request, section_of(table).to_numpy(dtype=str))
+    _check_genes(folds, protocol, table.var_names, measured=measured)
     with unchanged_on_failure(table, keys):
-        ensure_features(sdata, table, keys, {**protocol.where, "table_key": table_key})
+        ensure_features(sdata, table, keys=keys, where={**protocol.where, "table_key": table_key})
         if request.folder is not None:
             request.folder.mkdir(exist_ok=True)
-        runs = _run_all(sdata, table, counts, folds=folds, request=request)
-        results = _results(table, normalize_counts(counts, protocol.normalize), folds=folds, request=request, runs=runs)
+        runs = _run_all(Source(sdata, table, counts), folds, request)
+        results = _results(table, measured, folds=folds, request=request, runs=runs)
         provenance = _provenance(table, folds, request)
+        shared = count_shared_pixels(
+            sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=request.image_mpp
+        )
         _write(table, folds, request, runs=runs, provenance=provenance)
     of_method = {name: [r.n_updates for (_, own, _), r in runs.items() if own == name] for name in request.methods}
     known = {gene for outcome in runs.values() for gene in outcome.genes}
     return CrossValidation(
         results,
         provenance,
+        shared,
         {name: float(np.mean(n)) for name, n in of_method.items()},
         [name for name in table.var_names if name in known],
     )
@@ -257,19 +307,26 @@ def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]
             raise ValueError(msg)
 
 
-def _run_all(
-    sdata: "SpatialData",
-    table: "AnnData",
-    counts: scipy.sparse.csr_matrix,
-    *,
-    folds: Sequence[Fold],
-    request: Request,
-) -> Runs:
+def _check_genes(
+    folds: Sequence[Fold], protocol: Protocol, names: "pd.Index[str]", *, measured: scipy.sparse.csr_matrix
+) -> None:
+    """Refuse named genes that are constant over the training spots of a fold."""
+    if isinstance(protocol.genes, int | np.integer):
+        return
+    genes = [protocol.genes] if isinstance(protocol.genes, str) else list(protocol.genes)
+    own = measured[:, names.get_indexer(genes)].tocsr()
+    for fold in folds:
+        training = own[fold.assigned == "train"].toarray()
+        constant = np.array(genes)[np.ptp(training, axis=0) == 0]
+        if len(constant):
+            msg = f"Target genes {', '.join(constant[:3])} are constant over the training spots of fold {fold.name!r}; leave them out."
+            raise ValueError(msg)
+
+
+def _run_all(source: Source, folds: Sequence[Fold], request: Request) -> Runs:
     """Outcomes of all runs; those that are finished are read."""
     protocol, finished = request.protocol, {}
-    made_from = {
-        "data": data_digest(table, counts, protocol.keys), "protocol": protocol.plain(), "versions": versions()
-    }  # fmt: skip
+    made_from = {"data": source.digest(protocol.keys), "protocol": protocol.plain(), "versions": versions()}
     seconds = dict.fromkeys(request.methods, 0.0)
     for fold, name, seed in tqdm(request.runs(folds), desc="runs", unit="run", disable=None):
         path = None
@@ -279,7 +336,7 @@ def _run_all(
             finished[fold.number, name, seed] = Outcome.read(path)
             continue
         start = time.perf_counter()
-        outcome = run(sdata, table, counts, fold, name=name, seed=seed, protocol=protocol)
+        outcome = run(source, fold, name=name, seed=seed, protocol=protocol)
         seconds[name] += time.perf_counter() - start
         if path is not None:
             outcome.write(path)
@@ -318,27 +375,25 @@ def _results(
 
 
 def _provenance(table: "AnnData", folds: Sequence[Fold], request: Request) -> dict[str, Any]:
-    """Plain values that say what was run; None, which h5ad and zarr refuse, is left out."""
-    sets = {fold.name: hash_of(fold.assigned) for fold in folds}
-    spots = hash_of(table.obs_names.to_numpy())
+    """Plain values that say what was run."""
+    codes = np.array([pd.Categorical(fold.assigned, categories=list(SETS)).codes for fold in folds])
+    plan = recorded(table, request.protocol.keys, "split") if request.plan is None else asdict(request.plan)
     return {
-        **_known(asdict(request.plan)),
+        **{name: plan[name] for name in ("by", "validation", "block_um", "buffer_um")},
         "n_folds": len(folds),
-        "hash": hash_of(np.array([spots, *sets.values()])),
-        "folds": sets,
+        "hash": hash_of(table, _fold_of(folds, [str(fold.number) for fold in folds]), codes),
+        "folds": [fold.name for fold in folds],
         "methods": request.methods,
         "seeds": list(range(request.seed, request.seed + request.n_seeds)),
-        **_known(request.protocol.plain()),
+        **request.protocol.plain(),
         "versions": versions(),
     }
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _known(value) if isinstance(value, Mapping) else value
-        for name, value in values.items()
-        if value is not None
-    }
+def _fold_of(folds: Sequence[Fold], names: Sequence[str]) -> NDArray[Any]:
+    """The name of the fold that every spot is test in, or unused, (n_obs,)."""
+    tests = np.array([fold.assigned == "test" for fold in folds])
+    return np.where(tests.any(axis=0), np.array(names)[tests.argmax(axis=0)], "unused")
 
 
 def versions() -> dict[str, str]:
@@ -351,15 +406,14 @@ def _write(
 ) -> None:
     keys, name = request.protocol.keys, request.methods[0]
     predicted = np.full(table.shape, np.nan, dtype=np.float32)
-    fold_of = np.full(table.n_obs, None, dtype=object)
     for fold in folds:
         outcomes = [runs[fold.number, name, seed] for seed in request.seeds_of(name)]
         rows = np.flatnonzero(fold.assigned == "test")
         mean = np.mean([outcome.predicted for outcome in outcomes], axis=0, dtype=np.float64)
         predicted[np.ix_(rows, table.var_names.get_indexer(outcomes[0].genes))] = mean
-        fold_of[rows] = fold.name
     table.layers[keys.oof] = predicted
-    table.obs[keys.fold] = pd.Categorical(fold_of, categories=[fold.name for fold in folds])
+    names = [fold.name for fold in folds]
+    table.obs[keys.fold] = pd.Categorical(_fold_of(folds, names), categories=names)
     lists = {key: np.array(value) for key, value in provenance.items() if isinstance(value, list)}
     record(table, keys, {"cross_validation": {**provenance, **lists}})
     logger.info(

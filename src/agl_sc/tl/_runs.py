@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from agl_sc.core.config import TrainConfig
 from agl_sc.core.epoch import batches_of
 from agl_sc.pp._folds import Fold
 from agl_sc.pp._genes import ChooseBy, Normalize, rank_auxiliary, role_of, target_genes
-from agl_sc.pp._split import SETS
+from agl_sc.pp._units import SETS
 from agl_sc.tl._arms import ARMS, fit_in_place
 
 if TYPE_CHECKING:
@@ -51,10 +51,56 @@ class Protocol:
     """What the target genes chosen are highest in."""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values; None, which h5ad and zarr refuse, is left out."""
         genes = self.genes if isinstance(self.genes, int | str) else list(self.genes)
-        how = {"genes": genes, "choose_by": self.choose_by, "normalize": self.normalize, "finetune": self.finetune}
-        return {"config": asdict(self.config), **how}
+        config = {name: value for name, value in asdict(self.config).items() if value is not None}
+        how = {"choose_by": self.choose_by, "normalize": self.normalize, "finetune": self.finetune}
+        return {"genes": genes, **how, "config": config}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """The user's data, of which a run changes nothing."""
+
+    sdata: "SpatialData"
+    """Holds images and shapes."""
+    table: "AnnData"
+    """Its table, with features."""
+    counts: scipy.sparse.csr_matrix
+    """Raw counts of the table, (n_obs, n_genes)."""
+
+    def scratch(self, fold: Fold, keys: Keys) -> "SpatialData":
+        """Images, shapes, counts and features, not copied, under a table that knows nothing but one fold's split."""
+        from anndata import AnnData
+        from spatialdata import SpatialData
+
+        made_from = {"features": recorded(self.table, keys, "features")}
+        own = AnnData(
+            self.counts,
+            obs=self.table.obs.copy(),
+            var=pd.DataFrame(index=self.table.var_names),
+            obsm={keys.features: self.table.obsm[keys.features]},
+            uns={"spatialdata_attrs": dict(self.table.uns["spatialdata_attrs"]), keys.uns: made_from},
+        )
+        own.obs[keys.split] = pd.Categorical(fold.assigned, categories=list(SETS))
+        return SpatialData(
+            images=dict(self.sdata.images),
+            shapes=dict(self.sdata.shapes),
+            points=dict(self.sdata.points),
+            tables={"table": own},
+            attrs=dict(self.sdata.attrs),
+        )
+
+    def digest(self, keys: Keys) -> str:
+        """Of everything in the data that a run depends on."""
+        sha = hashlib.sha256()
+        for names in (self.table.obs_names, self.table.var_names, section_of(self.table)):
+            sha.update("\n".join(map(str, names)).encode())
+        features = np.asarray(self.table.obsm[keys.features])
+        for array in (self.counts.data, self.counts.indices, self.counts.indptr, features):
+            sha.update(np.ascontiguousarray(array).tobytes())
+        sha.update(json.dumps(recorded(self.table, keys, "features"), sort_keys=True, default=str).encode())
+        return sha.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +132,20 @@ class Outcome:
     def read(cls, path: Path) -> "Outcome":
         """What :meth:`write` wrote."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(arrays["genes"].tolist(), arrays["predicted"], int(arrays["n_updates"]))
         except (BadZipFile, EOFError, KeyError, ValueError) as error:
             msg = f"The finished run {path} is damaged ({error}); delete it to run it again."
             raise ValueError(msg) from error
 
 
-def run(
-    sdata: "SpatialData",
-    table: "AnnData",
-    counts: scipy.sparse.csr_matrix,
-    fold: Fold,
-    *,
-    name: str,
-    seed: int,
-    protocol: Protocol,
-) -> Outcome:
+def run(source: Source, fold: Fold, *, name: str, seed: int, protocol: Protocol) -> Outcome:
     """Fit one arm to one fold, everything anew, and predict its test spots.
 
     Parameters
     ----------
-    sdata
-        Holds images and shapes; nothing of it is changed.
-    table
-        Its table, with features.
-    counts
-        Raw counts of the table, (n_obs, n_genes).
+    source
+        The user's data.
     fold
         Sets of the spots.
     name
@@ -123,7 +156,7 @@ def run(
         What all runs have in common.
     """
     keys = protocol.keys
-    scratch = scratch_of(sdata, table, counts, fold, keys)
+    scratch = source.scratch(fold, keys)
     own = scratch.tables["table"]
     genes: dict[str, Any] = {"genes": protocol.genes, "choose_by": protocol.choose_by}
     target_genes(scratch, **genes, normalize=protocol.normalize, key_added=keys.key_added)
@@ -132,64 +165,21 @@ def run(
     model = fit_in_place(scratch, name, **how, keys=keys, seed=seed)
     test, targets = fold.assigned == "test", role_of(own, keys) == "target"
     predicted = np.asarray(own.layers[keys.layer], dtype=np.float32)[np.ix_(test, targets)]
-    return Outcome(list(own.var_names[targets]), predicted, _n_updates(model, own, keys, protocol.config))
+    n_updates = 0 if model is None else _n_updates(model, own, keys)
+    return Outcome(list(own.var_names[targets]), predicted, n_updates)
 
 
-def scratch_of(
-    sdata: "SpatialData", table: "AnnData", counts: scipy.sparse.csr_matrix, fold: Fold, keys: Keys
-) -> "SpatialData":
-    """Images, shapes, counts and features of the user's, not copied, under a table that knows nothing but one fold's split."""
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    own = AnnData(
-        counts,
-        obs=table.obs.copy(),
-        var=pd.DataFrame(index=table.var_names),
-        obsm={keys.features: table.obsm[keys.features]},
-        uns={
-            "spatialdata_attrs": dict(table.uns["spatialdata_attrs"]),
-            keys.uns: {"features": recorded(table, keys, "features")},
-        },
-    )
-    own.obs[keys.split] = pd.Categorical(fold.assigned, categories=list(SETS))
-    return SpatialData(
-        images=dict(sdata.images),
-        shapes=dict(sdata.shapes),
-        points=dict(sdata.points),
-        tables={"table": own},
-        attrs=dict(sdata.attrs),
-    )
-
-
-def data_digest(table: "AnnData", counts: scipy.sparse.csr_matrix, keys: Keys) -> str:
-    """Of everything in the data that a run depends on."""
-    sha = hashlib.sha256()
-    for names in (table.obs_names, table.var_names, section_of(table)):
-        sha.update("\n".join(map(str, names)).encode())
-    for array in (counts.data, counts.indices, counts.indptr, np.asarray(table.obsm[keys.features])):
-        sha.update(np.ascontiguousarray(array).tobytes())
-    sha.update(json.dumps(recorded(table, keys, "features"), sort_keys=True, default=str).encode())
-    return sha.hexdigest()
-
-
-def run_path(folder: Path, fold: Fold, *, name: str, seed: int, made_from: dict[str, Any]) -> Path:
-    """Where the outcome of a run lies: ``fold_method_seed_digest.npz``, the digest of all that it depends on."""
-    settings = {**made_from, "arm": asdict(ARMS[name]), "seed": seed, "sets": hash_of(fold.assigned)}
+def run_path(folder: Path, fold: Fold, *, name: str, seed: int, made_from: Mapping[str, Any]) -> Path:
+    """Where the outcome of a run lies: ``fold_method_seed_digest.npz``, the digest of everything else it depends on."""
+    settings = {**made_from, "arm": asdict(ARMS[name]), "sets": "\n".join(fold.assigned)}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return folder / f"{fold.number}_{name}_{seed}_{digest[:16]}.npz"
 
 
-def hash_of(assigned: NDArray[Any]) -> str:
-    """Digest of the set of every spot."""
-    return hashlib.sha256("\n".join(map(str, assigned)).encode()).hexdigest()
-
-
-def _n_updates(model: "Model | None", table: "AnnData", keys: Keys, config: TrainConfig) -> int:
+def _n_updates(model: "Model", table: "AnnData", keys: Keys) -> int:
     """Epochs until training stopped, times the batches of one; neither searches before it nor the refit count."""
-    if model is None:
-        return 0
     with_counts = np.asarray(table.X.sum(axis=1)).ravel() > 0
     usable = with_counts & np.isfinite(np.asarray(table.obsm[keys.features])).all(axis=1)
     n_train = int((usable & (table.obs[keys.split] == "train").to_numpy()).sum())
-    return int(model.history["epoch"].max()) * len(batches_of(n_train, config.batch_size, torch.Generator()))
+    batches = batches_of(n_train, model.card["params"]["batch_size"], torch.Generator())
+    return int(model.history["epoch"].max()) * len(batches)

@@ -210,10 +210,10 @@ def _prepare(
         target_genes(sdata, genes=min(50, table.n_vars), layer=layer, **common)
     if keys.prior_rank not in table.var:
         rank_auxiliary(sdata, layer=layer, **common)
-    ensure_features(sdata, table, keys, where)
+    ensure_features(sdata, table, keys=keys, where=where)
 
 
-def ensure_features(sdata: "SpatialData", table: "AnnData", keys: Keys, where: dict[str, Any]) -> None:
+def ensure_features(sdata: "SpatialData", table: "AnnData", *, keys: Keys, where: dict[str, Any]) -> None:
     """Features of the offline encoder where there are none; those of unknown origin are refused."""
     if keys.features not in table.obsm:
         embed(sdata, **where, key_added=keys.key_added)
