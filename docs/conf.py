@@ -24,7 +24,7 @@ extensions = [
 exclude_patterns = ["_build", "_generated", "jupyter_execute", "benchmark", "tutorials/.ipynb_checkpoints"]
 html_theme = "sphinx_book_theme"
 html_title = "agl-sc"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
 html_copy_source = False
 
 # Tutorials are committed as they ran, and a test runs them; docs/tutorials is a link to tutorials/.
