@@ -11,8 +11,9 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc._geometry import HD, Bins, bin_side_um, check_mpp, spot_pitch_px
+from agl_sc._geometry import HD, Bins, bin_side_um, check_mpp
 from agl_sc._keys import Keys
+from agl_sc._shapes import element_of, points_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +176,7 @@ def _section(
     sdata: "SpatialData", name: str, key: str, *, affine: FloatArray, instances: "pd.Series[Any]", rows: IntArray
 ) -> Section:
     metadata = sdata.attrs.get("agl_sc", {})
-    points, radius, side = _points(_element(sdata, name), instances, name)
+    points, radius, side = points_of(element_of(sdata, name), instances, name)
     scale = float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
     side_um = bin_side_um(name)
     technology = metadata.get("technology", {}).get(name, HD if side_um else None)
@@ -192,6 +193,17 @@ def _section(
     )
 
 
+def positioned(sdata: "SpatialData", table: "AnnData") -> NDArray[np.bool_]:
+    """Spots whose shape lies somewhere, (n_obs,)."""
+    regions = region_of(table)
+    instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
+    known = np.zeros(table.n_obs, dtype=bool)
+    for name, rows in regions.groupby(regions).indices.items():
+        points, *_ = points_of(element_of(sdata, str(name)), instances.iloc[rows], str(name))
+        known[rows] = np.isfinite(points).all(axis=1)
+    return known
+
+
 def _subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:
     if wanted is None:
         return available
@@ -201,16 +213,6 @@ def _subset(available: list[str], wanted: Names, *, argument: str, what: str) ->
         msg = f"{argument}={unknown[0]!r} is not among {what}: {', '.join(available) or 'none'}{near_matches(unknown, available)}."
         raise KeyError(msg)
     return chosen
-
-
-def _element(sdata: "SpatialData", name: str) -> Any:
-    """Shapes or points of a region."""
-    if name in sdata.shapes:
-        return sdata.shapes[name]
-    if name in sdata.points:
-        return sdata.points[name]
-    msg = f"Region {name!r} of the table is not a shapes element; the shapes are {', '.join(sorted(sdata.shapes)) or 'none'}."
-    raise KeyError(msg)
 
 
 def _affine(transformation: Any, name: str, system: str) -> FloatArray:
@@ -243,7 +245,7 @@ def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str
     """The image of a region, and the matrix (3, 3) from the shapes to its pixels."""
     from spatialdata.transformations import get_transformation
 
-    shapes = get_transformation(_element(sdata, name), get_all=True)
+    shapes = get_transformation(element_of(sdata, name), get_all=True)
     candidates: dict[str, dict[str, FloatArray]] = {}
     for key in images:
         image = get_transformation(sdata.images[key], get_all=True)
@@ -268,33 +270,6 @@ def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str
         msg = f"{name!r} and {key!r} share several coordinate systems that disagree ({', '.join(affines)}); name one with coordinate_system=."
         raise ValueError(msg)
     return key, first
-
-
-def _points(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float, float | None]:
-    """Centres (n_spots, 2), median radius, and median side of the square each one would be; None of points."""
-    if not hasattr(shapes, "geometry"):  # a points element, lazy
-        shapes = shapes[["x", "y"]].compute()
-    missing = ~instances.isin(shapes.index)
-    if missing.any():
-        msg = (
-            f"{int(missing.sum())} spots of the table have no shape in {name!r} (e.g. {instances[missing].iloc[0]!r}); "
-            "drop them from the table, or mend its instance_key."
-        )
-        raise ValueError(msg)
-    if not shapes.index.is_unique:
-        msg = f"Shapes {name!r} hold several shapes of one name (e.g. {shapes.index[shapes.index.duplicated()][0]!r}); make their index unique."
-        raise ValueError(msg)
-    rows = shapes.loc[instances]
-    if not hasattr(rows, "geometry"):
-        centres = rows.to_numpy(dtype=float)
-        return centres, spot_pitch_px(centres, "st") / 2, None
-    centroids = rows.geometry.centroid
-    centres = np.column_stack([centroids.x, centroids.y]).astype(float)
-    if "radius" in rows:
-        radius = float(np.median(rows["radius"]))
-        return centres, radius, 2 * radius
-    area = float(np.nanmedian(rows.geometry.area))
-    return centres, float(np.sqrt(area / np.pi)), float(np.sqrt(area))
 
 
 def levels_of(image: Any, key: str) -> tuple[Any, ...]:
@@ -355,7 +330,7 @@ _COLUMNS = ("obs", "var")
 @contextmanager
 def unchanged_on_failure(table: "AnnData", keys: Keys) -> Iterator[None]:
     """Restore every slot of this analysis when the body fails or is interrupted."""
-    names = {keys.layer, keys.features}
+    names = {keys.layer, keys.oof, keys.features}
     before = {slot: {n: getattr(table, slot)[n] for n in names if n in getattr(table, slot)} for slot in _SLOTS}
     columns = {axis: getattr(table, axis).copy(deep=False) for axis in _COLUMNS}
     uns = dict(table.uns.get(keys.uns, {})) if keys.uns in table.uns else None

@@ -32,6 +32,14 @@ class Keys:
         return f"{self.key_added}_split"
 
     @property
+    def oof(self) -> str:
+        return f"{self.key_added}_oof"
+
+    @property
+    def fold(self) -> str:
+        return f"{self.key_added}_fold"
+
+    @property
     def role(self) -> str:
         return f"{self.key_added}_role"
 

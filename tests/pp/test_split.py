@@ -163,7 +163,8 @@ def test_only_the_declared_slots_are_written(
     after = slots(tissue)
     assert {name: after[name] for name in before} == before
     settings = {f"uns/mine/split/{name}" for name in ("by", "seed", "block_um", "buffer_um", "hash")}
-    assert after.keys() - before.keys() == {"obs/mine_split"} | settings
+    shared = {f"uns/mine/split/{name}" for name in ("tile_um", "shared_pixels/test", "shared_pixels/validation")}
+    assert after.keys() - before.keys() == {"obs/mine_split"} | settings | shared
 
 
 def test_a_changed_assignment_is_refused(tissue: SpatialData) -> None:
@@ -190,7 +191,7 @@ def test_a_missing_split_names_the_function_that_makes_it(tissue: SpatialData) -
 
 
 BAD: list[Any] = [
-    pytest.param({"by": "patient"}, ValueError, "by='patient' is not one of 'section', 'block', 'spot'", id="by"),
+    pytest.param({"by": "slide"}, ValueError, "by='slide' is not one of 'section', 'patient', 'block', 'spot'", id="by"),
     pytest.param({"test": 1.0}, ValueError, r"test=1.0 is not a fraction in \[0, 1\) nor section names", id="all test"),
     pytest.param({"validation": -0.1}, ValueError, r"validation=-0.1 is not a fraction", id="negative"),
     pytest.param({"test": 0.6, "validation": 0.4}, ValueError, "test=0.6 and validation=0.4 leave nothing for training", id="sum"),

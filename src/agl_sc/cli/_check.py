@@ -12,6 +12,7 @@ from agl_sc.cli._frame import REFUSALS, is_refusal, message_of
 from agl_sc.core.config import TrainConfig
 from agl_sc.pp._embed import place_section
 from agl_sc.pp._tiles import TileSpec
+from agl_sc.pp._units import patient_of
 from agl_sc.tl._train import check_enough, split_if_missing
 
 if TYPE_CHECKING:
@@ -39,9 +40,14 @@ class Findings:
             _add(self.problems, message_of(error))
         return None
 
-    def note(self, text: str) -> None:
-        """Keep a note."""
-        _add(self.notes, text)
+    def remark(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call a function that only some analyses need; its refusal is a note."""
+        try:
+            function(*args)
+        except REFUSALS as error:
+            if not is_refusal(error):
+                raise
+            _add(self.notes, message_of(error))
 
 
 def check_data(
@@ -88,11 +94,7 @@ def check_data(
         for section in findings.attempt(sections, sdata, table, shapes_key=name, **where) or ():
             findings.attempt(place_section, section, spec, image_mpp)
     findings.attempt(_check_split, sdata, table, keys=Keys(key_added), image_mpp=image_mpp)
-    if "patient" not in table.obs:
-        findings.note(
-            "obs has no column 'patient', and sections of one patient are not independent; add one, so that patients can "
-            "be held out."
-        )
+    findings.remark(patient_of, table)
 
 
 def _check_split(sdata: "SpatialData", table: "AnnData", *, keys: Keys, image_mpp: float | None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from agl_sc.cli._frame import BAD_INPUT, Result
-from agl_sc.cli._store import CoordinateSystem, ImageKey, KeyAdded, Layer, ShapesKey, TableKey, open_store
+from agl_sc.cli._store import CoordinateSystem, ImageKey, ImageMpp, KeyAdded, Layer, ShapesKey, TableKey, open_store
 
 _PACKAGES = ("agl-sc", "accelerate", "anndata", "numpy", "scanpy", "spatialdata", "squidpy", "timm", "torch", "zarr")
 _GB = 1e9
@@ -20,9 +20,7 @@ def doctor(
     *,
     tile_px: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 224,
     mpp: Annotated[float, typer.Option(help="Microns per pixel of a tile.")] = 0.5,
-    image_mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of the images, where they do not say.")
-    ] = None,
+    image_mpp: ImageMpp = None,
     table_key: TableKey = None,
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,

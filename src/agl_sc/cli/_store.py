@@ -20,6 +20,7 @@ ShapesKey = Annotated[list[str] | None, typer.Option(help="Region to use; repeat
 CoordinateSystem = Annotated[
     str | None, typer.Option(help="What joins image and spots; the one they share by default.")
 ]
+ImageMpp = Annotated[float | None, typer.Option(help="Microns per pixel of the images, where they do not say.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with raw counts; X by default.")]
 KeyAdded = Annotated[str, typer.Option(help="Prefix of all slots.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]

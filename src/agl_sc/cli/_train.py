@@ -10,6 +10,7 @@ from agl_sc.cli._frame import Force, Result, say
 from agl_sc.cli._store import (
     CoordinateSystem,
     ImageKey,
+    ImageMpp,
     KeyAdded,
     Layer,
     Place,
@@ -32,8 +33,13 @@ TrainSettings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Field of agl_sc.tl.TrainConfig; repeat for several."),
 ]
+Targets = Annotated[
+    list[str] | None, typer.Option(help="Target gene, repeat for several; or how many of highest variance.")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Folder to continue from after an interrupt.")]
 By = Annotated[
-    str | None, typer.Option(help="Divide by section, block or spot; as the store says, or by section, without.")
+    str | None,
+    typer.Option(help="Divide by section, patient, block or spot; as the store says, or by section, without."),
 ]
 Units = Annotated[
     list[str] | None, typer.Option(help="Sections of this set, the option repeated for several; or a fraction.")
@@ -51,22 +57,18 @@ def train(  # noqa: PLR0913 -- an entry point
     preset: Annotated[str | None, typer.Option(help="Published variant: paper, released or warmstart.")] = None,
     settings: TrainSettings = None,
     finetune: Annotated[bool, typer.Option("--finetune", help="Train the whole encoder too.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder to continue from after an interrupt.")] = None,
+    checkpoint: Checkpoint = None,
     by: By = None,
     test: Units = None,
     validation: Units = None,
-    targets: Annotated[
-        list[str] | None, typer.Option(help="Target gene, repeat for several; or how many of highest variance.")
-    ] = None,
+    targets: Targets = None,
     score: Annotated[
         str | None, typer.Option(help="Prior ranks of auxiliary genes, as pp.rank_auxiliary says.")
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder, see agl-sc encoders.")] = None,
     tile_px: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel of a tile.")] = None,
-    image_mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of the images, where they do not say.")
-    ] = None,
+    image_mpp: ImageMpp = None,
     wider: Annotated[
         list[float] | None,
         typer.Option("--context", help="Wider field of view, in sides of a tile; repeat for several."),
@@ -100,7 +102,7 @@ def train(  # noqa: PLR0913 -- an entry point
         encoder=encoder, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=wider, neighbors=neighbors,
         dihedral=dihedral or None,
     )  # fmt: skip
-    genes = given(genes=_number_or_names(targets), score=score)
+    genes = given(genes=number_or_names(targets), score=score)
     where: dict[str, Any] = {
         "table_key": table_key, "image_key": image_key or None, "shapes_key": shapes_key or None,
         "coordinate_system": coordinate_system, "key_added": key_added,
@@ -177,7 +179,8 @@ def _units(values: list[str] | None) -> float | list[str] | None:
     return values or None
 
 
-def _number_or_names(values: list[str] | None) -> int | list[str] | None:
+def number_or_names(values: list[str] | None) -> int | list[str] | None:
+    """How many genes, or which."""
     if values and len(values) == 1 and values[0].isdecimal():
         return int(values[0])
     return values or None

@@ -76,7 +76,7 @@ def place(section: Section, spec: TileSpec, image_mpp: float) -> Boxes:
         )
         raise ValueError(msg)
     corners = section.centres[:, ::-1] / scale - side / 2
-    background, digest = _overview(section)
+    background, digest = overview(section)
     return Boxes(
         image=level,
         origins=np.round(corners).astype(np.int64),
@@ -92,7 +92,7 @@ def _name(section: Section, level: int) -> str:
     return f"image {section.image_key!r} (level {level})"
 
 
-def _overview(section: Section) -> tuple[UInt8Array, str]:
+def overview(section: Section) -> tuple[UInt8Array, str]:
     """Colour of the background and SHA-256 of the pixels of the coarsest level; of some of its chunks where it is large."""
     level = section.levels[-1]
     chunks = Chunks(level, _name(section, len(section.levels) - 1))

@@ -11,7 +11,8 @@ from agl_sc._boundary import counts_of, get_table, section_of
 from agl_sc._keys import Keys
 from agl_sc.core import metrics
 from agl_sc.pp._genes import normalize_counts, normalize_of, role_of
-from agl_sc.pp._split import SETS, split_of
+from agl_sc.pp._split import split_of
+from agl_sc.pp._units import SETS
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -24,7 +24,8 @@ from agl_sc.core.encoder import without_path
 from agl_sc.model import Model
 from agl_sc.pp._context import Views
 from agl_sc.pp._embed import embed, encode, placed_again
-from agl_sc.pp._split import SETS, split_hash
+from agl_sc.pp._split import split_hash
+from agl_sc.pp._units import SETS
 from agl_sc.tl._evaluate import METRICS
 
 if TYPE_CHECKING:

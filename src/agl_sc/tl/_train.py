@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
-_PACKAGES = ("accelerate", "agl-sc", "anndata", "numpy", "spatialdata", "timm", "torch")
+PACKAGES = ("accelerate", "agl-sc", "anndata", "numpy", "spatialdata", "timm", "torch")
 _MANY_SECTIONS = 3
 N_TARGETS = 50
 """Of highest variance, where nobody chose."""
@@ -86,8 +86,8 @@ def train(  # noqa: PLR0913 -- the entry point
         ``Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir="logs")``; the first device, in full
         precision, by default. Under ``torchrun`` every process trains on its share of a batch.
     checkpoint
-        Folder that holds ``model``, the best so far, and ``state.safetensors``, written after every epoch. Where it exists,
-        training continues from it and ends with the same bytes as if it had not been interrupted.
+        Folder from which an interrupted run continues, to end with the same bytes as if nothing had stopped it. It holds
+        ``model``, the best so far, and ``state.safetensors``, written after every epoch.
     table_key
         Table to use; the only one by default.
     image_key
@@ -202,11 +202,7 @@ def _prepare(
         target_genes(sdata, genes=min(N_TARGETS, table.n_vars), layer=layer, **common)
     if keys.prior_rank not in table.var:
         rank_auxiliary(sdata, layer=layer, **common)
-    if keys.features not in table.obsm:
-        embed(sdata, **where, key_added=keys.key_added)
-    if recorded(table, keys, "features") is None:
-        msg = f'obsm["{keys.features}"] was not made by agl_sc.pp.embed; run it, so that the model knows its encoder and tiles.'
-        raise ValueError(msg)
+    ensure_features(sdata, table, keys=keys, where=where)
 
 
 def split_if_missing(
@@ -233,6 +229,15 @@ def check_enough(table: "AnnData", keys: Keys, config: TrainConfig) -> None:
         raise ValueError(msg)
 
 
+def ensure_features(sdata: "SpatialData", table: "AnnData", *, keys: Keys, where: dict[str, Any]) -> None:
+    """Features of the offline encoder where there are none; those of unknown origin are refused."""
+    if keys.features not in table.obsm:
+        embed(sdata, **where, key_added=keys.key_added)
+    if recorded(table, keys, "features") is None:
+        msg = f'obsm["{keys.features}"] was not made by agl_sc.pp.embed; run it, so that the model knows its encoder and tiles.'
+        raise ValueError(msg)
+
+
 def _model(
     table: "AnnData", keys: Keys, *, data: TrainingData, how: tuple[Method, TrainConfig, int], result: FitResult
 ) -> Model:
@@ -248,7 +253,7 @@ def _model(
             "target_weight": result.choices.target_weight,
             **asdict(config),
         },
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "fitted_on": data.section_digests,
         "split": split_hash(table, keys),
     }
