@@ -8,6 +8,7 @@ from agl_sc.cli._doctor import doctor
 from agl_sc.cli._encoders import encoders
 from agl_sc.cli._evaluate import evaluate
 from agl_sc.cli._frame import EXIT_CODES, OneLine, command
+from agl_sc.cli._hest import app as hest
 from agl_sc.cli._predict import predict
 from agl_sc.cli._train import train
 
@@ -29,3 +30,4 @@ def main(context: typer.Context) -> None:
 
 for function in (demo, train, predict, evaluate, benchmark, encoders, doctor):
     command(app)(function)
+app.add_typer(hest, name="hest")

@@ -55,7 +55,7 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     assert "41 spots (0 left out), 30 genes (0 left out), 5 targets" in done.stdout
     store = hest / "TENX152.zarr"
     assert sd.read_zarr(store)["table"].uns["agl"]["paper"]["n_targets"] == 5
-    line = f"benchmark TENX152 --methods pgl,dkgsb --protocol paper --encoder {encoder} --tile-px 32 --mpp 3.5 --batch-size 8 --max-epochs 1"
+    line = f"benchmark TENX152 --methods pgl,dkgsb --protocol paper --encoder {encoder} --tile-px 32 --mpp 3.5 --set batch_size=8 --set max_epochs=1"
     done = invoke(line)
     assert done.exit_code == 0, done.output
     place = hest / "TENX152_paper_paper"
@@ -67,7 +67,7 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     again = invoke("benchmark TENX152 --evaluate")
     assert again.exit_code == 0, again.output
     assert again.stdout == done.stdout
-    header, *rows = (row.split() for row in again.stdout.splitlines()[1:4])
+    header, *rows = (row.split() for row in again.stdout.splitlines()[:3])
     assert header == ["MSE", "Pearson", "Spearman"]
     assert [row[0] for row in rows] == ["pgl", "dkgsb"]
     by_fold = results[(results["method"] == "pgl") & (results["metric"] == "mse")].groupby("fold")["value"].mean()
@@ -102,9 +102,10 @@ REFUSED: list[Any] = [
     pytest.param("hest prepare TENX152 --patient P2", "--patient P2 is not ID=NAME; write such as --patient TENX152=P2", id="patient"),
     pytest.param("hest prepare TENX152 --patient TENX15=P2", "patient has no entry for TENX152; it has TENX15", id="patient of another"),
     pytest.param("hest prepare TENX152 --output none/a.zarr", "none does not exist; make it", id="no folder"),
-    pytest.param("benchmark TENX152", r"hest/TENX152\.zarr does not exist; run `agl-sc hest prepare TENX152`", id="not prepared"),
+    pytest.param("benchmark TENX152 --protocol paper", r"hest/TENX152\.zarr does not exist; run `agl-sc hest prepare TENX152`", id="not prepared"),
     pytest.param("benchmark TENX152 --evaluate", r"results\.csv does not exist; run `agl-sc benchmark TENX152 --protocol paper` first", id="not run"),
     pytest.param("benchmark TENX152 --protocol mine", "--protocol mine is unknown; the one there is, is paper", id="protocol"),
+    pytest.param("benchmark TENX152 --protocol paper --targets TP53", "--targets TP53 is not a number of target genes", id="named target"),
     pytest.param("hest download ../TENX152", r"ids=\['../TENX152'\] names no sample of HEST-1k", id="id"),
 ]  # fmt: skip
 
