@@ -198,7 +198,7 @@ def test_summary_is_over_folds() -> None:
         for i, value in enumerate(each)
     ]  # fmt: skip
     summary = tl.paper_summary(pd.DataFrame(rows))
-    assert list(summary.columns) == [("pearson", "mean"), ("pearson", "sd")]
+    assert summary.columns.equals(pd.MultiIndex.from_tuples([("pearson", "mean"), ("pearson", "sd")]))
     np.testing.assert_allclose(summary.loc["a"], [np.mean([1.5, 4.0]), np.std([1.5, 4.0], ddof=1)])
     np.testing.assert_allclose(summary.loc["b"], [np.mean([0.0, 4.0]), np.std([0.0, 4.0], ddof=1)])
     with pytest.raises(KeyError, match="results has no column 'fold'"):

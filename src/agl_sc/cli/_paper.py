@@ -71,9 +71,9 @@ def table(asked: PaperRun) -> Result:
     by = json.loads((asked.folder / PROVENANCE).read_text(encoding="utf-8"))["by"]
     titles = {"mse": "MSE", "pearson": "Pearson", "spearman": "Spearman"}
     text = _cells(summary).rename(columns=titles).to_string()
+    columns: list[tuple[str, str]] = list(summary.columns)
     values = {
-        method: {f"{name}_{what}": row[name, what] for name, what in summary.columns}
-        for method, row in summary.iterrows()
+        method: {"_".join(pair): summary.loc[method, [pair]].item() for pair in columns} for method in summary.index
     }
     caveat = _CAVEAT if by == "spot" else ""
     return Result(
