@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import get_args
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
 import agl_sc
 from agl_sc.core.config import Search
+from agl_sc.core.differences import bootstrap_interval
 from agl_sc.io._st import read_st_folder
 from agl_sc.tl import TrainConfig
-from agl_sc.tl._arms import LABELS, compare_arms
+from agl_sc.tl._arms import ARMS, compare_arms
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--search", default="path", choices=get_args(Search))
-    parser.add_argument("--arms", nargs="+", default=["ridge", "pgl", "agl", "dkgsb"], choices=list(LABELS))
+    parser.add_argument("--arms", nargs="+", default=["ridge", "pgl", "agl", "dkgsb"], choices=list(ARMS))
     parser.add_argument("--figures", type=Path, help="folder for figures of DkGSB's searches")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
@@ -87,22 +87,16 @@ def report(result: pd.DataFrame) -> None:
     by_seed = result.groupby(["arm", "section", "seed"], sort=False)["pearson"].mean()
     spread = by_seed.groupby(["arm", "section"], sort=False).agg(["mean", "min", "max"]).unstack("section")
     print("\nMean Pearson of the targets: mean, min, max over seeds")
-    print(spread.rename(index=LABELS).to_string(float_format="{:.3f}".format))
+    print(spread.rename(index={name: arm.label for name, arm in ARMS.items()}).to_string(float_format="{:.3f}".format))
     genes = result.groupby(["arm", "section", "gene"], sort=False)["pearson"].mean().unstack("arm")
     if "ridge" not in genes:
         return
     print("\nDifference to ridge, paired over targets: mean [95 % bootstrap interval]")
     for arm in [name for name in genes.columns if name != "ridge"]:
         for section, rows in genes.groupby("section"):
-            low, mean, high = interval((rows[arm] - rows["ridge"]).to_numpy())
-            print(f"{LABELS[arm]:15s} {section}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-
-
-def interval(difference: np.ndarray) -> tuple[float, float, float]:
-    """2.5 %, mean and 97.5 % of the bootstrapped mean."""
-    known = difference[np.isfinite(difference)]
-    draws = np.random.default_rng(0).choice(known, (10_000, len(known))).mean(axis=1)
-    return float(np.quantile(draws, 0.025)), float(known.mean()), float(np.quantile(draws, 0.975))
+            difference = (rows[arm] - rows["ridge"]).dropna().to_numpy()
+            low, high = bootstrap_interval(difference)
+            print(f"{ARMS[arm].label:28s} {section}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
 class Clock:

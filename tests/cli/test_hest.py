@@ -74,6 +74,9 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     assert rows[0][1:4] == [f"{by_fold.mean():.3f}", "±", f"{by_fold.std():.3f}"]
     assert "Test spots of random spot folds share pixels" in again.stdout
 
+    spoken = json.loads(invoke("benchmark TENX152 --evaluate --json").stdout)
+    assert spoken["methods"]["pgl"]["mse_mean"] == pytest.approx(by_fold.mean())
+
     kept = store.stat().st_mtime_ns
     for refused in ("hest prepare TENX152 --targets 5 --min-genes 20", line):
         done = invoke(refused)

@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 from spatialdata import SpatialData
 
 from agl_sc.pp import rank_auxiliary, split, target_genes
-from agl_sc.tl import TrainConfig, _cross_validate, cross_validate, train
-from agl_sc.tl._runs import Source
+from agl_sc.tl import TrainConfig, cross_validate, train
+from agl_sc.tl._runs import Source, run
 
 GENES = ["G0001", "G0002", "G0003", "G0004"]
 SECTIONS = ["section_1", "section_2", "section_3"]
@@ -35,7 +35,7 @@ def normalized(sdata: SpatialData) -> NDArray[np.floating[Any]]:
     return scaled
 
 
-def with_counts(sdata: SpatialData, rows: NDArray[np.bool_], genes: Any, counts: NDArray[np.floating[Any]]) -> None:
+def set_counts(sdata: SpatialData, rows: NDArray[np.bool_], *, genes: Any, counts: NDArray[np.floating[Any]]) -> None:
     dense = sdata["table"].X.toarray()
     dense[np.ix_(rows, genes)] = counts
     sdata["table"].X = scipy.sparse.csr_matrix(dense)
@@ -102,7 +102,7 @@ def test_counts_of_a_fold_do_not_reach_its_predictions(method: str, prepared: Sp
     before = prepared["table"].layers["agl_oof"].copy()
     rows = in_section(prepared, "section_3")
     counts = prepared["table"].X.toarray()[rows]
-    with_counts(prepared, rows, np.arange(24), np.random.default_rng(0).permuted(counts, axis=1) * 50)
+    set_counts(prepared, rows, genes=np.arange(24), counts=np.random.default_rng(0).permuted(counts, axis=1) * 50)
     cross_validate(prepared, methods=method, genes=4, config=once)
     after = prepared["table"].layers["agl_oof"]
     np.testing.assert_array_equal(after[rows], before[rows])
@@ -115,7 +115,7 @@ def plant(sdata: SpatialData) -> None:
     for section in SECTIONS:
         rows = in_section(sdata, section)
         order = np.column_stack([rng.permutation(rows.sum()) for _ in GENES])
-        with_counts(sdata, rows, sdata["table"].var_names.get_indexer(GENES), order * 20.0)
+        set_counts(sdata, rows, genes=sdata["table"].var_names.get_indexer(GENES), counts=order * 20.0)
 
 
 LEAK_METHODS = ["pca_ridge", "ridge", "knn", "reduced_rank_ridge", "agl"]
@@ -175,19 +175,20 @@ class Stopped(BaseException):
 
 def stop_after(n_runs: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the methods that were run."""
-    honest, names = _cross_validate.run, []
+    names: list[str] = []
 
     def counted(*args: Any, name: str, **how: Any) -> Any:
         if len(names) == n_runs:
             raise Stopped
         names.append(name)
-        return honest(*args, name=name, **how)
+        return run(*args, name=name, **how)
 
-    monkeypatch.setattr(_cross_validate, "run", counted)
+    monkeypatch.setattr("agl_sc.tl._cross_validate.run", counted)
     return names
 
 
 def test_a_stopped_run_changes_nothing_and_goes_on(
+    *,
     prepared: SpatialData,
     config: TrainConfig,
     tmp_path: Path,
@@ -284,7 +285,7 @@ def test_blocks_within_sections(prepared: SpatialData) -> None:
 def test_undefined_values_are_nan_and_counted(prepared: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     table = prepared["table"]
     rows = in_section(prepared, "section_1")
-    with_counts(prepared, rows, [table.var_names.get_loc("G0001")], np.zeros((rows.sum(), 1)))
+    set_counts(prepared, rows, genes=[table.var_names.get_loc("G0001")], counts=np.zeros((rows.sum(), 1)))
     with caplog.at_level(logging.WARNING, "agl_sc.tl._cross_validate"):
         result = cross_validate(prepared, methods="ridge", genes=GENES, metrics=["pearson", "mse"], validation=0.0)
     undefined = result[result["value"].isna()]
@@ -331,6 +332,7 @@ REFUSED: list[Any] = [
 
 @pytest.mark.parametrize(("arguments", "error", "message"), REFUSED)
 def test_refusals(
+    *,
     arguments: dict[str, Any],
     error: type[Exception],
     message: str,
@@ -360,7 +362,7 @@ def test_a_named_gene_that_is_constant_in_training_is_refused_first(
     prepared: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = in_section(prepared, "section_2")
-    with_counts(prepared, rows, [prepared["table"].var_names.get_loc("G0002")], np.zeros((rows.sum(), 1)))
+    set_counts(prepared, rows, genes=[prepared["table"].var_names.get_loc("G0002")], counts=np.zeros((rows.sum(), 1)))
     names = stop_after(0, monkeypatch)
     with pytest.raises(ValueError, match="Target genes G0002 are constant over the training spots of fold 'section_"):
         cross_validate(prepared, methods="ridge", genes=GENES)

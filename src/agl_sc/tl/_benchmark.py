@@ -17,8 +17,9 @@ from agl_sc.core.differences import FEWEST_UNITS, paired_differences
 from agl_sc.pp._genes import Normalize
 from agl_sc.pp._units import By, patient_of
 from agl_sc.tl._arms import ARMS, check_methods
-from agl_sc.tl._cross_validate import CrossValidation, requested, run_all
+from agl_sc.tl._cross_validate import CrossValidation, run_all
 from agl_sc.tl._report import markdown
+from agl_sc.tl._request import requested
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -143,7 +144,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     sdata
         SpatialData with one table that annotates the spots of all sections.
     methods
-        One arm or several, as :func:`agl_sc.tl.cross_validate` takes them; by default all that cost about one training at
+        One arm or several. As :func:`agl_sc.tl.cross_validate` takes them; by default all that cost about one training at
         most.
     reference
         Arm that all others are compared with. Besides, ``"agl"`` is with ``"pgl"``, and ``"dkgsb"`` with ``"agl"``.

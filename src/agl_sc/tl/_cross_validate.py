@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from agl_sc._boundary import Names, counts_of, get_table, record, recorded, section_of, unchanged_on_failure
-from agl_sc._keys import Keys
-from agl_sc._paths import check_parent
 from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.metrics import METRICS
-from agl_sc.pp._folds import Fold, FoldPlan, folds_of, make_folds
+from agl_sc.pp._folds import Fold, folds_of, make_folds
 from agl_sc.pp._genes import ChooseBy, Normalize, check_choose_by, check_targets, normalize_counts
 from agl_sc.pp._leaks import count_shared_pixels
 from agl_sc.pp._manifest import hash_of
 from agl_sc.pp._units import SETS, By
 from agl_sc.tl._arms import ARMS, check_methods
+from agl_sc.tl._request import Request, requested
 from agl_sc.tl._runs import Outcome, Protocol, Source, run, run_path
 from agl_sc.tl._train import PACKAGES, ensure_features
 
@@ -37,46 +36,6 @@ Runs = dict[tuple[int, str, int], Outcome]
 """By number of the fold, method and seed."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """What is asked for, checked before any work."""
-
-    methods: list[str]
-    """Names of arms."""
-    metrics: list[str]
-    """Names of metrics."""
-    plan: FoldPlan | None
-    """How spots are divided into folds; None for those in place."""
-    n_seeds: int
-    """Seeds of every arm that draws anything."""
-    seed: int
-    """The first of them."""
-    protocol: Protocol
-    """What all runs have in common."""
-    folder: Path | None
-    """Where finished runs are kept."""
-    image_mpp: float | None = None
-    """Microns per pixel of the full image, where the plan needs them."""
-
-    def __post_init__(self) -> None:
-        check_methods(self.methods)
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            msg = f"metrics={self.metrics!r} is not a choice of {', '.join(METRICS)}; name at least one."
-            raise ValueError(msg)
-        if not isinstance(self.n_seeds, int) or self.n_seeds < 1:
-            msg = f"seeds={self.n_seeds!r} is not a number of seeds from 1; the first of them is seed=."
-            raise ValueError(msg)
-
-    def seeds_of(self, name: str) -> range:
-        """Seeds of an arm; one where nothing is drawn."""
-        return range(self.seed, self.seed + (self.n_seeds if ARMS[name].drawn else 1))
-
-    def runs(self, folds: Sequence[Fold]) -> list[tuple[Fold, str, int]]:
-        """Every fold with every arm and seed."""
-        return [(fold, name, seed) for fold in folds for name in self.methods for seed in self.seeds_of(name)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +92,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     sdata
         SpatialData with one table that annotates the spots of all sections.
     methods
-        One arm or several: those of :func:`agl_sc.tl.train`; ``"dkgsb_mean"``, ``"dkgsb_moran"``, ``"dkgsb_correlation"``
+        One arm or several. Those of :func:`agl_sc.tl.train`; ``"dkgsb_mean"``, ``"dkgsb_moran"``, ``"dkgsb_correlation"``
         (other prior rankings), ``"random_k"`` (as many genes as DkGSB chooses, drawn at random); ``"dkgsb_paper"``,
         ``"dkgsb_released"``, ``"dkgsb_warmstart"`` (the published variants with their own settings); and the baselines
         ``"mean"``, ``"knn"``, ``"ridge"``, ``"pca_ridge"``, ``"reduced_rank_ridge"``, ``"random_forest"``,
@@ -222,32 +181,6 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         image_mpp=image_mpp,
     )
     return run_all(sdata, request, table_key=table_key, layer=layer).results
-
-
-def requested(
-    methods: list[str],
-    *,
-    by: By | None,
-    plan: dict[str, Any],
-    protocol: dict[str, Any],
-    where: dict[str, Any],
-    metrics: Sequence[str],
-    checkpoint: str | Path | None,
-    key_added: str,
-    seed: int,
-    **rest: Any,
-) -> Request:
-    """What the arguments of an entry point ask for, refused where it makes no sense."""
-    config = protocol["config"] or TrainConfig()
-    return Request(
-        methods,
-        metrics=list(metrics),
-        plan=None if by is None else FoldPlan(by, seed=seed, **plan),
-        protocol=Protocol(**{**protocol, "config": config}, where=where, keys=Keys(key_added)),
-        folder=None if checkpoint is None else check_parent(checkpoint),
-        seed=seed,
-        **rest,
-    )
 
 
 def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, layer: str | None) -> CrossValidation:
