@@ -221,11 +221,10 @@ def assign_roles(
     _, variance, detected = moments(expression)
     usable = (detected * expression.shape[0] >= _MIN_SPOTS) & (variance > 0)
     if isinstance(genes, int | np.integer):
-        by_variance = choose_by == "variance"
-        score = variance if by_variance else dispersion(expression)
-        eligible = np.flatnonzero(usable & (detected > (min_detected if by_variance else 0.0)) & ~np.isnan(score))
+        score, least = (variance, min_detected) if choose_by == "variance" else (dispersion(expression), 0.0)
+        eligible = np.flatnonzero(usable & (detected > least) & ~np.isnan(score))
         chosen = eligible[np.argsort(-score[eligible], kind="stable")][:genes]
-        _tell_shortage(len(chosen), genes, min_detected)
+        _tell_shortage(len(chosen), genes, least)
     else:
         chosen = np.array([list(names).index(name) for name in ([genes] if isinstance(genes, str) else genes)])
         constant = [str(names[i]) for i in chosen if variance[i] == 0]

@@ -165,7 +165,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     sdata
         SpatialData with one table that annotates the spots of all sections.
     methods
-        One arm or several: those of :func:`agl_sc.tl.cross_validate`.
+        One arm or several. Those of :func:`agl_sc.tl.cross_validate`.
     preset
         Settings of a published variant of DkGSB, ``"paper"``, ``"released"`` or ``"warmstart"``, instead of ``config``;
         see :meth:`agl_sc.tl.TrainConfig.preset`. They are those of all methods.
