@@ -71,10 +71,7 @@ def table(asked: PaperRun) -> Result:
     by = json.loads((asked.folder / PROVENANCE).read_text(encoding="utf-8"))["by"]
     titles = {"mse": "MSE", "pearson": "Pearson", "spearman": "Spearman"}
     text = _cells(summary).rename(columns=titles).to_string()
-    columns: list[tuple[str, str]] = list(summary.columns)
-    values = {
-        method: {"_".join(pair): summary.loc[method, [pair]].item() for pair in columns} for method in summary.index
-    }
+    values = summary.set_axis(["_".join(pair) for pair in summary.columns], axis=1).to_dict(orient="index")
     caveat = _CAVEAT if by == "spot" else ""
     return Result(
         {"folder": asked.folder, "by": by, "methods": values},
