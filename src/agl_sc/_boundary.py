@@ -52,11 +52,18 @@ class Section:
     """``"st"``, ``"visium"``, ``"visium_hd"`` or None."""
     bins: Bins | None = None
     """Of ``"visium_hd"``."""
+    patch_px: int | None = None
+    """Side of the patches that the finest level was put together from; None of a whole image."""
 
     def mpp(self, stated: float | None = None) -> float:
         """Microns per pixel of the finest level; ``stated`` by the user goes before metadata and spot pitch."""
         known = self.image_mpp if stated is None else stated
         return check_mpp(known, self.centres, self.technology, name=self.image_key, bins=self.bins)
+
+    def n_outside(self) -> int:
+        """Spots whose centre lies outside the image."""
+        extent = self.levels[0].shape[:0:-1]
+        return int(((self.centres < 0) | (self.centres > extent)).any(axis=1).sum())
 
 
 def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
@@ -68,6 +75,13 @@ def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
 
 def get_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
     """Table of the SpatialData; the only one when ``table_key`` is None."""
+    table = find_table(sdata, table_key)
+    check_unique_genes(table)
+    return table
+
+
+def find_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
+    """As :func:`get_table`, whatever its genes are."""
     from spatialdata import SpatialData
 
     if not isinstance(sdata, SpatialData):
@@ -87,7 +101,6 @@ def get_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
         msg = f"table_key={table_key!r} is not in sdata; its tables are {', '.join(tables)}."
         raise KeyError(msg)
     table: AnnData = sdata.tables[tables[0] if table_key is None else table_key]
-    check_unique_genes(table)
     return table
 
 
@@ -173,12 +186,13 @@ def _section(
         name=name,
         rows=rows,
         image_key=key,
-        levels=_levels(sdata.images[key], key),
+        levels=levels_of(sdata.images[key], key),
         centres=points @ affine[:2, :2].T + affine[:2, 2],
         radius=radius * scale,
         image_mpp=metadata.get("image_mpp", {}).get(key),
         technology=technology,
         bins=Bins(side_um, side * scale if side else None) if technology == HD else None,
+        patch_px=metadata.get("patch_px", {}).get(key),
     )
 
 
@@ -261,7 +275,8 @@ def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str
     return key, first
 
 
-def _levels(image: Any, key: str) -> tuple[Any, ...]:
+def levels_of(image: Any, key: str) -> tuple[Any, ...]:
+    """Lazy arrays (3, y, x) uint8 of an image element, finest first; another kind of image is refused."""
     from xarray import DataTree
 
     levels: list[Any] = list(dict(image).values()) if isinstance(image, DataTree) else []

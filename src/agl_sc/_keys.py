@@ -55,6 +55,10 @@ class Keys:
     def selected(self) -> str:
         return f"{self.key_added}_selected"
 
+    @property
+    def paper_target(self) -> str:
+        return f"{self.key_added}_paper_target"
+
     def metric(self, name: str) -> str:
         """Column of ``var`` that holds a test metric."""
         return f"{self.key_added}_{name}"

@@ -1,6 +1,9 @@
-"""Output paths are refused before any work, not after it."""
+"""Output paths are refused before any work, not after it, and get all of a result or nothing."""
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -40,3 +43,19 @@ def check_folder(path: str | Path) -> Path:
         msg = f"{folder} is a file, not a folder; choose another path."
         raise FileExistsError(msg)
     return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to, which becomes ``path`` in one move; on an error ``path`` stays as it was."""
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    fresh, older = staged / "fresh", staged / "older"
+    try:
+        yield fresh
+        if path.exists():
+            path.rename(older)
+        fresh.rename(path)
+    finally:
+        if older.exists() and not path.exists():
+            older.rename(path)
+        shutil.rmtree(staged, ignore_errors=True)

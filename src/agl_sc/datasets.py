@@ -10,11 +10,12 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from agl_sc._hest1k import hest1k
 from agl_sc._toy_counts import ROLES, GeneLaw, draw_counts, draw_law
 from agl_sc._toy_image import IMAGE_MPP, SPOT_RADIUS_PX, VISIBLE_FIELDS, ToySection, draw_section
 from agl_sc.io._layout import TABLE_KEY, SectionData, assemble
 
-__all__ = ["toy_tissue"]
+__all__ = ["hest1k", "toy_tissue"]
 
 _MIN_SPOTS_PER_SIDE = 6
 _MAX_SHIFT = 2.0

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from agl_sc._paths import check_parent
+from agl_sc._paths import check_parent, replacing
 from agl_sc.core.checkpoint import part
 from agl_sc.core.counts import in_log_units
 from agl_sc.core.encoder import Encoder, load_encoder
@@ -140,19 +138,10 @@ class Model:
         data = save_tensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
         fields = self._fields()
         card = json.dumps({**fields, "sha256": _checksum(data, fields)}, indent=1)
-        staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        fresh, older = staged / "fresh", staged / "older"
-        try:
+        with replacing(path) as fresh:
             fresh.mkdir()
             (fresh / _WEIGHTS).write_bytes(data)
             (fresh / _CARD).write_text(card, encoding="utf-8")
-            if path.exists():
-                path.rename(older)
-            fresh.rename(path)
-        finally:
-            if older.exists() and not path.exists():
-                older.rename(path)
-            shutil.rmtree(staged, ignore_errors=True)
 
     def _fields(self) -> dict[str, Any]:
         plain = ("genes", "n_targets", "method", "search", "cutoff", "best_epoch", "card")

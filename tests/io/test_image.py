@@ -15,7 +15,7 @@ from PIL import Image
 from spatialdata.transformations import Identity, get_transformation
 
 from agl_sc.io import _image
-from agl_sc.io._image import image_element, open_image, rgb_from_array
+from agl_sc.io._image import image_element, open_image, open_levels, rgb_from_array
 
 Pixels = NDArray[np.uint8]
 
@@ -277,3 +277,35 @@ def test_arrays_that_are_refused(pixels: Pixels, *, change: Any) -> None:
 def test_lists_are_no_images() -> None:
     with pytest.raises(TypeError, match="image of 'A' is a list; give a path, a numpy array or a dask array"):
         rgb_from_array([[1, 2, 3]], name="A")
+
+
+@pytest.mark.parametrize("name", ["a.png", "flat.tif", "pyramid.ome.tif"])
+def test_levels_of_the_file_are_read_not_computed(tmp_path: Path, pixels: Pixels, name: str) -> None:
+    """Down to the first below 1,024 px; coordinates and transformations are those of a computed pyramid."""
+    write: Any = {"a.png": save_png, "flat.tif": tifffile.imwrite}.get(name, save_pyramid)
+    write(tmp_path / name, pixels)
+    levels = open_levels(tmp_path / name)
+    assert len(levels) == (2 if "pyramid" in name else 1)
+    np.testing.assert_array_equal(levels[0], pixels.transpose(2, 0, 1))
+    element = image_element(levels[0], name="S", coarser=levels[1:])
+    computed = image_element(levels[0], name="S")
+    assert list(element) == list(computed) == ["scale0", "scale1"]
+    for scale in element:
+        one, other = element[scale]["image"], computed[scale]["image"]
+        assert repr(get_transformation(one, get_all=True)) == repr(get_transformation(other, get_all=True))
+        for axis in "cyx":
+            np.testing.assert_array_equal(one.coords[axis], other.coords[axis])
+    if "pyramid" in name:
+        np.testing.assert_array_equal(element["scale1"]["image"], pixels[::2, ::2].transpose(2, 0, 1))
+
+
+def test_file_that_ends_early(tmp_path: Path, pixels: Pixels) -> None:
+    """Its directory comes first, as in most files, and its pixels are cut."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        ValueError, match=r"a\.tif' ends before its pixels do \(\d+ of \d+ bytes\); is the file complete"
+    ):
+        open_image(path)

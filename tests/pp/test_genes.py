@@ -92,6 +92,26 @@ def test_a_rare_gene_is_no_target_however_variable(divided: SpatialData) -> None
     assert divided["table"].var["agl_role"]["G0010"] == "target"
 
 
+def test_targets_of_highest_dispersion_may_be_rare(divided: SpatialData) -> None:
+    """As in the paper; what is rare is left out of the most variable genes alone."""
+    rare = divided["table"].var_names[0]
+    values = np.zeros(divided["table"].n_obs)
+    values[np.flatnonzero(training(divided))[:4]] = 40
+    set_gene(divided, rare, values)
+    target_genes(divided, genes=4, choose_by="dispersion")
+    adata = scanpy_expression(divided)
+    sc.pp.filter_genes(adata, min_cells=3)
+    scores = sc.pp.highly_variable_genes(adata, flavor="seurat", inplace=False)["dispersions_norm"]
+    scores.index = adata.var_names
+    chosen = divided["table"].var["agl_role"] == "target"
+    assert chosen.sum() == 4
+    assert chosen[rare]
+    others = scores.drop(chosen.index[chosen])
+    assert scores[chosen.index[chosen]].min() >= others.max()
+    target_genes(divided, genes=4)
+    assert divided["table"].var["agl_role"][rare] == "auxiliary"
+
+
 @pytest.mark.parametrize(
     ("n_detected", "role"), [(2, "excluded"), (3, "auxiliary")], ids=["in 2 training spots", "in 3 training spots"]
 )
@@ -282,6 +302,7 @@ BAD = [
     pytest.param(nothing, {"genes": []}, KeyError, "no gene named", id="no gene"),
     pytest.param(nothing, {"genes": 0}, ValueError, "genes=0 is not between 1 and the 24 genes", id="zero genes"),
     pytest.param(nothing, {"genes": 25}, ValueError, "genes=25 is not between 1 and the 24 genes", id="too many genes"),
+    pytest.param(nothing, {"choose_by": "mean"}, ValueError, "choose_by='mean' is not one of 'variance', 'dispersion'", id="choice"),
     pytest.param(nothing, {"normalize": "cpm"}, ValueError, "normalize='cpm' is not one of 'log1p_cp10k', 'log1p'", id="units"),
     pytest.param(nothing, {"min_detected": 1.0}, ValueError, "No gene is detected in more than 100% of the training spots", id="nothing detected"),
 ]  # fmt: skip

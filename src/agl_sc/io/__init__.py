@@ -1,7 +1,8 @@
 """Readers: everything becomes one SpatialData with one table annotating all sections."""
 
 from agl_sc.io._anndata import from_anndata
+from agl_sc.io._hest import read_hest
 from agl_sc.io._st import read_st
 from agl_sc.io._visium import read_visium
 
-__all__ = ["from_anndata", "read_st", "read_visium"]
+__all__ = ["from_anndata", "read_hest", "read_st", "read_visium"]

@@ -1,7 +1,7 @@
 """Opening images lazily, and the multiscale element every reader writes."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -16,7 +16,8 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from spatialdata.models import Image2DModel
-from spatialdata.transformations import Identity
+from spatialdata.transformations import Identity, set_transformation
+from xarray import DataArray, Dataset, DataTree
 
 CHUNK_PX = 512
 _SMALLEST_LEVEL_PX = 1024
@@ -69,6 +70,39 @@ def open_image(path: Path | str) -> da.Array:
             return _open_pillow(path, prefix)
     msg = f"'{path}' is not a JPEG, PNG or TIFF image (it starts with {magic!r}); convert it to one of these."
     raise ValueError(msg)
+
+
+def open_levels(path: Path | str) -> list[da.Array]:
+    """Open an image with the coarser levels that its file holds, down to a longest side below 1,024 px.
+
+    Parameters
+    ----------
+    path
+        File as :func:`open_image` takes it.
+
+    Returns
+    -------
+    Images (3, y, x), uint8, lazy, finest first; the finest alone where the file is no pyramid.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        As :func:`open_image`.
+    """
+    levels = [open_image(path)]
+    with Path(path).open("rb") as file:
+        is_tiff = file.read(4) in _TIFF_MAGIC
+    n_levels = 1
+    if is_tiff:
+        with tifffile.TiffFile(path) as tiff:
+            n_levels = len(tiff.series[0].levels)
+    for level in range(1, n_levels):
+        if max(levels[-1].shape) < _SMALLEST_LEVEL_PX:
+            break
+        levels.append(_open_tiff(Path(path), level))
+    return levels
 
 
 def check_image(image: Any, *, name: str) -> None:
@@ -130,8 +164,10 @@ def _drop_opaque_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels
 
 
-def image_element(image: Image, *, name: str) -> Any:
+def image_element(image: Image, *, name: str, coarser: Sequence[da.Array] = ()) -> Any:
     """Multiscale image element of a section, halved until its longest side is below 1,024 px; lazy on every level.
+
+    What is halved is computed from level 0 whenever it is read, so a file's own coarser levels take its place.
 
     Parameters
     ----------
@@ -139,6 +175,8 @@ def image_element(image: Image, *, name: str) -> Any:
         Level 0, (c, y, x), uint8, 3 channels.
     name
         Section; also the coordinate system, whose unit is the level-0 pixel.
+    coarser
+        Levels that the file holds, finest first.
 
     Returns
     -------
@@ -148,6 +186,8 @@ def image_element(image: Image, *, name: str) -> Any:
     chunks = (3, CHUNK_PX, CHUNK_PX)
     # Naming an in-memory array by its content would hash all of it; a random name is enough here.
     lazy = _rechunk(image, chunks) if isinstance(image, da.Array) else _from_array(image, chunks=chunks, name=False)
+    if coarser:
+        return _pyramid([lazy, *coarser], name)
     return Image2DModel.parse(
         lazy,
         dims=("c", "y", "x"),
@@ -156,6 +196,23 @@ def image_element(image: Image, *, name: str) -> Any:
         chunks=chunks,
         transformations={name: Identity()},
     )
+
+
+def _pyramid(levels: Sequence[da.Array], name: str) -> DataTree:
+    """What :class:`Image2DModel` would parse, of levels that are there."""
+    height, width = levels[0].shape[1:]
+    tree = {}
+    for index, level in enumerate(levels):
+        centres = {
+            axis: (np.arange(n) + 0.5) * (whole / n)
+            for axis, n, whole in zip("yx", level.shape[1:], (height, width), strict=True)
+        }
+        pixels = DataArray(level, dims=("c", "y", "x"), coords={"c": ["r", "g", "b"], **centres})
+        tree[f"scale{index}"] = Dataset({"image": pixels})
+    element = DataTree.from_dict(tree)
+    set_transformation(element, {name: Identity()}, set_all=True)
+    Image2DModel().validate(element)
+    return element
 
 
 def _scale_factors(longest_px: int) -> list[int]:
@@ -244,21 +301,26 @@ def _rawmode(image: ImageFile) -> str:
     return str(args if isinstance(args, str) else args[0] if args else "")
 
 
-def _open_tiff(path: Path) -> da.Array:
+def _open_tiff(path: Path, level: int = 0) -> da.Array:
     try:
         with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
+            series = tiff.series[0].levels[level]
             axes, shape, dtype, is_tiled = series.axes, series.shape, series.dtype, series.keyframe.is_tiled
+            page = series.keyframe
+            end = max((sum(part) for part in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
     except (tifffile.TiffFileError, IndexError, struct.error) as error:
         msg = f"'{path}' cannot be read as a TIFF ({error}); is the file complete?"
         raise ValueError(msg) from error
+    if end > path.stat().st_size:
+        msg = f"'{path}' ends before its pixels do ({path.stat().st_size} of {end} bytes); is the file complete?"
+        raise ValueError(msg)
     channel = next((axis for axis in "SC" if axis in axes), "")
     is_rgb = sorted(axes) == sorted(f"YX{channel}") and channel and shape[axes.index(channel)] == 3
     if not is_rgb or dtype != np.uint8:
         msg = f"The image '{path}' has axes {axes}, shape {shape} and dtype {dtype}, not 3 channels of uint8; {_MEND_TIFF}."
         raise ValueError(msg)
     sizes = dict(zip(axes, shape, strict=True))
-    source = _TiffImage(path.resolve(), _stamp(path), axes, (3, sizes["Y"], sizes["X"]))
+    source = _TiffImage(path.resolve(), _stamp(path), axes, (3, sizes["Y"], sizes["X"]), level)
     # A strip spans the width of the slide: read bands of rows, and cut them afterwards.
     bands = _from_array(source, chunks=(3, CHUNK_PX, CHUNK_PX if is_tiled else -1), fancy=False, meta=_META)
     return _rechunk(bands, (3, CHUNK_PX, CHUNK_PX))
@@ -276,6 +338,8 @@ class _TiffImage:
     """Order of the axes in the file: Y, X and either S or C, in tifffile's letters."""
     shape: tuple[int, int, int]
     """(3, y, x)."""
+    level: int
+    """Of the file's pyramid; 0 is the finest."""
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
@@ -288,6 +352,6 @@ class _TiffImage:
     def __getitem__(self, index: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
         order = [self.axes.index(axis) for axis in ("S" if "S" in self.axes else "C", "Y", "X")]
         native = dict(zip(order, index, strict=True))
-        with tifffile.imread(self.path, aszarr=True, series=0, level=0) as store:
+        with tifffile.imread(self.path, aszarr=True, series=0, level=self.level) as store:
             pixels = zarr.open_array(store, mode="r")[tuple(native[axis] for axis in range(3))]
         return np.ascontiguousarray(np.transpose(np.asarray(pixels), order))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
+import dask.array as da
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -51,6 +52,8 @@ class SectionData:
     """Microns per level-0 pixel; None if unknown."""
     technology: str | None = None
     """``"st"``, ``"visium"`` or None."""
+    coarser: Sequence[da.Array] = ()
+    """Coarser levels of the image that its file holds, finest first."""
 
     def __post_init__(self) -> None:
         expected = (len(self.spots), len(self.genes))
@@ -97,7 +100,10 @@ def assemble(sections: Sequence[SectionData]) -> SpatialData:
     """
     check_section_names([section.name for section in sections])
     return SpatialData(
-        images={image_key_of(section.name): image_element(section.image, name=section.name) for section in sections},
+        images={
+            image_key_of(section.name): image_element(section.image, name=section.name, coarser=section.coarser)
+            for section in sections
+        },
         shapes={section.name: _circles(section) for section in sections},
         tables={TABLE_KEY: _table(sections)},
         attrs=scale_attrs(

@@ -161,10 +161,22 @@ def place_section(section: Section, spec: TileSpec, image_mpp: float | None) -> 
     """A section reduced to the spots with a position, its scale resolved, and its boxes; tells of padded tiles."""
     known = np.isfinite(section.centres).all(axis=1)
     if not known.all():
-        logger.warning("%d spots of %s have no position and get no features.", (~known).sum(), section.name)
+        logger.warning(
+            "%d spots of %s have no position and get no features; mend their shapes, or drop them from the table.",
+            (~known).sum(),
+            section.name,
+        )
     image_mpp = section.mpp(image_mpp)
     section = replace(section, rows=section.rows[known], centres=section.centres[known], image_mpp=image_mpp)
     boxes = place(section, spec, image_mpp)
+    n_outside = section.n_outside()
+    if n_outside:
+        logger.warning(
+            "%d of %d spots of %s lie outside the image; check its transformation, or name another coordinate_system=.",
+            n_outside,
+            len(section.rows),
+            section.name,
+        )
     n_padded = int(boxes.padded.sum())
     if n_padded:
         logger.warning(

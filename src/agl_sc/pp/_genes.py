@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Normalize = Literal["log1p_cp10k", "log1p"]
+ChooseBy = Literal["variance", "dispersion"]
 FloatArray = NDArray[np.float64]
 ROLES = ("target", "auxiliary", "excluded")
 _SCORES = ("dispersion", "mean", "variance", "moran", "correlation", "random")
@@ -31,6 +32,7 @@ def target_genes(
     sdata: "SpatialData",
     *,
     genes: int | Sequence[str] = 50,
+    choose_by: ChooseBy = "variance",
     min_detected: float = 0.3,
     normalize: Normalize = "log1p_cp10k",
     table_key: str | None = None,
@@ -44,7 +46,10 @@ def target_genes(
     sdata
         SpatialData with one table that annotates the spots of all sections.
     genes
-        How many genes of highest variance to take, or their names.
+        How many genes to take, or their names.
+    choose_by
+        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper. That is scanpy's normalised
+        dispersion, flavour seurat; it picks noisier genes.
     min_detected
         Genes chosen by variance are detected in more than this fraction of the training spots.
     normalize
@@ -66,13 +71,14 @@ def target_genes(
     KeyError
         A named gene is not in the table; near matches are suggested.
     ValueError
-        The counts are not raw, or a named gene is constant over the training spots.
+        The counts are not raw, ``choose_by`` is unknown, or a named gene is constant over the training spots.
     """
     table = get_table(sdata, table_key)
     keys = Keys(key_added)
     check_targets(table, genes)
+    check_choose_by(choose_by)
     expression = training_expression(table, keys, layer=layer, normalize=normalize)
-    role = assign_roles(expression, table.var_names, genes=genes, min_detected=min_detected)
+    role = assign_roles(expression, table.var_names, genes=genes, choose_by=choose_by, min_detected=min_detected)
     table.var[keys.role] = pd.Categorical(role, categories=list(ROLES))
     record(table, keys, {"params": {**(recorded(table, keys, "params") or {}), "normalize": normalize}})
     record_fitted_on(table, keys, "role")
@@ -180,6 +186,13 @@ def check_targets(table: "AnnData", genes: int | Sequence[str]) -> None:
         raise KeyError(msg)
 
 
+def check_choose_by(choose_by: str) -> None:
+    """Refuse an unknown way of choosing target genes."""
+    if choose_by not in get_args(ChooseBy):
+        msg = f"choose_by={choose_by!r} is not one of {', '.join(map(repr, get_args(ChooseBy)))}."
+        raise ValueError(msg)
+
+
 def check_score(table: "AnnData", score: str) -> None:
     """Refuse an unknown score."""
     columns = [str(name) for name in table.var.columns if pd.api.types.is_numeric_dtype(table.var[name])]
@@ -197,15 +210,21 @@ def moments(expression: scipy.sparse.csr_matrix) -> tuple[FloatArray, FloatArray
 
 
 def assign_roles(
-    expression: scipy.sparse.csr_matrix, names: Sequence[str], *, genes: int | Sequence[str], min_detected: float
+    expression: scipy.sparse.csr_matrix,
+    names: Sequence[str],
+    *,
+    genes: int | Sequence[str],
+    choose_by: ChooseBy = "variance",
+    min_detected: float = 0.0,
 ) -> NDArray[Any]:
     """Role of every gene from the expression of training spots (n_train, n_genes)."""
     _, variance, detected = moments(expression)
     usable = (detected * expression.shape[0] >= _MIN_SPOTS) & (variance > 0)
     if isinstance(genes, int | np.integer):
-        eligible = np.flatnonzero(usable & (detected > min_detected))
-        chosen = eligible[np.argsort(-variance[eligible], kind="stable")][:genes]
-        _tell_shortage(len(chosen), genes, min_detected)
+        score, least = (variance, min_detected) if choose_by == "variance" else (dispersion(expression), 0.0)
+        eligible = np.flatnonzero(usable & (detected > least) & ~np.isnan(score))
+        chosen = eligible[np.argsort(-score[eligible], kind="stable")][:genes]
+        _tell_shortage(len(chosen), genes, least)
     else:
         chosen = np.array([list(names).index(name) for name in ([genes] if isinstance(genes, str) else genes)])
         constant = [str(names[i]) for i in chosen if variance[i] == 0]

@@ -54,7 +54,8 @@ def place(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: boo
     Raises
     ------
     ValueError
-        The image is so coarse that tiles would be up-sampled by more than 2x, or smaller than a tile both ways.
+        The image is so coarse that tiles would be up-sampled by more than 2x, or smaller than a tile both ways, or made of
+        patches that are smaller than a tile.
     OSError
         A chunk of the coarsest level cannot be decoded.
     """
@@ -78,6 +79,7 @@ def place(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: boo
         )
         raise ValueError(msg)
     corners = section.centres[:, ::-1] / scale - side / 2
+    _check_patch(section, side_um=spec.tile_px * mpp, image_mpp=image_mpp)
     background, digest = overview(section)
     return Boxes(
         image=level,
@@ -88,6 +90,16 @@ def place(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: boo
         overview_digest=digest,
         name=_name(section, index),
     )
+
+
+def _check_patch(section: Section, *, side_um: float, image_mpp: float) -> None:
+    """Refuse a field of view that sees between the patches of an image."""
+    if section.patch_px is not None and side_um > section.patch_px * image_mpp * _SLACK:
+        msg = (
+            f"A field of view of {side_um:.0f} um is wider than the patches of {section.patch_px * image_mpp:.0f} um that "
+            f"{section.image_key!r} is made of; ask for a smaller tile_px or mpp and no context, or read the whole-slide image."
+        )
+        raise ValueError(msg)
 
 
 def _name(section: Section, level: int) -> str:

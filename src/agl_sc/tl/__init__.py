@@ -4,8 +4,10 @@ from agl_sc.core.config import TrainConfig
 from agl_sc.tl._benchmark import Benchmark, benchmark
 from agl_sc.tl._cross_validate import cross_validate
 from agl_sc.tl._evaluate import evaluate
+from agl_sc.tl._paper import paper_benchmark, paper_prepare, paper_summary
 from agl_sc.tl._predict import predict
 from agl_sc.tl._train import train
 
 __all__ = ["benchmark", "cross_validate", "evaluate", "predict", "train"]
+__all__ += ["paper_benchmark", "paper_prepare", "paper_summary"]
 __all__ += ["Benchmark", "TrainConfig"]

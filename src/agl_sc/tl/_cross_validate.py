@@ -19,7 +19,7 @@ from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.metrics import METRICS
 from agl_sc.pp._folds import Fold, folds_of, make_folds
-from agl_sc.pp._genes import Normalize, check_targets, normalize_counts
+from agl_sc.pp._genes import ChooseBy, Normalize, check_choose_by, check_targets, normalize_counts
 from agl_sc.pp._leaks import count_shared_pixels
 from agl_sc.pp._manifest import hash_of
 from agl_sc.pp._units import SETS, By
@@ -65,6 +65,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     buffer_um: float = 150.0,
     image_mpp: float | None = None,
     genes: int | Sequence[str] = 50,
+    choose_by: ChooseBy = "variance",
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 1,
     metrics: Sequence[str] = ("pearson", "spearman", "mse"),
@@ -111,8 +112,10 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     image_mpp
         Microns per pixel of the full image; from metadata or spot pitch by default.
     genes
-        How many genes of highest variance on the training spots of a fold are its targets, so that they differ between
-        folds; or names, the same in all.
+        How many genes are targets, chosen on the training spots of a fold, so that they differ between folds; or names, the
+        same in all.
+    choose_by
+        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper.
     normalize
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds
@@ -162,7 +165,13 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         check_methods(methods),
         by=by,
         plan={"n_folds": n_folds, "validation": validation, "block_um": block_um, "buffer_um": buffer_um},
-        protocol={"config": config, "genes": genes, "normalize": normalize, "finetune": finetune},
+        protocol={
+            "config": config,
+            "genes": genes,
+            "choose_by": choose_by,
+            "normalize": normalize,
+            "finetune": finetune,
+        },
         where={"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system},
         metrics=metrics,
         n_seeds=seeds,
@@ -181,6 +190,7 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
     table = get_table(sdata, table_key)
     counts = counts_of(table, layer)
     check_targets(table, protocol.genes)
+    check_choose_by(protocol.choose_by)
     if layer == keys.oof:
         msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)

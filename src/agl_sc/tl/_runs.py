@@ -20,7 +20,7 @@ from agl_sc._keys import Keys
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.epoch import batches_of
 from agl_sc.pp._folds import Fold
-from agl_sc.pp._genes import Normalize, rank_auxiliary, role_of, target_genes
+from agl_sc.pp._genes import ChooseBy, Normalize, rank_auxiliary, role_of, target_genes
 from agl_sc.pp._units import SETS
 from agl_sc.tl._arms import ARMS, fit_in_place
 
@@ -47,12 +47,15 @@ class Protocol:
     """``image_key``, ``shapes_key`` and ``coordinate_system``."""
     keys: Keys
     """Names of the slots."""
+    choose_by: ChooseBy = "variance"
+    """What the target genes chosen are highest in."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON values; None, which h5ad and zarr refuse, is left out."""
         genes = self.genes if isinstance(self.genes, int | str) else list(self.genes)
         config = {name: value for name, value in asdict(self.config).items() if value is not None}
-        return {"genes": genes, "normalize": self.normalize, "finetune": self.finetune, "config": config}
+        how = {"choose_by": self.choose_by, "normalize": self.normalize, "finetune": self.finetune}
+        return {"genes": genes, **how, "config": config}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +158,8 @@ def run(source: Source, fold: Fold, *, name: str, seed: int, protocol: Protocol)
     keys = protocol.keys
     scratch = source.scratch(fold, keys)
     own = scratch.tables["table"]
-    target_genes(scratch, genes=protocol.genes, normalize=protocol.normalize, key_added=keys.key_added)
+    genes: dict[str, Any] = {"genes": protocol.genes, "choose_by": protocol.choose_by}
+    target_genes(scratch, **genes, normalize=protocol.normalize, key_added=keys.key_added)
     rank_auxiliary(scratch, key_added=keys.key_added, seed=seed)
     how: dict[str, Any] = {"config": protocol.config, "finetune": protocol.finetune, "where": protocol.where}
     model = fit_in_place(scratch, name, **how, keys=keys, seed=seed)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PACKAGES = ("accelerate", "agl-sc", "anndata", "numpy", "spatialdata", "timm", "torch")
 _MANY_SECTIONS = 3
+N_TARGETS = 50
+"""Of highest variance, where nobody chose."""
 
 
 def train(  # noqa: PLR0913 -- the entry point
@@ -199,9 +201,28 @@ def _prepare(
     """Whatever is missing, the quick and the refusals first, the features last."""
     keys, layer, seed, config = how
     common: dict[str, Any] = {"table_key": where["table_key"], "key_added": keys.key_added}
+    split_if_missing(sdata, table, keys=keys, seed=seed)
+    check_enough(table, keys, config)
+    if keys.role not in table.var:
+        target_genes(sdata, genes=min(N_TARGETS, table.n_vars), layer=layer, **common)
+    if keys.prior_rank not in table.var:
+        rank_auxiliary(sdata, layer=layer, **common)
+    ensure_features(sdata, table, keys=keys, where=where)
+
+
+def split_if_missing(
+    sdata: "SpatialData", table: "AnnData", *, keys: Keys, seed: int, image_mpp: float | None = None
+) -> None:
+    """Split by section, or by block with few of them, where the table has no split."""
     if keys.split not in table.obs:
         by_section = section_of(table).nunique() >= _MANY_SECTIONS
-        split(sdata, by="section" if by_section else "block", seed=seed, **common)
+        name = next(name for name, each in sdata.tables.items() if each is table)
+        where: dict[str, Any] = {"table_key": name, "key_added": keys.key_added}
+        split(sdata, by="section" if by_section else "block", image_mpp=image_mpp, seed=seed, **where)
+
+
+def check_enough(table: "AnnData", keys: Keys, config: TrainConfig) -> None:
+    """Refuse a split with too few training or validation spots."""
     assigned = split_of(table, keys)
     n_train = int((assigned == "train").sum())
     if n_train < config.batch_size:
@@ -211,11 +232,6 @@ def _prepare(
     if per_section.max() < 2 or per_section.empty:
         msg = f'obs["{keys.split}"] has {per_section.sum()} validation spots, no two of them in one section, and validation picks the epoch by Pearson; run agl_sc.pp.split(sdata, validation=0.2).'
         raise ValueError(msg)
-    if keys.role not in table.var:
-        target_genes(sdata, genes=min(50, table.n_vars), layer=layer, **common)
-    if keys.prior_rank not in table.var:
-        rank_auxiliary(sdata, layer=layer, **common)
-    ensure_features(sdata, table, keys=keys, where=where)
 
 
 def ensure_features(sdata: "SpatialData", table: "AnnData", *, keys: Keys, where: dict[str, Any]) -> None:

@@ -1,0 +1,84 @@
+"""Sphinx: ``python -m sphinx -W -n -b html docs docs/_build``, from a clean clone, without network."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+import agl_sc
+from agl_sc.cli import app as cli
+
+project = "agl-sc"
+author = "the agl-sc developers"
+copyright = f"2026, {author}"
+version = release = agl_sc.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+]
+exclude_patterns = ["_build", "_generated", "jupyter_execute", "benchmark", "tutorials/.ipynb_checkpoints"]
+html_theme = "sphinx_book_theme"
+html_title = "agl-sc"
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+html_copy_source = False
+
+# Tutorials are committed as they ran, and a test runs them; docs/tutorials is a link to tutorials/.
+nb_execution_mode = "off"
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Docstrings: numpydoc sections, types and defaults from the signature. "Returns" is prose here, not "name : type".
+napoleon_google_docstring = False
+napoleon_custom_sections = ["Returns"]
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+# Imported for type checkers alone, so that the package stays cheap to import; named here for the links.
+autodoc_type_aliases = {
+    "AnnData": "anndata.AnnData",
+    "SpatialData": "spatialdata.SpatialData",
+    "pd.DataFrame": "pandas.DataFrame",
+    "Client": "distributed.Client",
+    "Axes": "matplotlib.axes.Axes",
+}
+
+# Links into other projects need their inventories, which are on the network. The build must pass without one, the same
+# everywhere, so they are fetched only where it is asked for: by Read the Docs, or AGL_SC_INTERSPHINX=1. Without them
+# names of these projects stay plain text and nitpick is told so; names of ours are always checked.
+_INVENTORIES = {
+    "python": "https://docs.python.org/3/",
+    "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/docs/",
+    "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+    "spatialdata": "https://spatialdata.scverse.org/en/stable/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+}
+_fetch = "READTHEDOCS" in os.environ or os.environ.get("AGL_SC_INTERSPHINX") == "1"
+intersphinx_mapping = {name: (url, None) for name, url in _INVENTORIES.items()} if _fetch else {}
+nitpick_ignore_regex = [(r"py:.*", r"(?!agl_sc).*")]
+
+
+def write_command_help() -> None:
+    """What ``--help`` says, for the page of the command line: it cannot differ from the program."""
+    sections = []
+    for name in ("", "demo", "train", "predict", "evaluate", "benchmark", "encoders", "doctor"):
+        arguments = [name, "--help"] if name else ["--help"]
+        text = CliRunner().invoke(cli, arguments, prog_name="agl-sc", env={"COLUMNS": "100"}).stdout
+        sections.append(f"## `agl-sc {name}`\n\n```text\n{text}```\n".replace(" `\n", "`\n", 1))
+    folder = Path(__file__).parent / "_generated"
+    folder.mkdir(exist_ok=True)
+    (folder / "cli.md").write_text("\n".join(sections), encoding="utf-8")
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("builder-inited", lambda _: write_command_help())

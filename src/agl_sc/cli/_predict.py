@@ -1,0 +1,67 @@
+"""``agl-sc predict``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from agl_sc.cli._frame import Force, Result, say
+from agl_sc.cli._store import (
+    CoordinateSystem,
+    ImageKey,
+    KeyAdded,
+    ShapesKey,
+    Store,
+    TableKey,
+    free_place,
+    open_store,
+    written,
+)
+
+
+def predict(
+    context: typer.Context,
+    store: Store,
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", show_default=False)],
+    *,
+    output: Annotated[Path, typer.Option(help="Store for the sections with predictions.", show_default=False)],
+    force: Force = False,
+    table_key: TableKey = None,
+    image_key: ImageKey = None,
+    shapes_key: ShapesKey = None,
+    coordinate_system: CoordinateSystem = None,
+    key_added: KeyAdded = "agl",
+) -> Result:
+    """Predict expression of sections that the model has never seen.
+
+    Predictions are layers["agl"] of the table, in the units that the model was trained in.
+
+    For example:
+      agl-sc predict STORE.zarr model --output OUT.zarr
+      agl-sc predict STORE.zarr model --output STORE.zarr --force
+    """
+    from agl_sc import Model, tl
+    from agl_sc._boundary import get_table
+
+    place = free_place(output, force=force)
+    trained = Model.load(model)
+    say(f"Reading {store}")
+    sdata = open_store(store)
+    say("Predicting")
+    tl.predict(
+        sdata,
+        trained,
+        table_key=table_key,
+        image_key=image_key or None,
+        shapes_key=shapes_key or None,
+        coordinate_system=coordinate_system,
+        key_added=key_added,
+    )
+    known = np.isfinite(get_table(sdata, table_key).layers[key_added])
+    say(f"Writing {place.path}")
+    with written(context, place) as (fresh,):
+        sdata.write(fresh)
+    n_genes, n_spots = int(known.any(axis=0).sum()), int(known.any(axis=1).sum())
+    values = {"store": place.path, "layer": key_added, "n_genes": n_genes, "n_spots": n_spots, "n_obs": len(known)}
+    return Result(values, f"Predicted {n_genes} genes of {n_spots} of {len(known)} spots.\n{place.path}")

@@ -1,0 +1,234 @@
+"""``agl-sc train``."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from agl_sc.cli._frame import Force, Result, say
+from agl_sc.cli._store import (
+    CoordinateSystem,
+    ImageKey,
+    ImageMpp,
+    KeyAdded,
+    Layer,
+    Place,
+    Seed,
+    ShapesKey,
+    Store,
+    TableKey,
+    free_place,
+    open_store,
+    written,
+)
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from agl_sc.model import Model
+    from agl_sc.tl import TrainConfig
+
+TrainSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Field of agl_sc.tl.TrainConfig; repeat for several."),
+]
+Targets = Annotated[
+    list[str] | None, typer.Option(help="Target gene, repeat for several; or how many of highest variance.")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Folder to continue from after an interrupt.")]
+By = Annotated[
+    str | None,
+    typer.Option(help="Divide by section, patient, block or spot; as the store says, or by section, without."),
+]
+Units = Annotated[
+    list[str] | None, typer.Option(help="Sections of this set, the option repeated for several; or a fraction.")
+]
+
+
+def train(  # noqa: PLR0913 -- an entry point
+    context: typer.Context,
+    store: Store,
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for the model.", show_default=False)],
+    write: Annotated[Path | None, typer.Option(help="Store for the sections with all slots.")] = None,
+    force: Force = False,
+    method: Annotated[str, typer.Option(help="pgl, agl, dkgsb, or a weighting to compare with.")] = "dkgsb",
+    preset: Annotated[str | None, typer.Option(help="Published variant: paper, released or warmstart.")] = None,
+    settings: TrainSettings = None,
+    finetune: Annotated[bool, typer.Option("--finetune", help="Train the whole encoder too.")] = False,
+    checkpoint: Checkpoint = None,
+    by: By = None,
+    test: Units = None,
+    validation: Units = None,
+    targets: Targets = None,
+    score: Annotated[
+        str | None, typer.Option(help="Prior ranks of auxiliary genes, as pp.rank_auxiliary says.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder, see agl-sc encoders.")] = None,
+    tile_px: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of a tile.")] = None,
+    image_mpp: ImageMpp = None,
+    wider: Annotated[
+        list[float] | None,
+        typer.Option("--context", help="Wider field of view, in sides of a tile; repeat for several."),
+    ] = None,
+    neighbors: Annotated[int | None, typer.Option(help="Rings of neighbouring spots whose features are added.")] = None,
+    dihedral: Annotated[bool, typer.Option("--dihedral", help="Average features over flips and turns.")] = False,
+    table_key: TableKey = None,
+    image_key: ImageKey = None,
+    shapes_key: ShapesKey = None,
+    coordinate_system: CoordinateSystem = None,
+    layer: Layer = None,
+    key_added: KeyAdded = "agl",
+    seed: Seed = 0,
+) -> Result:
+    """Learn to predict expression from H&E, and save the model.
+
+    What the store lacks is prepared: split, target genes, prior ranks and features of the tiles. With --by, --test or
+    --validation the split is made anew. The store itself is not changed.
+
+    For example:
+      agl-sc train STORE.zarr --by section --test C6 --validation C5 --output model
+      agl-sc train STORE.zarr --method agl --set batch_size=64 --set max_epochs=20 --output model --write RESULT.zarr
+      agl-sc train --config model/agl-sc.toml --output another_model
+    """
+    from agl_sc import tl
+
+    places = [free_place(output, force=force, folder=True), *([free_place(write, force=force)] if write else [])]
+    config = train_config(settings or [], preset)
+    split = given(by=by, test=_units(test), validation=_units(validation))
+    tiles = given(
+        encoder=encoder, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=wider, neighbors=neighbors,
+        dihedral=dihedral or None,
+    )  # fmt: skip
+    genes = given(genes=number_or_names(targets), score=score)
+    where: dict[str, Any] = {
+        "table_key": table_key, "image_key": image_key or None, "shapes_key": shapes_key or None,
+        "coordinate_system": coordinate_system, "key_added": key_added,
+    }  # fmt: skip
+    say(f"Reading {store}")
+    sdata = open_store(store)
+    say("Preparing")
+    _prepare(sdata, (split, genes, tiles), where=where, how=(image_mpp, layer, seed))
+    say(f"Training {method}")
+    model = tl.train(
+        sdata, method=method, finetune=finetune, config=config, checkpoint=checkpoint, layer=layer, seed=seed, **where
+    )  # type: ignore[arg-type]  # fmt: skip -- train refuses an unknown method
+    say(f"Writing {', '.join(str(place.path) for place in places)}")
+    with written(context, *places) as fresh:
+        model.save(fresh[0])
+        for path in fresh[1:]:
+            sdata.write(path)
+    return _result(model, places)
+
+
+def train_config(settings: list[str], preset: str | None) -> "TrainConfig":
+    """Settings of training from a preset and ``NAME=VALUE``.
+
+    Raises
+    ------
+    ValueError
+        There is no such setting or preset, or the value is of another kind.
+    """
+    from agl_sc._boundary import near_matches
+    from agl_sc.tl import TrainConfig
+
+    kinds = get_type_hints(TrainConfig)
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in kinds:
+            msg = f"--set {setting} is not NAME=VALUE of a setting; the settings are {', '.join(kinds)}{near_matches([name], kinds)}."
+            raise ValueError(msg)
+        values[name] = _setting(name, text, kinds[name])
+    if preset is None:
+        return TrainConfig(**values)
+    return TrainConfig.preset(preset, **values)  # type: ignore[arg-type]  # refuses an unknown one
+
+
+def _setting(name: str, text: str, kind: Any) -> Any:
+    legal = get_args(kind) or (kind,)
+    if any(isinstance(each, str) for each in legal):
+        return text
+    named = {"true": True, "false": False} if bool in legal else {"none": None} if type(None) in legal else {}
+    if text.lower() in named:
+        return named[text.lower()]
+    number = next((each for each in (int, float) if each in legal), None)
+    try:
+        if number is not None:
+            return number(text)
+    except ValueError:
+        pass
+    what = " or ".join(
+        [*named, *({int: "a whole number", float: "a number"}[each] for each in (int, float) if each in legal)]
+    )
+    msg = f"--set {name}={text} is not {what}."
+    raise ValueError(msg)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
+
+
+def _units(values: list[str] | None) -> float | list[str] | None:
+    """A fraction, or names of sections."""
+    if values and len(values) == 1 and re.fullmatch(r"0?\.\d+|0", values[0]):
+        return float(values[0])
+    return values or None
+
+
+def number_or_names(values: list[str] | None) -> int | list[str] | None:
+    """How many genes, or which."""
+    if values and len(values) == 1 and values[0].isdecimal():
+        return int(values[0])
+    return values or None
+
+
+def _prepare(
+    sdata: "SpatialData",
+    options: tuple[dict[str, Any], dict[str, Any], dict[str, Any]],
+    *,
+    where: dict[str, Any],
+    how: tuple[float | None, str | None, int],
+) -> None:
+    """What the options for split, genes and tiles ask for; the rest is left to training."""
+    from agl_sc import pp
+    from agl_sc._boundary import get_table
+    from agl_sc._keys import Keys
+    from agl_sc.tl._train import N_TARGETS, split_if_missing
+
+    split, genes, tiles = options
+    image_mpp, layer, seed = how
+    keys, table = Keys(where["key_added"]), get_table(sdata, where["table_key"])
+    common = {name: where[name] for name in ("table_key", "key_added")}
+    if split:
+        pp.split(sdata, **split, image_mpp=image_mpp, seed=seed, **common)
+    split_if_missing(sdata, table, keys=keys, seed=seed, image_mpp=image_mpp)
+    if split or genes:  # both are fitted on training spots
+        pp.target_genes(sdata, genes=genes.get("genes", min(N_TARGETS, table.n_vars)), layer=layer, **common)
+        pp.rank_auxiliary(sdata, **given(score=genes.get("score")), layer=layer, seed=seed, **common)
+    if tiles:
+        pp.embed(sdata, **tiles, **where)
+
+
+def _result(model: "Model", places: list[Place]) -> Result:
+    paths = [str(place.path) for place in places]
+    n_selected = int(model.selected[model.n_targets :].sum())
+    values = {
+        "model": paths[0],
+        "store": paths[1] if len(paths) > 1 else None,
+        "method": model.method,
+        "n_targets": model.n_targets,
+        "n_auxiliary": len(model.genes) - model.n_targets,
+        "n_selected": n_selected,
+        "cutoff": model.cutoff,
+        "best_epoch": model.best_epoch,
+        "validation_pearson": float(model.history["validation_pearson"].max()),
+    }
+    text = (
+        f"{model.method}: {model.n_targets} target genes, {n_selected} of {values['n_auxiliary']} auxiliary genes, "
+        f"validation Pearson {values['validation_pearson']:.3f} at epoch {model.best_epoch}.\n" + "\n".join(paths)
+    )
+    return Result(values, text)

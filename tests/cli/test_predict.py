@@ -1,0 +1,47 @@
+"""``predict`` writes what the library predicts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import spatialdata
+from typer.testing import Result
+
+from agl_sc import Model, tl
+from agl_sc._boundary import levels_of
+
+Run = Callable[..., Result]
+
+
+def test_predictions_are_those_of_the_library(run: Run, *, store: Path, results: Path, tmp_path: Path) -> None:
+    done = run("predict", store, results / "model", "--output", tmp_path / "out.zarr", "--json")
+    assert done.exit_code == 0, done.output
+    expected = spatialdata.read_zarr(store)
+    tl.predict(expected, Model.load(results / "model"))
+    table = spatialdata.read_zarr(tmp_path / "out.zarr")["table"]
+    np.testing.assert_array_equal(table.layers["agl"], expected["table"].layers["agl"])
+    n_genes = int(np.isfinite(table.layers["agl"]).any(axis=0).sum())
+    assert json.loads(done.stdout) == {
+        "store": str(tmp_path / "out.zarr"), "layer": "agl", "n_genes": n_genes, "n_spots": 159, "n_obs": 159
+    }  # fmt: skip
+    assert (tmp_path / "out.agl-sc.toml").is_file()
+    refused = run("predict", store, results / "model", "--output", tmp_path / "out.zarr")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "out.zarr exists; pass --force" in refused.stderr
+
+
+def test_store_is_replaced_in_place(run: Run, *, store: Path, results: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.zarr"
+    spatialdata.read_zarr(store).write(own)
+    assert run("predict", own, results / "model", "--output", own, "--force").exit_code == 0
+    table = spatialdata.read_zarr(own)["table"]
+    assert np.isfinite(table.layers["agl"]).any()
+    image = spatialdata.read_zarr(own)["section_1_image"]
+    assert levels_of(image, "section_1_image")[0].compute().any()
+
+
+def test_folder_that_is_no_model(run: Run, store: Path, tmp_path: Path) -> None:
+    done = run("predict", store, tmp_path, "--output", tmp_path / "out.zarr")
+    assert done.exit_code == 2
+    assert "is not a model: model.json is missing" in done.stderr

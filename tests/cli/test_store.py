@@ -1,0 +1,94 @@
+"""What is opened, where results may go, and that they come whole or not at all."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zarr
+from typer.testing import Result
+
+from agl_sc.cli._store import free_place, open_store
+
+Run = Callable[..., Result]
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def text(path: Path) -> None:
+    path.write_text("x")
+
+
+def other_zarr(path: Path) -> None:
+    zarr.open_group(path, mode="w").create_group("X")
+
+
+def damaged(path: Path) -> None:
+    group = zarr.open_group(path, mode="w")
+    group.attrs["spatialdata_attrs"] = {"version": "0.2", "spatialdata_software_version": "0.7"}
+    group.create_group("tables/table")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda path: None, r"a.zarr does not exist; name a SpatialData store in zarr", id="nothing"),
+        pytest.param(folder, r"a.zarr is not a SpatialData store; write one with sdata.write", id="folder"),
+        pytest.param(text, r"a.zarr is not a SpatialData store; write one with sdata.write", id="file"),
+        pytest.param(other_zarr, r"a.zarr is not a SpatialData store; write one with sdata.write", id="other zarr"),
+        pytest.param(damaged, r"a.zarr is a damaged SpatialData store \(.*\); write one", id="damaged"),
+    ],
+)
+def test_what_is_no_store_is_refused(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    make(tmp_path / "a.zarr")
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        open_store(tmp_path / "a.zarr")
+
+
+def test_place_is_free_or_forced(tmp_path: Path) -> None:
+    place = free_place(tmp_path / "new.zarr", force=False)
+    assert (place.path, place.settings) == (tmp_path / "new.zarr", tmp_path / "new.agl-sc.toml")
+    model = free_place(tmp_path / "model", force=False, folder=True)
+    assert model.settings == tmp_path / "model" / "agl-sc.toml"
+    other_zarr(place.path)
+    with pytest.raises(
+        FileExistsError, match=r"new.zarr exists; pass --force to replace it, or choose another place\."
+    ):
+        free_place(place.path, force=False)
+    assert free_place(place.path, force=True) == place
+    text(tmp_path / "fresh.agl-sc.toml")
+    with pytest.raises(FileExistsError, match=r"fresh.agl-sc.toml exists; pass --force"):
+        free_place(tmp_path / "fresh.csv", force=False)
+
+
+def test_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    text(tmp_path / "thesis" / "chapter_1.md")
+    with pytest.raises(FileExistsError, match="thesis is a folder that holds no result of agl-sc, and is not replaced"):
+        free_place(tmp_path / "thesis", force=True, folder=True)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=re.escape(f"The folder {tmp_path / 'no'} does not exist")):
+        free_place(tmp_path / "no" / "a.zarr", force=True)
+
+
+def test_failure_while_writing_leaves_what_was_there(
+    run: Run, *, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    csv = tmp_path / "m.csv"
+    assert run("evaluate", results / "result.zarr", "--csv", csv).exit_code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def interrupted(self: pd.DataFrame, path: Path, **options: object) -> None:
+        Path(path).write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", interrupted)
+    done = run("evaluate", results / "result.zarr", "--csv", csv, "--force")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, "agl-sc: interrupted; nothing was written.")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

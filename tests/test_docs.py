@@ -1,0 +1,62 @@
+"""The documentation builds without a warning, and the site that comes out is sound."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sphinx_book_theme", reason="Sphinx is not installed; pip install .[doc]")
+    pytest.importorskip("myst_nb", reason="MyST is not installed; pip install .[doc]")
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-b", "html", str(DOCS), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_site", DOCS / "check_site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_site"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_an_entry(site: Path) -> None:
+    import agl_sc
+
+    for namespace in (agl_sc.io, agl_sc.datasets, agl_sc.pp, agl_sc.tl, agl_sc.pl):
+        page = (site / "api" / f"{namespace.__name__.removeprefix('agl_sc.')}.html").read_text(encoding="utf-8")
+        missing = [name for name in namespace.__all__ if f'id="{namespace.__name__}.{name}"' not in page]
+        assert not missing
+
+
+def test_site_is_sound(site: Path, checker: ModuleType) -> None:
+    if checker.browser() is None:
+        pytest.skip("no Chromium; apt-get install chromium")
+    assert checker.check(site) == []
+
+
+def test_faults_are_found(tmp_path: Path, checker: ModuleType) -> None:
+    if checker.browser() is None:
+        pytest.skip("no Chromium; apt-get install chromium")
+    page = "<title>A</title><p id='here'>text</p><a href='#here'>a</a><a href='b.html'>b</a><a href='#there'>c</a>"
+    (tmp_path / "index.html").write_text(page, encoding="utf-8")
+    (tmp_path / "search.html").write_text("<title></title>", encoding="utf-8")
+    assert checker.check(tmp_path) == [
+        "index.html links to b.html, which does not exist",
+        "index.html links to index.html#there, which has no such anchor",
+        "search.html does not render: no title or no text",
+        "search.html?q=train does not list agl_sc.tl.train",
+    ]
