@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from typer.testing import CliRunner
 
 import agl_sc
@@ -19,16 +21,25 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["_build", "_generated", "jupyter_execute", "benchmark", "tutorials/.ipynb_checkpoints"]
 html_theme = "sphinx_book_theme"
 html_title = "agl-sc"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
+html_math_renderer = "mathml"  # of setup(), below: every browser draws it, and no script is fetched
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "use_download_button": False,
+    "navbar_persistent": [],
+}
+toc_object_entries_show_parents = "hide"
 html_copy_source = False
 
 # Tutorials are committed as they ran, and a test runs them; docs/tutorials is a link to tutorials/.
 nb_execution_mode = "off"
+nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -79,6 +90,15 @@ def write_command_help() -> None:
     (folder / "cli.md").write_text("\n".join(sections), encoding="utf-8")
 
 
+def visit_math(translator: Any, node: nodes.Element) -> None:
+    """A formula as MathML."""
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this."""
+    app.add_html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
+html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("builder-inited", lambda _: write_command_help())
