@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from shapely import Point
 from spatialdata import SpatialData
 
 from agl_sc._keys import Keys
@@ -148,6 +149,47 @@ def test_the_same_seed_draws_the_same(tissue: SpatialData, by: Any) -> None:
         drawn.append((assigned(tissue), tissue["table"].uns["agl"]["split"]["hash"]))
     np.testing.assert_array_equal(drawn[0][0], drawn[1][0])
     assert drawn[0][1] == drawn[1][1] != drawn[2][1]
+
+
+def test_a_patient_is_in_one_set(tissue: SpatialData) -> None:
+    obs = tissue["table"].obs
+    obs["patient"] = np.where(obs["section"] == "section_1", "B", "C")
+    for seed in range(6):
+        split(tissue, by="patient", test=0.4, validation=0.0, seed=seed)
+        assert pd.Series(assigned(tissue)).groupby(obs["patient"].to_numpy()).nunique().max() == 1
+        assert set(assigned(tissue)) == {"train", "test"}
+    split(tissue, by="patient", test="C", validation=0.3, block_um=200, buffer_um=110)
+    assert sets_of_sections(tissue)["test"] == {"section_2", "section_3"}
+    assert sets_of_sections(tissue)["train"] == sets_of_sections(tissue)["validation"] == {"section_1"}
+    check_buffer(tissue, 110)
+
+
+def test_patients_that_cannot_be_divided_are_refused(tissue: SpatialData, unchanged: Unchanged) -> None:
+    with (
+        pytest.raises(KeyError, match="test='section_1' is not a patient; the patients are patient_1"),
+        unchanged(tissue),
+    ):
+        split(tissue, by="patient", test="section_1")
+    tissue["table"].obs["patient"] = "C"
+    with (
+        pytest.raises(ValueError, match=r"only one patient \(C\), .* divide by='section' or 'block'"),
+        unchanged(tissue),
+    ):
+        split(tissue, by="patient")
+    del tissue["table"].obs["patient"]
+    with pytest.raises(KeyError, match=r"obs has no column 'patient' .* add one"), unchanged(tissue):
+        split(tissue, by="patient")
+
+
+def test_spots_without_a_position_are_in_no_block(tissue: SpatialData) -> None:
+    shapes = tissue.shapes["section_2"]
+    shapes.loc[shapes.index[:4], "geometry"] = Point()
+    split(tissue, by="block", test=0.2, validation=0.2, block_um=200, buffer_um=0)
+    lost = (tissue["table"].obs["section"] == "section_2").to_numpy() & tissue["table"].obs["spot_id"].isin(
+        shapes.index[:4]
+    )
+    assert set(assigned(tissue)[lost]) == {"unused"}
+    assert "unused" not in assigned(tissue)[~lost]
 
 
 def test_no_validation_when_none_is_asked_for(tissue: SpatialData) -> None:

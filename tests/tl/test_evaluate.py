@@ -5,12 +5,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import false_discovery_control, pearsonr, spearmanr
+from sklearn.metrics import r2_score
 from spatialdata import SpatialData
 
 from agl_sc.model import Model
@@ -19,7 +22,11 @@ from agl_sc.tl import evaluate
 
 Trained = tuple[SpatialData, Model]
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
-METRICS = ["pearson", "spearman", "mse"]
+METRICS = [
+    "pearson", "spearman", "mse", "r2", "concordance", "variance_ratio", "gene_structure",
+    "ssim", "moran_ratio", "p_value", "fdr", "noise_ceiling", "pearson_of_ceiling",
+]  # fmt: skip
+BASIC = METRICS[:3]
 
 
 @pytest.fixture
@@ -61,6 +68,9 @@ def test_metrics_are_scipys_on_the_layer(sdata: SpatialData, trained: Trained) -
         assert row.pearson == pytest.approx(pearsonr(truth, predicted).statistic, abs=1e-5)
         assert row.spearman == pytest.approx(spearmanr(truth, predicted).statistic, abs=1e-5)
         assert row.mse == pytest.approx(np.mean((truth - predicted) ** 2), rel=1e-4)
+        assert row.r2 == pytest.approx(r2_score(truth, predicted), abs=1e-4)
+        assert row.variance_ratio == pytest.approx(predicted.var() / truth.var(), rel=1e-4)
+        assert row.pearson_of_ceiling == pytest.approx(row.pearson / row.noise_ceiling, nan_ok=True)
 
 
 def test_only_the_test_spots_of_a_section_count(sdata: SpatialData) -> None:
@@ -76,11 +86,16 @@ def test_only_the_test_spots_of_a_section_count(sdata: SpatialData) -> None:
 def test_means_over_sections_are_kept_in_var(sdata: SpatialData, trained: Trained) -> None:
     result = evaluate(sdata)
     var = sdata["table"].var
-    for metric in METRICS:
+    for metric in sorted(set(METRICS) - {"p_value", "fdr"}):
         column = var[f"agl_{metric}"]
         assert set(column.index[column.notna()]) == set(trained[1].targets)
         for gene in trained[1].targets:
             assert column[gene] == pytest.approx(result.loc[result["gene"] == gene, metric].mean())
+    p_values = result.pivot(index="gene", columns="section", values="p_value").loc[trained[1].targets]
+    assert len(p_values) == 4
+    twice_the_mean = np.minimum(2 * p_values.mean(axis=1), 1)
+    np.testing.assert_allclose(var["agl_p_value"][p_values.index], twice_the_mean)
+    np.testing.assert_allclose(var["agl_fdr"][p_values.index], false_discovery_control(twice_the_mean))
 
 
 def test_only_the_declared_slots_are_written(
@@ -117,8 +132,9 @@ def test_a_constant_gene_has_no_correlation(sdata: SpatialData, trained: Trained
     rows = (sdata["table"].obs["section"] == "section_1").to_numpy()
     sdata["table"].layers["agl"][rows, sdata["table"].var_names.get_loc(gene)] = 1.5
     result = evaluate(sdata).set_index(["section", "gene"])
-    (undefined,) = result[[("section_1", gene) == index for index in result.index]][METRICS].isna().to_numpy()
-    assert undefined.tolist() == [True, True, False]
+    (undefined,) = result[[("section_1", gene) == index for index in result.index]].isna().to_numpy()
+    defined = {name for name, missing in zip(result.columns, undefined, strict=True) if not missing}
+    assert defined == {"n_spots", "mse", "r2", "variance_ratio", "ssim", "noise_ceiling"}
     assert sdata["table"].var["agl_pearson"][gene] == pytest.approx(result.loc[("section_3", gene), "pearson"])
 
 
@@ -130,7 +146,7 @@ def test_spots_and_sections_without_prediction_are_left_out(sdata: SpatialData) 
     result = evaluate(sdata)
     assert set(result["section"]) == {"section_3"}
     assert (result["n_spots"] == 50).all()
-    assert np.isfinite(result[METRICS]).all(axis=None)
+    assert np.isfinite(result[BASIC]).all(axis=None)
 
 
 def test_counts_may_lie_in_a_layer(sdata: SpatialData) -> None:
@@ -146,6 +162,55 @@ def test_counts_may_lie_in_a_layer(sdata: SpatialData) -> None:
 def test_auxiliary_genes_are_evaluated_only_where_no_roles_are_known(sdata: SpatialData, trained: Trained) -> None:
     del sdata["table"].var["agl_role"]
     assert set(evaluate(sdata)["gene"]) == set(trained[1].predicted_genes)
+
+
+def test_only_the_metrics_asked_for_are_computed_and_written(sdata: SpatialData) -> None:
+    everything = evaluate(sdata)
+    table = sdata["table"]
+    table.var = table.var.drop(columns=[f"agl_{metric}" for metric in METRICS])
+    result = evaluate(sdata, metrics=["fdr", "pearson"])
+    pd.testing.assert_frame_equal(result, everything[["section", "gene", "n_spots", "fdr", "pearson"]])
+    assert {f"agl_{metric}" for metric in METRICS} & set(table.var) == {"agl_fdr", "agl_pearson"}
+
+
+def test_the_same_seed_gives_the_same_ceiling_and_another_one_another(sdata: SpatialData) -> None:
+    first, again, other = (evaluate(sdata, metrics=["noise_ceiling"], seed=seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(other)
+
+
+def test_undefined_values_are_counted_in_the_log(sdata: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    gene = sdata["table"].var_names[sdata["table"].var["agl_role"] == "target"][0]
+    sdata["table"].layers["agl"][:, sdata["table"].var_names.get_loc(gene)] = 0.5
+    evaluate(sdata, metrics=["pearson", "mse"])
+    assert "Undefined (NaN) in section_1, of 4 genes: pearson 1." in caplog.messages
+
+
+def test_without_positions_the_spatial_metrics_are_undefined_unless_asked_for(
+    sdata: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in list(sdata.images):
+        del sdata.images[name]
+    result = evaluate(sdata)
+    assert result[["ssim", "moran_ratio", "p_value", "fdr"]].isna().all(axis=None)
+    assert np.isfinite(result[BASIC]).all(axis=None)
+    assert any(message.startswith("ssim, moran_ratio, p_value, fdr are undefined, for") for message in caplog.messages)
+    with pytest.raises(KeyError, match="sdata has no image"):
+        evaluate(sdata, metrics=["moran_ratio"])
+
+
+def test_spots_on_no_lattice_are_told(sdata: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    shapes = sdata.shapes["section_1"]
+    at_random = np.random.default_rng(0).uniform(0, 800, (len(shapes), 2))
+    sdata.shapes["section_1"] = shapes.set_geometry(gpd.points_from_xy(*at_random.T))
+    result = evaluate(sdata).set_index("section")
+    assert "Spots of section_1 lie on no lattice: ssim, moran_ratio, p_value, fdr are undefined." in caplog.messages
+    assert result.loc["section_1", "p_value"].isna().all()
+    assert result.loc["section_3", "p_value"].notna().all()
+
+
+def other_units(sdata: SpatialData) -> None:
+    sdata["table"].uns["agl"]["params"]["normalize"] = "log1p"
 
 
 def no_layer(sdata: SpatialData) -> None:
@@ -175,6 +240,11 @@ def nothing(sdata: SpatialData) -> None:
 
 BAD = [
     pytest.param(no_layer, {}, KeyError, r'layers\["agl"\] is missing; run agl_sc.tl.train or agl_sc.tl.predict', id="no layer"),
+    pytest.param(other_units, {}, ValueError, r"predicted in units of normalize='log1p_cp10k', but .* now records 'log1p'; run", id="other units"),
+    pytest.param(nothing, {"layer": "agl"}, ValueError, "NaN or infinite values; raw counts are needed", id="predictions as counts"),
+    pytest.param(nothing, {"metrics": ["pearson", "rmse"]}, ValueError, "metrics='rmse' is not among the metrics; .* pearson, spearman, mse", id="metric"),
+    pytest.param(nothing, {"metrics": []}, ValueError, r"metrics=\[\] is not among the metrics", id="no metric"),
+    pytest.param(nothing, {"metrics": "mse"}, ValueError, "metrics='mse' is not among the metrics; pass a list", id="metric as text"),
     pytest.param(no_split, {}, KeyError, r'obs\["agl_split"\] is missing', id="no split"),
     pytest.param(moved_spots, {}, ValueError, "no longer matches its manifest", id="split changed"),
     pytest.param(nothing_predicted, {}, ValueError, "holds no prediction of a target gene", id="nothing predicted"),

@@ -87,6 +87,8 @@ def same_profiles(matrix: Any, names: NDArray[np.str_]) -> list[Pair]:
     names
         Section of every spot, (n_spots,).
     """
+    if len(np.unique(names)) < 2:
+        return []
     hashes, n_detected = profile_hashes(matrix)
     telling = n_detected >= _MIN_DETECTED
     known, codes = np.unique(names[telling], return_inverse=True)

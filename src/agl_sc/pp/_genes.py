@@ -244,7 +244,7 @@ def _scores(
         return dispersion(expression)
     if score == "moran":
         training = training_spots(table, keys)
-        centres, codes = _places(sdata, table)
+        centres, codes = places(sdata, table)
         return morans_i(expression, centres[training], codes[training])
     if score == "correlation":
         codes = pd.factorize(section_of(table)[training_spots(table, keys)])[0].astype(np.int64)
@@ -253,7 +253,7 @@ def _scores(
     return mean if score == "mean" else variance
 
 
-def _places(sdata: "SpatialData", table: "AnnData") -> tuple[FloatArray, NDArray[np.int64]]:
+def places(sdata: "SpatialData", table: "AnnData") -> tuple[FloatArray, NDArray[np.int64]]:
     """Centre of every spot in pixels of its section's image, (n_obs, 2), and the number of that section, (n_obs,)."""
     centres, codes = np.full((table.n_obs, 2), np.nan), np.full(table.n_obs, -1)
     for number, section in enumerate(sections(sdata, table)):

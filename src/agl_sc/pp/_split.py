@@ -62,7 +62,7 @@ def split(
     test
         Fraction of the units in [0, 1), or, with ``by="section"`` or ``"patient"``, names of sections or patients.
     validation
-        What picks. As ``test``.
+        What picks. A fraction or names, as ``test``.
     n_folds
         Number of folds. For :func:`agl_sc.tl.cross_validate`, instead of one split: every spot is test in one of them, and
         ``validation`` is a fraction.

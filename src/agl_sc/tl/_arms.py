@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from agl_sc._boundary import get_table
+from agl_sc._boundary import get_table, record
 from agl_sc._keys import Keys
 from agl_sc.core.baselines import WITH_AUXILIARY, Samples, fit_baseline
 from agl_sc.core.config import Method, Preset, TrainConfig
 from agl_sc.model import Model
-from agl_sc.pp._genes import rank_auxiliary
+from agl_sc.pp._genes import normalize_of, rank_auxiliary
 from agl_sc.tl._data import training_data
 from agl_sc.tl._evaluate import evaluate
 from agl_sc.tl._train import train
@@ -166,6 +166,7 @@ def _write_baseline(table: "AnnData", name: str, *, keys: Keys, layer: str | Non
     written = np.full(table.shape, np.nan, dtype=np.float32)
     written[:, table.var_names.get_indexer(data.genes[: data.n_targets])] = fit_baseline(name, samples)(data.features)
     table.layers[keys.layer] = written
+    record(table, keys, {"units": normalize_of(table, keys)})
 
 
 def compare_arms(
@@ -185,7 +186,7 @@ def compare_arms(
     tables = []
     for arm in check_methods(arms):
         model = fit_in_place(sdata, arm, config=config or TrainConfig(), seed=seed) or model
-        tables.append(evaluate(sdata)[["section", "gene", "pearson"]].assign(arm=arm, seed=seed))
+        tables.append(evaluate(sdata, metrics=["pearson"])[["section", "gene", "pearson"]].assign(arm=arm, seed=seed))
     return pd.concat(tables, ignore_index=True), model
 
 

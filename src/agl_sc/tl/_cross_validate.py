@@ -19,13 +19,13 @@ from agl_sc._keys import Keys
 from agl_sc._paths import check_parent
 from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
+from agl_sc.core.metrics import METRICS
 from agl_sc.pp._folds import Fold, FoldPlan, folds_of, make_folds
 from agl_sc.pp._genes import Normalize, check_targets, normalize_counts
 from agl_sc.pp._leaks import count_shared_pixels
 from agl_sc.pp._manifest import hash_of
 from agl_sc.pp._units import SETS, By
 from agl_sc.tl._arms import ARMS, check_methods
-from agl_sc.tl._evaluate import METRICS
 from agl_sc.tl._runs import Outcome, Protocol, Source, run, run_path
 from agl_sc.tl._train import PACKAGES, ensure_features
 
@@ -159,8 +159,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     seeds
         Number of seeds, counted from ``seed``; arms that draw nothing run once.
     metrics
-        Metrics to compute. Of predictions and measurements in the units of the layer: ``"pearson"``, ``"spearman"``,
-        ``"mse"``.
+        Metrics to compute. Those of :func:`agl_sc.tl.evaluate` that need no more than the two sides: ``"pearson"``,
+        ``"spearman"``, ``"mse"``, ``"r2"``, ``"concordance"``, ``"variance_ratio"``, ``"gene_structure"``.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
     config
@@ -256,13 +256,15 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
         if request.plan is None
         else make_folds(sdata, table, request.plan, image_mpp=request.image_mpp)
     )
+    measured = normalize_counts(counts, protocol.normalize)
     _check_folds(folds, request, section_of(table).to_numpy(dtype=str))
+    _check_genes(folds, protocol, table.var_names, measured=measured)
     with unchanged_on_failure(table, keys):
         ensure_features(sdata, table, keys=keys, where={**protocol.where, "table_key": table_key})
         if request.folder is not None:
             request.folder.mkdir(exist_ok=True)
         runs = _run_all(Source(sdata, table, counts), folds, request)
-        results = _results(table, normalize_counts(counts, protocol.normalize), folds=folds, request=request, runs=runs)
+        results = _results(table, measured, folds=folds, request=request, runs=runs)
         provenance = _provenance(table, folds, request)
         shared = count_shared_pixels(
             sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=request.image_mpp
@@ -292,6 +294,22 @@ def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]
         _, n_picking = np.unique(sections[fold.assigned == "validation"], return_counts=True)
         if picking and n_picking.max(initial=0) < 2:
             msg = f"Fold {fold.name!r} has no two validation spots in one section, and {picking[0]!r} picks by Pearson on them; pass validation=0.2."
+            raise ValueError(msg)
+
+
+def _check_genes(
+    folds: Sequence[Fold], protocol: Protocol, names: "pd.Index[str]", *, measured: scipy.sparse.csr_matrix
+) -> None:
+    """Refuse named genes that are constant over the training spots of a fold."""
+    if isinstance(protocol.genes, int | np.integer):
+        return
+    genes = [protocol.genes] if isinstance(protocol.genes, str) else list(protocol.genes)
+    own = measured[:, names.get_indexer(genes)].tocsr()
+    for fold in folds:
+        training = own[fold.assigned == "train"].toarray()
+        constant = np.array(genes)[np.ptp(training, axis=0) == 0]
+        if len(constant):
+            msg = f"Target genes {', '.join(constant[:3])} are constant over the training spots of fold {fold.name!r}; leave them out."
             raise ValueError(msg)
 
 

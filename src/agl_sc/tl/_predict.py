@@ -21,12 +21,12 @@ from agl_sc._boundary import (
 from agl_sc._keys import Keys
 from agl_sc.core.encode import Recipe
 from agl_sc.core.encoder import without_path
+from agl_sc.core.section_metrics import NAMES
 from agl_sc.model import Model
 from agl_sc.pp._context import Views
 from agl_sc.pp._embed import embed, encode, placed_again
 from agl_sc.pp._split import split_hash
 from agl_sc.pp._units import SETS
-from agl_sc.tl._evaluate import METRICS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -113,7 +113,8 @@ def write_predictions(
     layer = np.full(table.shape, np.nan, dtype=np.float32)
     layer[:, columns[columns >= 0]] = predicted[:, columns >= 0]
     table.layers[keys.layer] = layer
-    for metric in METRICS:  # of earlier predictions
+    record(table, keys, {"units": model.card["normalize"]})
+    for metric in NAMES:  # of earlier predictions
         if keys.metric(metric) in table.var:
             del table.var[keys.metric(metric)]
     logger.info('Wrote layers["%s"]: %d genes of %d spots.', keys.layer, (columns >= 0).sum(), table.n_obs)

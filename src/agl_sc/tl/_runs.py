@@ -129,7 +129,7 @@ class Outcome:
     def read(cls, path: Path) -> "Outcome":
         """What :meth:`write` wrote."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(arrays["genes"].tolist(), arrays["predicted"], int(arrays["n_updates"]))
         except (BadZipFile, EOFError, KeyError, ValueError) as error:
             msg = f"The finished run {path} is damaged ({error}); delete it to run it again."
