@@ -101,6 +101,7 @@ def check(folder: Path) -> list[str]:
                 faults.append(f"search.html?q={words} does not list {expected}")
     finally:
         server.shutdown()
+        server.server_close()
     return faults
 
 

@@ -1,9 +1,13 @@
 """Sphinx: ``python -m sphinx -W -n -b html docs docs/_build``, from a clean clone, without network."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import agl_sc
@@ -19,16 +23,25 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["_build", "_generated", "jupyter_execute", "benchmark", "tutorials/.ipynb_checkpoints"]
 html_theme = "sphinx_book_theme"
 html_title = "agl-sc"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
+html_math_renderer = "mathml"  # of setup(), below: every browser draws it, and no script is fetched
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "use_download_button": False,
+    "navbar_persistent": [],
+}
+toc_object_entries_show_parents = "hide"
 html_copy_source = False
 
 # Tutorials are committed as they ran, and a test runs them; docs/tutorials is a link to tutorials/.
 nb_execution_mode = "off"
+nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -67,18 +80,31 @@ intersphinx_mapping = {name: (url, None) for name, url in _INVENTORIES.items()} 
 nitpick_ignore_regex = [(r"py:.*", r"(?!agl_sc).*")]
 
 
+def paths_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Names of a command and of those below it."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from paths_of(below, (*path, name))
+
+
 def write_command_help() -> None:
     """What ``--help`` says, for the page of the command line: it cannot differ from the program."""
     sections = []
-    for name in ("", "demo", "train", "predict", "evaluate", "benchmark", "encoders", "doctor"):
-        arguments = [name, "--help"] if name else ["--help"]
-        text = CliRunner().invoke(cli, arguments, prog_name="agl-sc", env={"COLUMNS": "100"}).stdout
-        sections.append(f"## `agl-sc {name}`\n\n```text\n{text}```\n".replace(" `\n", "`\n", 1))
+    for path in paths_of(get_command(cli)):
+        text = CliRunner().invoke(cli, [*path, "--help"], prog_name="agl-sc").stdout
+        sections.append(f"## `{' '.join(['agl-sc', *path])}`\n\n```text\n{text}```\n")
     folder = Path(__file__).parent / "_generated"
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text("\n".join(sections), encoding="utf-8")
 
 
+def visit_math(translator: Any, node: nodes.Element) -> None:
+    """A formula as MathML."""
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("builder-inited", lambda _: write_command_help())

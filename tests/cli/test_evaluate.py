@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import spatialdata
 from typer.testing import Result
 
@@ -20,16 +21,16 @@ def test_metrics_are_those_of_the_library(run: Run, results: Path, tmp_path: Pat
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "m.csv"), expected, check_dtype=False)
     printed = json.loads(done.stdout)
     assert [row["gene"] for row in printed["genes"]] == list(expected["gene"])
-    assert printed["sections"]["section_3"]["pearson"] == expected["pearson"].mean()
+    assert printed["sections"]["section_3"]["pearson"] == pytest.approx(expected["pearson"].mean())
     shown = run("evaluate", results / "result.zarr").stdout
     assert "Means over 4 target genes, test spots" in shown
     assert f"{expected['pearson'].mean():.3f}" in shown
 
 
-def test_training_spots_are_said_to_be_no_evidence(run: Run, results: Path, caplog: object) -> None:
+def test_training_spots_are_said_to_be_no_evidence(run: Run, results: Path, caplog: pytest.LogCaptureFixture) -> None:
     done = run("evaluate", results / "result.zarr", "--on", "train")
     assert done.exit_code == 0
-    assert "these numbers are not evidence" in caplog.text  # type: ignore[attr-defined]
+    assert "these numbers are not evidence" in caplog.text
 
 
 def test_store_without_predictions(run: Run, store: Path) -> None:

@@ -51,18 +51,19 @@ class Result:
 class OneLine(TyperGroup):
     """A group of commands that says in one line what is wrong with its arguments."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """Run; exits with the code of the command."""
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Run, and exit with the code of the command; the options are those of the base."""
         args = list(sys.argv[1:] if args is None else args)
+        exits = options.pop("standalone_mode", True)
         try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
+            code = super().main(args, standalone_mode=False, **options)
         except _UsageError as error:
             context = getattr(error, "ctx", None)
             path = context.command_path if context else "agl-sc"
             text = " ".join(error.format_message().split())  # type: ignore[attr-defined]
             tell_error(f"{text.rstrip('.')}; see {path} --help.", as_json="--json" in args, exit_code=BAD_INPUT)
             code = BAD_INPUT
-        if standalone_mode:
+        if exits:
             sys.exit(code if isinstance(code, int) else 0)
         return code
 

@@ -113,8 +113,15 @@ def train(  # noqa: PLR0913 -- an entry point
     _prepare(sdata, (split, genes, tiles), where=where, how=(image_mpp, layer, seed))
     say(f"Training {method}")
     model = tl.train(
-        sdata, method=method, finetune=finetune, config=config, checkpoint=checkpoint, layer=layer, seed=seed, **where
-    )  # type: ignore[arg-type]  # fmt: skip -- train refuses an unknown method
+        sdata,
+        method=method,  # type: ignore[arg-type]  # refuses an unknown one
+        finetune=finetune,
+        config=config,
+        checkpoint=checkpoint,
+        layer=layer,
+        seed=seed,
+        **where,
+    )
     say(f"Writing {', '.join(str(place.path) for place in places)}")
     with written(context, *places) as fresh:
         model.save(fresh[0])

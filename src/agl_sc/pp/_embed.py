@@ -162,7 +162,7 @@ def place_section(section: Section, spec: TileSpec, image_mpp: float | None) -> 
     known = np.isfinite(section.centres).all(axis=1)
     if not known.all():
         logger.warning(
-            "%d spots of %s have no position and get no features; mend their shapes, or drop them from the table.",
+            "%d spots of %s have no position and get no features. Mend their shapes, or drop them from the table.",
             (~known).sum(),
             section.name,
         )
