@@ -47,6 +47,16 @@ class Keys:
     def selected(self) -> str:
         return f"{self.key_added}_selected"
 
+    @property
+    def oof(self) -> str:
+        """Layer of out-of-fold predictions."""
+        return f"{self.key_added}_oof"
+
+    @property
+    def fold(self) -> str:
+        """Fold in which a spot was test."""
+        return f"{self.key_added}_fold"
+
     def metric(self, name: str) -> str:
         """Column of ``var`` that holds a test metric."""
         return f"{self.key_added}_{name}"
