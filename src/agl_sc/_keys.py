@@ -32,6 +32,14 @@ class Keys:
         return f"{self.key_added}_split"
 
     @property
+    def oof(self) -> str:
+        return f"{self.key_added}_oof"
+
+    @property
+    def fold(self) -> str:
+        return f"{self.key_added}_fold"
+
+    @property
     def role(self) -> str:
         return f"{self.key_added}_role"
 
@@ -46,16 +54,6 @@ class Keys:
     @property
     def selected(self) -> str:
         return f"{self.key_added}_selected"
-
-    @property
-    def oof(self) -> str:
-        """Layer of out-of-fold predictions."""
-        return f"{self.key_added}_oof"
-
-    @property
-    def fold(self) -> str:
-        """Fold in which a spot was test."""
-        return f"{self.key_added}_fold"
 
     def metric(self, name: str) -> str:
         """Column of ``var`` that holds a test metric."""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 """Okabe and Ito's colours, which colour-blind readers tell apart."""
 DIVERGING = "RdBu_r"
+METRICS = {"pearson": "Pearson r", "spearman": "Spearman rho", "mse": "mean squared error"}
+"""What an axis calls the metrics whose own name is none."""
 FONT = 8.0
 SMALL = 7.0
 
@@ -35,6 +37,12 @@ def legend_above(ax: Axes, handles: Sequence[Artist]) -> None:
         columnspacing=1.2,
         handlelength=1.6,
     )
+
+
+def draw_identity(ax: Axes, values: NDArray[np.float64], *, label: str) -> None:
+    """Line of equal x and y over the range of some values."""
+    ends = [float(np.nanmin(values)), float(np.nanmax(values))]
+    ax.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label=label, zorder=1)
 
 
 def size_pt(ax: Axes) -> NDArray[np.float64]:

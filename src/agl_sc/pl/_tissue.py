@@ -20,7 +20,7 @@ FloatArray = NDArray[np.float64]
 
 _VIEW_PX = 1000
 """Pixels wanted along the longer side of what is shown."""
-_MANY_SPOTS = 20_000
+MANY_SPOTS = 20_000
 """Beyond this, spots become pixels in vector formats, and those that tile a lattice are drawn as one image."""
 logger = logging.getLogger(__name__)
 _BARS_UM = [step * 10.0**power for power in range(-1, 5) for step in (1, 2, 5)]
@@ -79,7 +79,7 @@ def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
         raise ValueError(msg)
     margin = max(2 * section.radius * max(size, 1.0), margin_px)
     low, high = np.nanmin(section.centres, axis=0) - margin, np.nanmax(section.centres, axis=0) + margin
-    is_tiled = section.technology == HD or len(section.centres) > _MANY_SPOTS
+    is_tiled = section.technology == HD or len(section.centres) > MANY_SPOTS
     lattice = lattice_of(section.centres, section.radius) if is_tiled else None
     if not section.levels:
         logger.warning("Section %r has no image: its spots are drawn alone.", section.name)
@@ -148,7 +148,7 @@ def draw_spots(
         linewidths=0 if edge == "none" else 0.25,
         edgecolors=edge,
     )
-    spots.set(array=np.ma.masked_invalid(values), cmap=cmap, norm=norm, rasterized=len(values) > _MANY_SPOTS)
+    spots.set(array=np.ma.masked_invalid(values), cmap=cmap, norm=norm, rasterized=len(values) > MANY_SPOTS)
     ax.add_collection(spots, autolim=False)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from agl_sc import _boundary
@@ -164,10 +165,8 @@ def expression_of(
     layer
         Layer with raw counts; X by default.
     """
-    from agl_sc.pp._genes import normalize_counts, normalize_of
-
-    counts, normalize = _boundary.counts_of(table, layer), normalize_of(table, keys)
     columns = table.var_names.get_indexer(genes)
+    measured = _measured(table, columns, keys=keys, layer=layer)
     predicted = np.asarray(table.layers[predictions])
     split = _split(table, keys)
     found = []
@@ -175,9 +174,21 @@ def expression_of(
         values = predicted[np.ix_(chosen, columns)].astype(np.float64)
         is_known = np.isfinite(values).any(axis=1)
         folds = table.obs[keys.fold].to_numpy()[chosen[is_known]] if predictions == keys.oof else []
-        measured = normalize_counts(counts[chosen], normalize)[:, columns].toarray().astype(np.float64)
-        found.append(Expression(measured, values, split[chosen], n_folds=len(set(folds))))
+        found.append(Expression(measured[chosen], values, split[chosen], n_folds=len(set(folds))))
     return found
+
+
+def _measured(table: "AnnData", columns: NDArray[np.int64], *, keys: Keys, layer: str | None) -> FloatArray:
+    """Normalised expression of some genes in all spots, (n_spots, n_genes); the others enter as one, for the totals."""
+    from agl_sc.pp._genes import normalize_counts, normalize_of
+
+    counts = _boundary.counts_of(table, layer)
+    chosen = counts[:, columns]
+    others = counts.sum(axis=1) - chosen.sum(axis=1)
+    reduced = scipy.sparse.csr_matrix(scipy.sparse.hstack([chosen, others]))
+    expression = normalize_counts(reduced, normalize_of(table, keys))[:, : len(columns)]
+    measured: FloatArray = expression.toarray().astype(np.float64)
+    return measured
 
 
 def _split(table: "AnnData", keys: Keys) -> NDArray[np.object_]:
