@@ -81,7 +81,7 @@ def benchmark(
     ]
     axes.axvline(0, color="black", linewidth=0.8, zorder=0)
     references = sorted(set(rows["reference"]))
-    minus = f" - {references[0]}" if len(references) == 1 else ""
+    minus = f", method minus {references[0]}" if len(references) == 1 else ""
     label_axes(axes, x=f"paired difference in {METRICS.get(metric, metric)}{minus}", y="")
     axes.set_yticks(np.arange(len(rows)), _labels(rows, is_single=len(references) == 1), fontsize=SMALL)
     axes.set_ylim(-0.6, len(rows) - 0.4)

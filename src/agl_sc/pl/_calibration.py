@@ -114,7 +114,12 @@ def calibration(
     for gene, (axes, name) in enumerate(zip(drawn, names, strict=True)):
         _draw_gene(axes, values, gene, name=name)
         label_axes(axes, x=f"predicted, {units_of(table, keys)}", y=f"measured, {units_of(table, keys)}")
-    drawn[0].legend(loc="upper left", fontsize=SMALL, framealpha=0.8, edgecolor="none", handlelength=1.6)
+    handles, _ = drawn[0].get_legend_handles_labels()
+    if ax is None:
+        figure = drawn[0].figure.canvas.figure
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL)
+    else:
+        drawn[0].legend(handles=handles, loc="best", fontsize=SMALL)
     finish(drawn[0], is_new=ax is None, show=show, path=path)
     return drawn
 
@@ -150,7 +155,7 @@ def _draw_gene(ax: Axes, values: Expression, gene: int, *, name: str) -> None:
         rasterized=is_many,
         label="spots",
     )
-    draw_identity(ax, np.concatenate([measured, predicted]), label="identity")
+    draw_identity(ax, "identity")
     if len(measured):
         centres, means, errors = _bins(measured, predicted)
         label = "mean of a bin ± s.e."

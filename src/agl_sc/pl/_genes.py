@@ -26,6 +26,8 @@ Against = Literal["mean", "noise_ceiling"]
 
 _N_NAMED_BARS = 40
 """Bars of more genes are too narrow for names."""
+_N_NARROW_BARS = 100
+"""More bars have no room for gaps."""
 
 
 def gene_metrics(
@@ -57,7 +59,8 @@ def gene_metrics(
         ``"mean"`` for mean expression over the test spots, ``"noise_ceiling"`` (of ``"pearson"``), or None for bars from
         the largest to the smallest.
     n_names
-        Genes to name, those of the largest metric, as far as names do not overlap. Bars of up to 40 genes are all named.
+        Genes to name, those of the largest metric; points as far as names cover neither names nor points. Bars of up to
+        40 genes are all named.
     table_key
         Table to use; the only one by default.
     layer
@@ -111,8 +114,7 @@ def gene_metrics(
             axes, other, values, x_name=units if against == "mean" else "noise ceiling of Pearson r", y_name=name
         )
         if against == "noise_ceiling":
-            draw_identity(axes, np.concatenate([other, values]), label="noise ceiling reached")
-            legend_above(axes, axes.lines[-1:])
+            legend_above(axes, [draw_identity(axes, "noise ceiling reached")])
         _name_points(axes, other, values, n_names=n_names)
     finish(axes, is_new=ax is None, show=show, path=path)
     return axes
@@ -162,16 +164,16 @@ def _other(
 def _draw_bars(ax: Axes, values: "pd.Series[float]", *, name: str, n_names: int) -> None:
     """Bars from the largest to the smallest, named while they are wide enough."""
     ordered = values.sort_values(ascending=False, kind="stable")
-    is_many = len(ordered) > _N_NAMED_BARS
-    ax.bar(np.arange(1, len(ordered) + 1), ordered.to_numpy(), color=BLUE, width=1.0 if is_many else 0.8, linewidth=0)
+    width = 0.8 if len(ordered) <= _N_NARROW_BARS else 1.0
+    ax.bar(np.arange(1, len(ordered) + 1), ordered.to_numpy(), color=BLUE, width=width, linewidth=0)
     ax.axhline(0, color="black", linewidth=0.6)
     ax.set_xlim(0.4, len(ordered) + 0.6)
     middle = float(ordered.median())
     label_axes(ax, x=f"{len(ordered):,} genes by {name.removeprefix('test ')} (median {middle:.2g})", y=name)
-    if is_many:
+    if len(ordered) > _N_NAMED_BARS:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=2))
-        ranks = pd.Series(np.arange(1.0, len(ordered) + 1), index=ordered.index)
-        _name_points(ax, ranks, ordered, n_names=n_names)
+        leading = "\n".join(f"{gene} {value:.2f}" for gene, value in ordered.iloc[:n_names].items())
+        ax.text(1.02, 1.0, leading, transform=ax.transAxes, va="top", fontsize=SMALL)
         return
     ax.set_xticks(np.arange(1, len(ordered) + 1), [str(gene) for gene in ordered.index], rotation=90, fontsize=SMALL)
     ax.tick_params(axis="x", length=0)
@@ -185,13 +187,16 @@ def _draw_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, x_na
 
 
 def _name_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, n_names: int) -> None:
-    """Name the genes of largest ``y`` right, left or above of their points, wherever that covers no other name."""
+    """Name the genes of largest ``y`` right, left or above of their points, or below their points, wherever that covers no other name or point."""
     size = size_pt(ax)
     low, high = np.array([ax.get_xlim(), ax.get_ylim()]).T
+    points = (np.column_stack([x, y]) - low) / (high - low) * size
     taken: list[Bbox] = []
     for gene in y.dropna().sort_values(ascending=False, kind="stable").index[:n_names]:
-        point = (np.array([x[gene], y[gene]]) - low) / (high - low) * size
-        fitting = (box for box in _places(point, str(gene)) if _fits(box, taken, size))
+        point = points[y.index.get_loc(gene)]
+        fitting = (
+            box for box in _places(point, str(gene)) if _fits(box, taken, size=size) and not _covers(box, points)
+        )
         box = next(fitting, None)
         if box is None:
             continue
@@ -213,6 +218,10 @@ def _places(point: FloatArray, name: str) -> Iterator[Bbox]:
         yield Bbox.from_bounds(point[0] + across, point[1] + up, width, height)
 
 
-def _fits(box: Bbox, taken: list[Bbox], size: FloatArray) -> bool:
+def _covers(box: Bbox, points: FloatArray) -> bool:
+    return bool(((points >= box.min - 1) & (points <= box.max + 1)).all(axis=1).any())
+
+
+def _fits(box: Bbox, taken: list[Bbox], *, size: FloatArray) -> bool:
     is_inside = bool((box.min >= 0).all() and (box.max <= size).all())
     return is_inside and not any(box.overlaps(other) for other in taken)

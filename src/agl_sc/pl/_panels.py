@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _DIFFERENCE = "predicted - measured"
 _PERCENTILES = (1, 99)
+_ROW_LABEL_IN = 0.4
 _REACH_SD = 3.0
 """Half the scale of standardised residuals."""
 
@@ -195,7 +196,9 @@ def _new_rows(shown: list[Shown], n_genes: int, *, lettering: _Lettering, n_line
     """Axes in a new figure: a row per gene, a column per section."""
     import matplotlib.pyplot as plt
 
-    ratio = max(section.view.height_per_width for section in shown)
+    ratio = max(section.view.height_per_width for section in shown) * (
+        1 - _ROW_LABEL_IN / lettering.panel_in / len(shown)
+    )
     text_in = (1.3 * n_lines + 3) * lettering.fontsize / 72
     size_in = (lettering.panel_in * len(shown), (lettering.panel_in * ratio + text_in) * n_genes + 0.6)
     grid: AxesGrid = plt.figure(figsize=size_in, layout="constrained").subplots(n_genes, len(shown), squeeze=False)
@@ -230,7 +233,7 @@ def _agreement(expression: Expression, gene: int) -> list[str]:
 
 def _residual_title(shown: Shown, gene: int, name: str, *, deviation: float) -> list[str]:
     residuals = _residuals(shown, gene)[shown.expression.scored(gene)[0]]
-    bias = [f"mean {residuals.mean() / deviation + 0.0:+.2f} SD"] if residuals.size else []
+    bias = [f"mean {round(float(residuals.mean()) / deviation, 2) + 0.0:+.2f} SD"] if residuals.size else []
     return [f"{shown.section.name} · {name}", *bias, *_agreement(shown.expression, gene)]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
@@ -39,10 +40,10 @@ def legend_above(ax: Axes, handles: Sequence[Artist]) -> None:
     )
 
 
-def draw_identity(ax: Axes, values: NDArray[np.float64], *, label: str) -> None:
-    """Line of equal x and y over the range of some values."""
-    ends = [float(np.nanmin(values)), float(np.nanmax(values))]
-    ax.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label=label, zorder=1)
+def draw_identity(ax: Axes, label: str) -> Line2D:
+    """Line of equal x and y, whatever the limits."""
+    line: Line2D = ax.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label=label, zorder=1)
+    return line
 
 
 def size_pt(ax: Axes) -> NDArray[np.float64]:

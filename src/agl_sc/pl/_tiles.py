@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int64]
 UInt8Array = NDArray[np.uint8]
 
-_SHEET = 0.5
-"""Share of the width of the page that the contact sheet takes."""
+_TITLE_IN = 0.15
+"""Height of the number over a tile."""
+_TOP = 0.08
+"""Share of the height of the section in which numbers go under their boxes, clear of the title."""
 _ON_IMAGE = [withStroke(linewidth=1.5, foreground="white")]
 
 
@@ -171,11 +173,13 @@ def _new_axes(view: View, n_tiles: int) -> AxesGrid:
 
     n_columns = min(n_tiles, max(3, int(np.ceil(n_tiles**0.5))))
     n_rows = -(-n_tiles // n_columns)
-    sheet_in = WIDTH_IN * _SHEET
-    section_in = (WIDTH_IN - sheet_in) * view.height_per_width
-    height_in = max(section_in, n_rows * (sheet_in / n_columns + 0.15)) + 0.6
+    ratio, text_in = view.height_per_width, 0.5
+    # The width at which the tiles are as high as the section with its title and scale bar
+    sheet_in = (WIDTH_IN * ratio + text_in - _TITLE_IN * n_rows) / (ratio + n_rows / n_columns)
+    sheet_in = float(np.clip(sheet_in, 0.3 * WIDTH_IN, 0.65 * WIDTH_IN))
+    height_in = max((WIDTH_IN - sheet_in) * ratio + text_in, n_rows * (sheet_in / n_columns + _TITLE_IN)) + 0.1
     figure = plt.figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1 - _SHEET, _SHEET])
+    left, right = figure.subfigures(1, 2, width_ratios=[WIDTH_IN - sheet_in, sheet_in])
     sheet = right.subplots(n_rows, n_columns, squeeze=False).ravel()
     for ax in sheet[n_tiles:]:
         ax.remove()
@@ -199,8 +203,15 @@ def _draw_section(ax: Axes, section: Section, boxes: "Boxes", *, view: View) -> 
     corners, size = _corners(section, boxes)
     for number, corner in enumerate(corners, start=1):
         ax.add_patch(Rectangle((corner[0], corner[1]), *size, fill=False, edgecolor=ORANGE, linewidth=1.0))
+        is_top = corner[1] < view.low[1] + _TOP * (view.high[1] - view.low[1])
         label = ax.annotate(
-            str(number), corner, xytext=(0, 1), textcoords="offset points", color=ORANGE, fontsize=SMALL, va="bottom"
+            str(number),
+            (corner[0], corner[1] + size[1] if is_top else corner[1]),
+            xytext=(0, -1 if is_top else 1),
+            textcoords="offset points",
+            color=ORANGE,
+            fontsize=SMALL,
+            va="top" if is_top else "bottom",
         )
         label.set_path_effects(_ON_IMAGE)
     if section.image_mpp is not None:
