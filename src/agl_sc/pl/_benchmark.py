@@ -14,7 +14,7 @@ from agl_sc.pl._style import BLUE, METRICS, ORANGE, SMALL, label_axes, legend_ab
 
 _FAINT = "#9A9A9A"
 _ROW_IN = 0.28
-_COLUMNS = ("method", "reference", "metric", "n_units", "mean", "low", "high", "distinguishable")
+_COLUMNS = ("method", "reference", "metric", "unit", "n_units", "mean", "low", "high", "distinguishable")
 
 
 class Compared(Protocol):
@@ -22,7 +22,7 @@ class Compared(Protocol):
 
     @property
     def differences(self) -> pd.DataFrame:
-        """One row per method, reference and metric: n_units, mean, low, high, distinguishable."""
+        """One row per method, reference and metric: unit, n_units, mean, low, high, distinguishable."""
 
 
 def benchmark(
@@ -53,8 +53,8 @@ def benchmark(
 
     Returns
     -------
-    Axes of the differences, the largest on top. The label of a row names the method, the reference where there are
-    several, and the number of paired units.
+    Axes of the differences, reference by reference, the largest on top. The label of a row names the method, the reference
+    where there are several, and the units that the interval is over.
 
     Raises
     ------
@@ -81,8 +81,8 @@ def benchmark(
     ]
     axes.axvline(0, color="black", linewidth=0.8, zorder=0)
     references = sorted(set(rows["reference"]))
-    minus = f", method minus {references[0]}" if len(references) == 1 else ""
-    label_axes(axes, x=f"paired difference in {METRICS.get(metric, metric)}{minus}", y="")
+    minus = f"method minus {references[0]}" if len(references) == 1 else "first minus second"
+    label_axes(axes, x=f"paired difference in {METRICS.get(metric, metric)}, {minus}", y="")
     axes.set_yticks(np.arange(len(rows)), _labels(rows, is_single=len(references) == 1), fontsize=SMALL)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -93,7 +93,7 @@ def benchmark(
 
 
 def _rows(benchmark: Any, metric: str) -> pd.DataFrame:
-    """Differences in one metric, the smallest first, for they are drawn from the bottom."""
+    """Differences in one metric, from the bottom: those to the commonest reference, and the largest, last."""
     differences = getattr(benchmark, "differences", None)
     if not isinstance(differences, pd.DataFrame) or not set(_COLUMNS) <= set(differences):
         msg = (
@@ -107,8 +107,13 @@ def _rows(benchmark: Any, metric: str) -> pd.DataFrame:
         )
         msg = f"metric={metric!r} was not compared: {compared}{near_matches([metric], known)}."
         raise ValueError(msg)
-    rows = differences[differences["metric"] == metric].sort_values("mean", kind="stable").reset_index(drop=True)
-    return rows.assign(distinguishable=rows["distinguishable"].astype(bool))
+    rows = differences[(differences["metric"] == metric) & differences["mean"].notna()]
+    if rows.empty:
+        msg = f"metric={metric!r} is undefined in every pair of methods; compare them in folds with more spots."
+        raise ValueError(msg)
+    n_of_reference = rows.groupby("reference")["mean"].transform("size")
+    order = rows.assign(n=n_of_reference).sort_values(["n", "reference", "mean"], kind="stable").index
+    return rows.loc[order].reset_index(drop=True).astype({"distinguishable": bool})
 
 
 def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, label: str, colour: str) -> Line2D:
@@ -131,6 +136,6 @@ def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, la
 
 def _labels(rows: pd.DataFrame, *, is_single: bool) -> list[str]:
     return [
-        f"{row.method}{'' if is_single else f' - {row.reference}'} (n = {row.n_units})"
+        f"{row.method}{'' if is_single else f' vs {row.reference}'} ({row.n_units} {row.unit}{'s' * (row.n_units != 1)})"
         for row in rows.itertuples(index=False)
     ]

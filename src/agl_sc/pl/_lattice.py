@@ -1,48 +1,42 @@
-"""Spots that are the cells of a lattice, such as the bins of Visium HD, as places in an array that is drawn as an image."""
+"""Spots that are the cells of a square lattice, such as the bins of Visium HD, as an image with its affine placement."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+
+from agl_sc.core import lattice
 
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
-_N_PROBES = 1000
-"""Spots whose neighbours tell the two steps of the lattice."""
-_PARALLEL, _ACROSS = 0.9, 0.4
-"""Cosines of the angle to the first step, beyond and below which a displacement is one of the first or second step."""
-_FIRST_REACH = 10.0
-"""Steps from the middle within which the steps of the probes number the spots without fault."""
-_GROWTH = 4.0
-"""By how much a fit within a reach extends it."""
 _OFF_CENTRE = 0.25
-"""A spot farther than this many steps from its place is on no lattice."""
+"""Spots farther than this many steps from their place are not drawn as cells."""
 _FILLED = 0.75
-"""Share of its cell that a spot fills at least, a disc that touches its neighbours 0.79."""
+"""Share of its cell that a spot fills at least; a disc that touches its neighbours fills 0.79."""
+_MOST_EMPTY = 100
+"""Cells per spot beyond which an image would be mostly holes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lattice:
-    """Places of the spots of a section in an array of cells."""
+class Cells:
+    """Spots of a section as cells of an image."""
 
-    places: IntArray
-    """Row and column of every spot that has a position, (n_known, 2), from 0."""
-    known: NDArray[np.bool_]
-    """Spots that have a position, (n_spots,)."""
+    lattice: lattice.Lattice
+    """Row and column of every spot."""
     matrix: FloatArray
-    """From (column, row) to pixels (x, y), affine, (3, 3)."""
+    """From (column, row) of a cell to its centre in pixels (x, y), affine, (3, 3)."""
 
     def image(self, values: FloatArray) -> FloatArray:
         """Values of the spots, (n_spots,), in their cells, (n_rows, n_columns); NaN in cells without a spot."""
-        cells = np.full(self.places.max(axis=0) + 1, np.nan)
-        cells[tuple(self.places.T)] = values[self.known]
-        return cells
+        cells = self.lattice.cells
+        image = np.full(cells.max(axis=0) + 1, np.nan)
+        known = self.lattice.known
+        image[tuple(cells[known].T)] = values[known]
+        return image
 
 
-def lattice_of(centres: FloatArray, radius: float) -> Lattice | None:
-    """Lattice of parallelograms on which spots lie one per cell and fill them, or None.
+def cells_of(centres: FloatArray, radius: float) -> Cells | None:
+    """Cells of spots that lie one in each on a square lattice, turned and sheared as it may be, and fill them; or None.
 
     Parameters
     ----------
@@ -51,73 +45,15 @@ def lattice_of(centres: FloatArray, radius: float) -> Lattice | None:
     radius
         Radius of a disc of the area of a spot, in pixels.
     """
-    known = np.isfinite(centres).all(axis=1)
-    points = centres[known]
-    steps = _steps(points)
-    if steps is None or np.pi * radius**2 < _FILLED * abs(np.linalg.det(steps)):
+    points = centres[np.isfinite(centres).all(axis=1)]
+    if len(np.unique(points @ [1, 1j])) < len(points):
         return None
-    matrix = _fit(points, steps)
-    exact = (points - matrix[2]) @ np.linalg.inv(matrix[:2])
-    numbers = np.round(exact).astype(np.int64)
-    first = numbers.min(axis=0)
-    n_rows, n_columns = (int(n) for n in numbers.max(axis=0) - first + 1)
-    is_off = np.abs(exact - numbers).max() > _OFF_CENTRE
-    if (
-        is_off
-        or len(np.unique((numbers - first) @ [n_columns, 1])) < len(points)
-        or _is_sparse(n_rows * n_columns, points)
-    ):
+    found = lattice.Lattice.fitted(centres)
+    if found is None or found.hexagonal or np.prod(found.cells.max(axis=0) + 1.0) > _MOST_EMPTY * len(points):
         return None
-    origin = first @ matrix[:2] + matrix[2]
-    to_pixels = np.vstack([np.column_stack([matrix[1], matrix[0], origin]), [0, 0, 1]])
-    return Lattice(numbers - first, known, to_pixels)
-
-
-def _is_sparse(n_cells: int, points: FloatArray) -> bool:
-    """More than a hundred cells per spot: an array would be mostly empty."""
-    return n_cells > 100 * len(points)
-
-
-def _steps(points: FloatArray) -> FloatArray | None:
-    """First and second step of the lattice in pixels, as rows; None where neighbours show no two."""
-    if len(points) < 9:
+    design = np.column_stack([found.cells[found.known][:, ::-1], np.ones(len(points))])
+    placed = np.linalg.lstsq(design, points)[0]
+    off = (points - design @ placed) @ np.linalg.inv(placed[:2])
+    if np.abs(off).max() > _OFF_CENTRE or np.pi * radius**2 < _FILLED * abs(np.linalg.det(placed[:2])):
         return None
-    probes = points[np.linspace(0, len(points) - 1, min(_N_PROBES, len(points)), dtype=int)]
-    distances, neighbours = cKDTree(points).query(probes, k=9)
-    if distances[:, 1].min() <= 0:
-        return None
-    moves = points[neighbours[:, 1:]] - probes[:, None]
-    first = _median_step(moves[:, 0], moves[0, 0])
-    cosines = np.abs(moves @ first) / (distances[:, 1:] * np.linalg.norm(first))
-    is_across = cosines < _ACROSS
-    if not is_across.any():
-        return None
-    nearest = np.argmax(is_across, axis=1)
-    across = moves[np.arange(len(moves)), nearest][is_across.any(axis=1)]
-    return np.stack([first, _median_step(across, across[0])])
-
-
-def _median_step(moves: FloatArray, like: FloatArray) -> FloatArray:
-    """Median over the moves that run along ``like``, either way."""
-    along = moves @ like
-    lengths = np.linalg.norm(moves, axis=1) * np.linalg.norm(like)
-    is_parallel = np.abs(along) > _PARALLEL * lengths
-    step: FloatArray = np.median(moves[is_parallel] * np.sign(along[is_parallel])[:, None], axis=0)
-    return step
-
-
-def _fit(points: FloatArray, steps: FloatArray) -> FloatArray:
-    """Least-squares steps and origin, (3, 2), fitted in ever wider reach, for a small fault of a step adds up."""
-    middle = points[np.argmin(np.linalg.norm(points - np.median(points, axis=0), axis=1))]
-    distances = np.linalg.norm(points - middle, axis=1)
-    matrix = np.vstack([steps, middle])
-    reach = _FIRST_REACH * float(np.linalg.norm(steps, axis=1).max())
-    while True:
-        near = points[distances <= reach]
-        numbers = np.round((near - matrix[2]) @ np.linalg.inv(matrix[:2]))
-        design = np.column_stack([numbers, np.ones(len(near))])
-        if np.linalg.matrix_rank(design) == 3:
-            matrix = np.linalg.lstsq(design, near)[0]
-        if len(near) == len(points):
-            return matrix
-        reach *= _GROWTH
+    return Cells(found, np.vstack([placed.T, [0, 0, 1]]))

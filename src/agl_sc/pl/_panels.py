@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 _DIFFERENCE = "predicted - measured"
 _PERCENTILES = (1, 99)
-_ROW_LABEL_IN = 0.4
 _REACH_SD = 3.0
 """Half the scale of standardised residuals."""
 
@@ -196,9 +195,7 @@ def _new_rows(shown: list[Shown], n_genes: int, *, lettering: _Lettering, n_line
     """Axes in a new figure: a row per gene, a column per section."""
     import matplotlib.pyplot as plt
 
-    ratio = max(section.view.height_per_width for section in shown) * (
-        1 - _ROW_LABEL_IN / lettering.panel_in / len(shown)
-    )
+    ratio = max(section.view.height_per_width for section in shown)
     text_in = (1.3 * n_lines + 3) * lettering.fontsize / 72
     size_in = (lettering.panel_in * len(shown), (lettering.panel_in * ratio + text_in) * n_genes + 0.6)
     grid: AxesGrid = plt.figure(figsize=size_in, layout="constrained").subplots(n_genes, len(shown), squeeze=False)
@@ -263,8 +260,8 @@ def _draw_tissue(row: AxesGrid, shown: Shown, *, style: Style, lettering: _Lette
 def _draw_spots(
     ax: Axes, shown: Shown, values: FloatArray, *, style: Style, cmap: Colormap, norm: Normalize, edge: str = "none"
 ) -> None:
-    lattice = shown.view.lattice
-    draw_spots(ax, shown.section, values, size=style.size, cmap=cmap, norm=norm, edge=edge, lattice=lattice)
+    cells = shown.view.cells
+    draw_spots(ax, shown.section, values, size=style.size, cmap=cmap, norm=norm, edge=edge, cells=cells)
 
 
 def _draw_expression(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: _Lettering) -> None:

@@ -189,7 +189,7 @@ def _new_axes(view: View, n_tiles: int) -> AxesGrid:
 def _draw_section(ax: Axes, section: Section, boxes: "Boxes", *, view: View) -> None:
     """H&E, outlines of all spots, and the numbered boxes of the tiles."""
     draw_view(ax, view, image_alpha=1.0)
-    clear = ListedColormap([(0, 0, 0, 0)] if view.lattice is None else [(0, 0.45, 0.7, 0.25)])
+    clear = ListedColormap([(0, 0, 0, 0)] if view.cells is None else [(0, 0.45, 0.7, 0.25)])
     draw_spots(
         ax,
         section,
@@ -198,7 +198,7 @@ def _draw_section(ax: Axes, section: Section, boxes: "Boxes", *, view: View) -> 
         cmap=clear,
         norm=Normalize(0, 1),
         edge=BLUE,
-        lattice=view.lattice,
+        cells=view.cells,
     )
     corners, size = _corners(section, boxes)
     for number, corner in enumerate(corners, start=1):

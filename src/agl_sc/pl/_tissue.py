@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agl_sc._boundary import Section
 from agl_sc._geometry import HD
-from agl_sc.pl._lattice import Lattice, lattice_of
+from agl_sc.pl._lattice import Cells, cells_of
 
 FloatArray = NDArray[np.float64]
 
@@ -38,8 +38,8 @@ class View:
     """Left and top limit of the axes."""
     high: FloatArray
     """Right and bottom limit of the axes."""
-    lattice: Lattice | None = None
-    """Of the bins of Visium HD, and of very many spots."""
+    cells: Cells | None = None
+    """Of the bins of Visium HD, and of very many spots that tile a square lattice."""
 
     @property
     def height_per_width(self) -> float:
@@ -80,12 +80,12 @@ def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
     margin = max(2 * section.radius * max(size, 1.0), margin_px)
     low, high = np.nanmin(section.centres, axis=0) - margin, np.nanmax(section.centres, axis=0) + margin
     is_tiled = section.technology == HD or len(section.centres) > MANY_SPOTS
-    lattice = lattice_of(section.centres, section.radius) if is_tiled else None
+    cells = cells_of(section.centres, section.radius) if is_tiled else None
     if not section.levels:
         logger.warning("Section %r has no image: its spots are drawn alone.", section.name)
-        return View(None, (float(low[0]), float(high[0]), float(high[1]), float(low[1])), low, high, lattice)
+        return View(None, (float(low[0]), float(high[0]), float(high[1]), float(low[1])), low, high, cells)
     pixels, extent = _crop(section, low, high)
-    return View(pixels, extent, low, high, lattice)
+    return View(pixels, extent, low, high, cells)
 
 
 def _crop(
@@ -131,11 +131,11 @@ def draw_spots(
     cmap: Colormap,
     norm: Normalize,
     edge: str = "none",
-    lattice: Lattice | None = None,
+    cells: Cells | None = None,
 ) -> None:
-    """Draw the spots of a section as discs, or as the cells of a lattice; those with NaN are left out."""
-    if lattice is not None:
-        ax.add_image(_cells(ax, lattice, values, cmap=cmap, norm=norm))
+    """Draw the spots of a section as discs, or as cells of a lattice; those with NaN are left out."""
+    if cells is not None:
+        ax.add_image(_image(ax, cells, values, cmap=cmap, norm=norm))
         return
     widths = np.full(len(values), 2 * section.radius * size)
     spots = EllipseCollection(
@@ -152,10 +152,10 @@ def draw_spots(
     ax.add_collection(spots, autolim=False)
 
 
-def _cells(ax: Axes, lattice: Lattice, values: FloatArray, *, cmap: Colormap, norm: Normalize) -> AxesImage:
-    """One image whose pixels are the cells, placed by the lattice's own affine matrix."""
-    cells = lattice.image(values)
-    n_rows, n_columns = cells.shape
+def _image(ax: Axes, cells: Cells, values: FloatArray, *, cmap: Colormap, norm: Normalize) -> AxesImage:
+    """One image whose pixels are the cells, placed by their own affine matrix."""
+    array = np.ma.masked_invalid(cells.image(values))
+    n_rows, n_columns = array.shape
     image = AxesImage(
         ax,
         cmap=cmap,
@@ -165,8 +165,8 @@ def _cells(ax: Axes, lattice: Lattice, values: FloatArray, *, cmap: Colormap, no
         extent=(-0.5, n_columns - 0.5, -0.5, n_rows - 0.5),
         zorder=1,
     )
-    image.set_data(np.ma.masked_invalid(cells))
-    image.set_transform(Affine2D(lattice.matrix) + ax.transData)
+    image.set_data(array)
+    image.set_transform(Affine2D(cells.matrix) + ax.transData)
     image.set_clip_path(ax.patch)
     return image
 
