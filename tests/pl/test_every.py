@@ -86,7 +86,7 @@ class TestEvery:
 
 @pytest.mark.parametrize("name", [*OF_SDATA])
 def test_only_spatialdata_is_drawn(sdata: SpatialData, name: str) -> None:
-    with pytest.raises(TypeError, match="sdata is a AnnData, not a SpatialData; read sections with agl_sc.io"):
+    with pytest.raises(TypeError, match="sdata is a AnnData, not a SpatialData; read sections with"):
         getattr(pl, name)(sdata.tables["table"], **OF_SDATA[name])
     with pytest.raises(KeyError, match="table_key='cells' is not in sdata"):
         getattr(pl, name)(sdata, **OF_SDATA[name] | {"table_key": "cells"})

@@ -44,7 +44,8 @@ def test_all_spots_are_outlined_over_the_image(sdata: SpatialData) -> None:
     section = pl.tiles(sdata, **TILES)[0]
     (spots,) = section.collections
     np.testing.assert_allclose(np.asarray(spots.get_offsets()), sdata.tables["table"].obsm["spatial"][:30])
-    assert section.images[0].get_alpha() == 1
+    assert spots.get_linewidths() == [0.6]
+    assert section.images
     assert section.get_title() == "C2 · 30 spots\n12 tiles of 200 µm (20 px at 10 µm/px)"
     assert section.texts[-1].get_text() == "200 µm"
 

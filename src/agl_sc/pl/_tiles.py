@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from agl_sc import _boundary
 from agl_sc._boundary import Names, Section
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
-from agl_sc.pl._style import BLUE, FONT, ORANGE, SMALL
+from agl_sc.pl._style import FONT, ORANGE, SMALL
 from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view, view_of
 from agl_sc.pl._values import check_sections
 from agl_sc.pp._tiles import Mpp, TileSpec
@@ -188,7 +188,7 @@ def _new_axes(view: View, n_tiles: int) -> AxesGrid:
 
 def _draw_section(ax: Axes, section: Section, boxes: "Boxes", *, view: View) -> None:
     """H&E, outlines of all spots, and the numbered boxes of the tiles."""
-    draw_view(ax, view, image_alpha=1.0)
+    draw_view(ax, view, image_alpha=0.7)
     clear = ListedColormap([(0, 0, 0, 0)] if view.cells is None else [(0, 0.45, 0.7, 0.25)])
     draw_spots(
         ax,
@@ -197,7 +197,8 @@ def _draw_section(ax: Axes, section: Section, boxes: "Boxes", *, view: View) -> 
         size=1.0,
         cmap=clear,
         norm=Normalize(0, 1),
-        edge=BLUE,
+        edge="black",
+        edge_pt=0.6,
         cells=view.cells,
     )
     corners, size = _corners(section, boxes)

@@ -131,6 +131,7 @@ def draw_spots(
     cmap: Colormap,
     norm: Normalize,
     edge: str = "none",
+    edge_pt: float = 0.25,
     cells: Cells | None = None,
 ) -> None:
     """Draw the spots of a section as discs, or as cells of a lattice; those with NaN are left out."""
@@ -145,7 +146,7 @@ def draw_spots(
         units="xy",
         offsets=section.centres,
         offset_transform=ax.transData,
-        linewidths=0 if edge == "none" else 0.25,
+        linewidths=0 if edge == "none" else edge_pt,
         edgecolors=edge,
     )
     spots.set(array=np.ma.masked_invalid(values), cmap=cmap, norm=norm, rasterized=len(values) > MANY_SPOTS)
