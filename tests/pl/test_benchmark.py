@@ -39,8 +39,8 @@ def test_largest_difference_on_top_with_its_interval() -> None:
     ax = pl.benchmark(made())
     assert rows(ax) == ["pgl (6 sections)", "agl (6 sections)", "dkgsb (6 sections)"]
     assert ax.get_xlabel() == "paired difference in Pearson r, method minus ridge"
-    np.testing.assert_allclose(line(ax, "above 0").get_xydata(), [[0.031, 2]])
-    np.testing.assert_allclose(line(ax, "below 0").get_xydata(), [[-0.02, 0]])
+    np.testing.assert_allclose(np.asarray(line(ax, "above 0").get_xydata()), [[0.031, 2]])
+    np.testing.assert_allclose(np.asarray(line(ax, "below 0").get_xydata()), [[-0.02, 0]])
     segments = [tuple(s[:, 0]) for collection in ax.collections for s in collection.get_segments()]  # type: ignore[attr-defined]
     assert sorted(segments) == [(-0.035, -0.004), (-0.01, 0.026), (0.012, 0.05)]
 
@@ -48,7 +48,7 @@ def test_largest_difference_on_top_with_its_interval() -> None:
 def test_not_distinguishable_is_grey_and_hollow() -> None:
     ax = pl.benchmark(made())
     grey = line(ax, "not distinguishable from 0")
-    np.testing.assert_allclose(grey.get_xydata(), [[0.008, 1]])
+    np.testing.assert_allclose(np.asarray(grey.get_xydata()), [[0.008, 1]])
     assert same_color(grey.get_markerfacecolor(), "white")
     red, green, blue = to_rgb(grey.get_color())
     assert red == green == blue
@@ -80,7 +80,7 @@ def test_several_references_are_named_and_grouped() -> None:
 
 def test_unknown_interval_leaves_a_grey_point() -> None:
     ax = pl.benchmark(made([("agl", "ridge", "pearson", "gene", 1, 0.1, np.nan, np.nan, False)]))
-    np.testing.assert_allclose(line(ax, "not distinguishable from 0").get_xydata(), [[0.1, 0]])
+    np.testing.assert_allclose(np.asarray(line(ax, "not distinguishable from 0").get_xydata()), [[0.1, 0]])
     assert rows(ax) == ["agl (1 gene)"]
 
 

@@ -35,7 +35,7 @@ def measured(sdata: SpatialData) -> Any:
 def test_test_spots_alone_are_drawn(sdata: SpatialData) -> None:
     (ax,) = pl.calibration(sdata, "ERBB2")
     expected = np.column_stack([sdata.tables["table"].layers["agl"][TEST, 0], measured(sdata)[TEST, 0]])
-    np.testing.assert_allclose(line(ax, "spots").get_xydata(), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(line(ax, "spots").get_xydata()), expected, rtol=1e-5)
     r = np.corrcoef(*expected.T)[0, 1]
     assert ax.get_title() == f"ERBB2\nr = {r:.2f}, 23 test spots"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted, log1p(CP10k)", "measured, log1p(CP10k)")
@@ -50,7 +50,7 @@ def test_bins_hold_the_means_of_equally_many_spots(sdata: SpatialData) -> None:
     (errors,), *_ = binned_statistic(rank, [truth], lambda part: sem(part), bins=edges)
     points, _, (whiskers,) = bins(ax).lines
     assert points is not None
-    np.testing.assert_allclose(points.get_xydata(), means.T, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(points.get_xydata()), means.T, rtol=1e-5)
     lengths = [np.ptp(segment[:, 1]) for segment in whiskers.get_segments()]
     np.testing.assert_allclose(lengths, 2 * errors, rtol=1e-5)
 
@@ -68,7 +68,7 @@ def test_planted_calibration_lies_on_the_identity(sdata: SpatialData) -> None:
     (ax,) = pl.calibration(sdata, "ERBB2")
     points = bins(ax).lines[0]
     assert points is not None
-    np.testing.assert_allclose(points.get_xdata(), points.get_ydata(), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(points.get_xdata()), np.asarray(points.get_ydata()), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 from spatialdata import SpatialData
 
 from agl_sc import pl
@@ -79,7 +80,7 @@ class TestEvery:
         axes = np.atleast_1d(draw(name)()).ravel()
         figure = axes[0].figure.canvas.figure
         figure.draw_without_rendering()
-        sizes = [text.get_fontsize() for ax in figure.axes for text in ax.findobj(plt.Text) if text.get_text()]
+        sizes = [text.get_fontsize() for ax in figure.axes for text in ax.findobj(Text) if text.get_text()]
         assert min(sizes) >= 6
         assert figure.get_size_inches()[0] <= 7
 

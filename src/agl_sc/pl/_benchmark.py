@@ -43,7 +43,7 @@ def benchmark(
     benchmark
         What ``agl_sc.tl.benchmark`` returned, or ``Benchmark.load``.
     metric
-        Test metric that was compared.
+        Test metric to draw. One that was compared, such as ``"pearson"``.
     ax
         Axes to draw on; a new figure by default.
     show

@@ -141,8 +141,8 @@ def gene_weights(
     model
         A trained model.
     n_names
-        Auxiliary genes to name: those of the largest weight, the better prior rank first among equals. Fewer are
-        named when they would overlap, and none of a weight below 0.01.
+        Number of genes to name. They are the auxiliary genes of the largest weight, the better prior rank first among
+        equals; fewer when names would overlap, and none of a weight below 0.01.
     ax
         Axes to draw on; a new figure by default.
     show

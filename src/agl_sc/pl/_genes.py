@@ -54,13 +54,13 @@ def gene_metrics(
     sdata
         SpatialData with one table that annotates the spots of all sections. ``agl_sc.tl.evaluate`` has run.
     metric
-        Test metric that ``agl_sc.tl.evaluate`` wrote, such as ``"pearson"``, ``"spearman"`` or ``"mse"``.
+        Test metric to draw. One that ``agl_sc.tl.evaluate`` wrote, such as ``"pearson"``, ``"spearman"`` or ``"mse"``.
     against
         ``"mean"`` for mean expression over the test spots, ``"noise_ceiling"`` (of ``"pearson"``), or None for bars from
         the largest to the smallest.
     n_names
-        Genes to name, those of the largest metric; points as far as names cover neither names nor points. Bars of up to
-        40 genes are all named.
+        Number of genes to name. They are those of the largest metric, as far as names cover neither names nor points; bars
+        of up to 40 genes are all named.
     table_key
         Table to use; the only one by default.
     layer
@@ -219,9 +219,9 @@ def _places(point: FloatArray, name: str) -> Iterator[Bbox]:
 
 
 def _covers(box: Bbox, points: FloatArray) -> bool:
-    return bool(((points >= box.min - 1) & (points <= box.max + 1)).all(axis=1).any())
+    return bool(((points >= np.array(box.min) - 1) & (points <= np.array(box.max) + 1)).all(axis=1).any())
 
 
 def _fits(box: Bbox, taken: list[Bbox], *, size: FloatArray) -> bool:
-    is_inside = bool((box.min >= 0).all() and (box.max <= size).all())
+    is_inside = bool((np.array(box.min) >= 0).all() and (np.array(box.max) <= size).all())
     return is_inside and not any(box.overlaps(other) for other in taken)

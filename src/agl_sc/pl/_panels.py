@@ -298,11 +298,13 @@ def _colour_bar(
     panels: AxesGrid, label: str, values: FloatArray, *, cmap: Colormap, norm: Normalize, lettering: _Lettering
 ) -> None:
     """Colour bar under panels of one scale; a pointed end says that values lie beyond."""
-    is_below, is_above = (values < norm.vmin).any(), (values > norm.vmax).any()
+    mappable = ScalarMappable(norm, cmap)
+    low, high = mappable.get_clim()
+    is_below, is_above = bool((values < low).any()), bool((values > high).any())
     extend = "both" if is_below and is_above else "min" if is_below else "max" if is_above else "neither"
     n_panels = panels.shape[1]
     bar = panels[0, 0].figure.colorbar(
-        ScalarMappable(norm, cmap),
+        mappable,
         ax=list(panels.ravel()),
         location="bottom",
         shrink=1.0 / n_panels if n_panels > 1 else 0.8,

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 
 from agl_sc import _boundary
@@ -31,7 +31,7 @@ _TITLE_IN = 0.15
 """Height of the number over a tile."""
 _TOP = 0.08
 """Share of the height of the section in which numbers go under their boxes, clear of the title."""
-_ON_IMAGE = [withStroke(linewidth=1.5, foreground="white")]
+_ON_IMAGE: list[AbstractPathEffect] = [withStroke(linewidth=1.5, foreground="white")]
 
 
 def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
@@ -119,9 +119,10 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     if n < 1:
         msg = f"n={n!r} is not a positive number of tiles; 12 is usual."
         raise ValueError(msg)
-    chosen = check_sections(_boundary.get_table(sdata, table_key), section, shapes_key)
-    elements = {"image_key": image_key, "shapes_key": chosen, "coordinate_system": coordinate_system}
-    first, *_ = _boundary.sections(sdata, _boundary.get_table(sdata, table_key), **elements)
+    table = _boundary.get_table(sdata, table_key)
+    chosen = check_sections(table, section, shapes_key)
+    elements: dict[str, Any] = {"image_key": image_key, "shapes_key": chosen, "coordinate_system": coordinate_system}
+    first, *_ = _boundary.sections(sdata, table, **elements)
     placed, boxes = place_section(first, spec, image_mpp)
     spots = _choose(placed, n, seed=seed)
     some = replace(boxes, origins=boxes.origins[spots])
@@ -179,7 +180,7 @@ def _new_axes(view: View, n_tiles: int) -> AxesGrid:
     sheet_in = float(np.clip(sheet_in, 0.3 * WIDTH_IN, 0.65 * WIDTH_IN))
     height_in = max((WIDTH_IN - sheet_in) * ratio + text_in, n_rows * (sheet_in / n_columns + _TITLE_IN)) + 0.1
     figure = plt.figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[WIDTH_IN - sheet_in, sheet_in])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[WIDTH_IN - sheet_in, sheet_in])[0]
     sheet = right.subplots(n_rows, n_columns, squeeze=False).ravel()
     for ax in sheet[n_tiles:]:
         ax.remove()

@@ -30,8 +30,8 @@ _BARS_UM = [step * 10.0**power for power in range(-1, 5) for step in (1, 2, 5)]
 class View:
     """The part of a section that is shown."""
 
-    pixels: NDArray[np.uint8] | None
-    """H&E, (y, x, 3); None without an image."""
+    pixels: NDArray[np.uint8]
+    """H&E, (y, x, 3); empty without an image."""
     extent: tuple[float, float, float, float]
     """Left, right, bottom and top edge of ``pixels``."""
     low: FloatArray
@@ -83,7 +83,13 @@ def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
     cells = cells_of(section.centres, section.radius) if is_tiled else None
     if not section.levels:
         logger.warning("Section %r has no image: its spots are drawn alone.", section.name)
-        return View(None, (float(low[0]), float(high[0]), float(high[1]), float(low[1])), low, high, cells)
+        return View(
+            np.empty((0, 0, 3), np.uint8),
+            (float(low[0]), float(high[0]), float(high[1]), float(low[1])),
+            low,
+            high,
+            cells,
+        )
     pixels, extent = _crop(section, low, high)
     return View(pixels, extent, low, high, cells)
 
@@ -115,7 +121,7 @@ def _level(levels: tuple[Any, ...], longest_px: float) -> Any:
 
 def draw_view(ax: Axes, view: View, *, image_alpha: float) -> None:
     """Draw the H&E, y downwards, without ticks; without an image only the frame is set."""
-    if view.pixels is not None:
+    if view.pixels.size:
         ax.imshow(view.pixels, extent=view.extent, alpha=image_alpha, zorder=0)
     ax.set_aspect("equal")
     ax.set(xlim=(view.low[0], view.high[0]), ylim=(view.high[1], view.low[1]), xticks=[], yticks=[])
