@@ -124,3 +124,14 @@ def test_no_gene_has_the_metric(scored: SpatialData) -> None:
     scored.tables["table"].var["agl_pearson"] = np.nan
     with pytest.raises(ValueError, match="is NaN for all genes"):
         pl.gene_metrics(scored)
+
+
+def test_mean_expression_needs_test_spots(scored: SpatialData) -> None:
+    obs = scored.tables["table"].obs
+    obs["agl_split"] = "train"
+    with pytest.raises(ValueError, match=r'obs\["agl_split"\] has no test spot to average over; pass against=None'):
+        pl.gene_metrics(scored)
+    del obs["agl_split"]
+    with pytest.raises(KeyError, match=r'obs\["agl_split"\] is missing'):
+        pl.gene_metrics(scored)
+    assert pl.gene_metrics(scored, against=None).containers

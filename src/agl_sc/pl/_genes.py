@@ -83,7 +83,7 @@ def gene_metrics(
     KeyError
         The metric or the noise ceiling has not been computed, or a table or layer is not there.
     ValueError
-        No gene has the metric, ``against`` is unknown or does not fit the metric, or ``n_names`` is negative.
+        No gene has the metric, no spot is test, ``against`` is unknown or does not fit the metric, or ``n_names`` is negative.
     TypeError
         ``sdata`` is not a SpatialData, or ``ax`` not an Axes.
     FileNotFoundError
@@ -153,10 +153,13 @@ def _other(
     if against == "noise_ceiling":
         return _column(table, keys.metric(against)).reindex(index)
     from agl_sc.pp._genes import normalize_counts, normalize_of
+    from agl_sc.pp._split import split_of
 
-    counts = _boundary.counts_of(table, layer)
-    if keys.split in table.obs:
-        counts = counts[(table.obs[keys.split] == "test").to_numpy()]
+    is_test = split_of(table, keys) == "test"
+    if not is_test.any():
+        msg = f'obs["{keys.split}"] has no test spot to average over; pass against=None for sorted bars.'
+        raise ValueError(msg)
+    counts = _boundary.counts_of(table, layer)[is_test]
     expression = normalize_counts(counts, normalize_of(table, keys))[:, table.var_names.get_indexer(index)]
     return pd.Series(np.asarray(expression.mean(axis=0), dtype=np.float64).ravel(), index=index)
 
@@ -187,7 +190,7 @@ def _draw_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, x_na
 
 
 def _name_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, n_names: int) -> None:
-    """Name the genes of largest ``y`` right, left or above of their points, or below their points, wherever that covers no other name or point."""
+    """Name the genes of largest ``y`` beside, above or below their points, wherever that covers no other name or point."""
     size = size_pt(ax)
     low, high = np.array([ax.get_xlim(), ax.get_ylim()]).T
     points = (np.column_stack([x, y]) - low) / (high - low) * size
