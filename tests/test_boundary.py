@@ -351,3 +351,19 @@ def test_elements_that_do_not_fit_are_refused(
     sdata = make()
     with pytest.raises(error, match=match), unchanged(sdata):
         sections(sdata, sdata["table"], **options)
+
+
+def test_a_region_without_image_comes_without_levels_where_none_is_needed() -> None:
+    matrix = [[2.0, 0.0, 5.0], [0.0, 2.0, 7.0], [0.0, 0.0, 1.0]]
+    spots = circles(systems={"elsewhere": Affine(matrix, **AXES)})
+    sdata = build(spots=spots)
+    with pytest.raises(ValueError, match="No image shares a coordinate system with 'spots'"):
+        only(sdata)
+    found = only(sdata, need_image=False)
+    assert (found.image_key, found.levels, found.image_mpp) == ("", (), None)
+    np.testing.assert_allclose(found.centres, 2 * PIXELS + [5, 7])
+    assert found.radius == pytest.approx(6.0)
+    del sdata.images["picture"]
+    np.testing.assert_allclose(only(sdata, need_image=False).centres, found.centres)
+    with pytest.raises(KeyError, match="image_key='picture' is not among the images of sdata"):
+        only(sdata, need_image=False, image_key="picture")

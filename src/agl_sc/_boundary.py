@@ -39,11 +39,12 @@ class Section:
     rows: IntArray
     """Rows of the table, (n_spots,)."""
     image_key: str
-    """Key of the image element."""
+    """Key of the image element; empty without one."""
     levels: tuple[Any, ...]
-    """Lazy dask arrays (3, y, x) uint8, finest first."""
+    """Lazy dask arrays (3, y, x) uint8, finest first; none without an image."""
     centres: FloatArray
-    """Spot centres in pixels of the finest level as (x, y), (n_spots, 2); NaN where the shape has none."""
+    """Spot centres in pixels of the finest level as (x, y), (n_spots, 2); NaN where the shape has none. Without an image
+    in units of the coordinate system."""
     radius: float
     """Median spot radius in pixels of the finest level."""
     image_mpp: float | None
@@ -58,7 +59,7 @@ class Section:
     def mpp(self, stated: float | None = None) -> float:
         """Microns per pixel of the finest level; ``stated`` by the user goes before metadata and spot pitch."""
         known = self.image_mpp if stated is None else stated
-        return check_mpp(known, self.centres, self.technology, name=self.image_key, bins=self.bins)
+        return check_mpp(known, self.centres, self.technology, name=self.image_key or self.name, bins=self.bins)
 
     def n_outside(self) -> int:
         """Spots whose centre lies outside the image."""
@@ -143,6 +144,7 @@ def sections(
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    need_image: bool = True,
 ) -> list[Section]:
     """Every region of the table with the one image that shares a coordinate system with it.
 
@@ -158,18 +160,21 @@ def sections(
         Regions to consider (all by default).
     coordinate_system
         Coordinate system that joins image and shapes; by default the one they share.
+    need_image
+        Refuse a region that no image belongs to. Otherwise it comes without levels, unless ``image_key`` is given.
     """
+    need_image = need_image or image_key is not None
     regions = region_of(table)
     names = _subset(sorted(set(regions)), shapes_key, argument="shapes_key", what="the regions of the table")
     images = _subset(sorted(sdata.images), image_key, argument="image_key", what="the images of sdata")
-    if not images:
+    if not images and need_image:
         msg = "sdata has no image, and features come from one; read it with agl_sc.io or add it with sdata.images[...] = ...."
         raise KeyError(msg)
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
     found = []
     for name in names:
         rows = np.flatnonzero((regions == name).to_numpy())
-        key, affine = _image_of(sdata, name, images=images, system=coordinate_system)
+        key, affine = _image_of(sdata, name, images=images, system=coordinate_system, is_needed=need_image)
         found.append(_section(sdata, name, key, affine=affine, instances=instances.iloc[rows], rows=rows))
     return found
 
@@ -186,7 +191,7 @@ def _section(
         name=name,
         rows=rows,
         image_key=key,
-        levels=levels_of(sdata.images[key], key),
+        levels=levels_of(sdata.images[key], key) if key else (),
         centres=points @ affine[:2, :2].T + affine[:2, 2],
         radius=radius * scale,
         image_mpp=metadata.get("image_mpp", {}).get(key),
@@ -244,23 +249,35 @@ def _leaves_plane(transformation: Any) -> bool:
     return bool(matrix[:2, 2].any() or matrix[2, :2].any())
 
 
-def _image_of(sdata: "SpatialData", name: str, *, images: list[str], system: str | None) -> tuple[str, FloatArray]:
-    """The image of a region, and the matrix (3, 3) from the shapes to its pixels."""
+def _image_of(
+    sdata: "SpatialData", name: str, *, images: list[str], system: str | None, is_needed: bool
+) -> tuple[str, FloatArray]:
+    """The image of a region, and the matrix (3, 3) from the shapes to its pixels; without image to the coordinate system."""
     from spatialdata.transformations import get_transformation
 
     shapes = get_transformation(element_of(sdata, name), get_all=True)
+    own = [s for s in shapes if system in (None, s)]
     candidates: dict[str, dict[str, FloatArray]] = {}
     for key in images:
         image = get_transformation(sdata.images[key], get_all=True)
-        shared = [s for s in shapes if s in image and system in (None, s)]
+        shared = [s for s in own if s in image]
         if shared:
             candidates[key] = {
                 s: np.linalg.inv(_affine(image[s], key, s)) @ _affine(shapes[s], name, s) for s in shared
             }
+    if own and not candidates and not is_needed:
+        return "", _affine(shapes[own[0]], name, own[0])
+    return _only_image(candidates, name=name, systems=sorted(shapes), system=system)
+
+
+def _only_image(
+    candidates: dict[str, dict[str, FloatArray]], *, name: str, systems: list[str], system: str | None
+) -> tuple[str, FloatArray]:
+    """The one image among the candidates, and the matrix on which all shared coordinate systems agree."""
     if not candidates:
         asked = f" named {system!r}" if system else ""
         msg = (
-            f"No image shares a coordinate system{asked} with {name!r}, whose systems are {', '.join(sorted(shapes))}; "
+            f"No image shares a coordinate system{asked} with {name!r}, whose systems are {', '.join(systems)}; "
             "set a transformation with spatialdata.transformations.set_transformation."
         )
         raise ValueError(msg)

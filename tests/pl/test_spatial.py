@@ -5,12 +5,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from numpy.typing import NDArray
 from scipy.stats import pearsonr
 from spatialdata import SpatialData, get_pyramid_levels
+from spatialdata.transformations import Affine, set_transformation
 
 from agl_sc import pl
 
@@ -294,11 +296,10 @@ class TestArguments:
         with pytest.raises(TypeError, match="is a AnnData, not a SpatialData"):
             pl.spatial_pred(sdata.tables["table"], "ERBB2")
 
-    def test_section_without_image(self, sdata: SpatialData) -> None:
+    def test_named_image_has_to_be_that_of_the_section(self, sdata: SpatialData) -> None:
         del sdata.images["C6_image"]
         with pytest.raises(ValueError, match="No image shares a coordinate system with 'C6'"):
-            pl.spatial_pred(sdata, "ERBB2")
-        assert pl.spatial_pred(sdata, "ERBB2", sections="C2").shape == (1, 2)
+            pl.spatial_pred(sdata, "ERBB2", image_key="C2_image")
 
     def test_axes_of_the_user(self, sdata: SpatialData) -> None:
         figure, axes = plt.subplots(1, 2, layout="constrained")
@@ -322,3 +323,176 @@ class TestArguments:
         with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
             pl.spatial_pred(sdata, "ERBB2", save=tmp_path / "absent" / "figure.png")
         assert not plt.get_fignums()
+
+
+class TestWithoutImage:
+    def test_spots_stand_alone_at_their_positions(self, sdata: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+        title = pl.spatial_pred(sdata, "ERBB2", sections="C6")[0, 1].get_title()
+        del sdata.images["C6_image"]
+        with_image, without = pl.spatial_pred(sdata, "ERBB2")
+        assert caplog.messages == ["Section 'C6' has no image: its spots are drawn alone."]
+        for ax in without:
+            assert not ax.images
+            np.testing.assert_allclose(np.asarray(spots(ax).get_offsets()), sdata.tables["table"].obsm["spatial"][C6])
+            assert ax.get_aspect() == 1
+            assert ax.yaxis_inverted()
+        assert with_image[0].images
+        assert without[1].get_title() == title
+        assert [text.get_text() for text in without[0].texts] == ["200 µm"]  # from the spot pitch
+
+    def test_positions_are_those_of_the_coordinate_system(self, sdata: SpatialData) -> None:
+        for name in list(sdata.images):
+            del sdata.images[name]
+        matrix = [[2.0, 0.0, 10.0], [0.0, -2.0, 500.0], [0.0, 0.0, 1.0]]
+        affine = Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))
+        set_transformation(sdata.shapes["C2"], affine, "world")
+        ax = pl.spatial_pred(sdata, "ERBB2", sections="C2", coordinate_system="world")[0, 0]
+        x, y = sdata.tables["table"].obsm["spatial"][C2].T
+        np.testing.assert_allclose(np.asarray(spots(ax).get_offsets()), np.column_stack([2 * x + 10, 500 - 2 * y]))
+        np.testing.assert_allclose(np.asarray(spots(ax).get_widths()), 2 * 2 * 5.0)
+        with pytest.raises(ValueError, match="No image shares a coordinate system named 'moon' with 'C2'"):
+            pl.spatial_pred(sdata, "ERBB2", sections="C2", coordinate_system="moon")
+
+    def test_spots_without_any_position(self, sdata: SpatialData) -> None:
+        sdata.shapes["C6"]["geometry"] = shapely.points(np.full((24, 2), np.nan))
+        with pytest.raises(ValueError, match="No spot of section 'C6' has a position"):
+            pl.spatial_pred(sdata, "ERBB2")
+
+
+class TestOutOfFold:
+    @pytest.fixture
+    def folded(self, sdata: SpatialData) -> SpatialData:
+        table = sdata.tables["table"]
+        table.layers["agl_oof"] = np.random.default_rng(3).random(table.shape).astype(np.float32)
+        table.obs["agl_fold"] = pd.Categorical(table.obs["section"].astype(str))
+        return sdata
+
+    def test_they_are_drawn_and_the_title_says_so(self, folded: SpatialData) -> None:
+        axes = pl.spatial_pred(folded, "ERBB2", prediction="oof")
+        predicted, measured = folded.tables["table"].layers["agl_oof"][:, 0], log1p_cp10k(folded)[:, 0]
+        for row, rows in zip(axes, (C2, C6), strict=True):
+            np.testing.assert_array_equal(values(row[1]), predicted[rows])
+            r = pearsonr(measured[rows], predicted[rows]).statistic
+            assert row[1].get_title().split("\n")[1] == f"r = {r:.2f} (out of fold)"  # C2 was in training: of "agl"
+
+    def test_several_folds_in_a_section_are_counted(self, folded: SpatialData) -> None:
+        folded.tables["table"].obs["agl_fold"] = pd.Categorical(np.arange(54) % 5)
+        axes = pl.spatial_pred(folded, "ERBB2", prediction="oof")
+        assert " ".join(axes[0, 1].get_title().split()).endswith("(out of fold, 5 folds)")
+
+    def test_a_gene_predicted_out_of_fold_alone(self, folded: SpatialData) -> None:
+        with pytest.raises(ValueError, match="'ACTB' was not predicted"):
+            pl.spatial_pred(folded, "ACTB")
+        assert pl.spatial_pred(folded, "ACTB", prediction="oof").shape == (2, 2)
+
+    def test_what_is_missing_names_cross_validate(self, folded: SpatialData) -> None:
+        table = folded.tables["table"]
+        del table.obs["agl_fold"]
+        with pytest.raises(KeyError, match=r'obs\["agl_fold"\] is missing.*agl_sc.tl.cross_validate'):
+            pl.spatial_pred(folded, "ERBB2", prediction="oof")
+        del table.layers["agl_oof"]
+        with pytest.raises(KeyError, match=r'layers\["agl_oof"\].*agl_sc.tl.cross_validate'):
+            pl.spatial_pred(folded, "ERBB2", prediction="oof")
+        with pytest.raises(ValueError, match="prediction='fold' is not one of 'model', 'oof'"):
+            pl.spatial_pred(folded, "ERBB2", prediction="fold")  # type: ignore[arg-type]
+
+
+class TestResiduals:
+    def test_predicted_minus_measured_in_standard_deviations_of_test_spots(self, sdata: SpatialData) -> None:
+        axes = pl.residual_map(sdata, ["KRT8", "ERBB2"])
+        assert axes.shape == (2, 2)
+        residuals = sdata.tables["table"].layers["agl"] - log1p_cp10k(sdata)
+        for row, gene in zip(axes, (1, 0), strict=True):
+            # C2 was in training and C6 is test: each is scored on what it has
+            deviation = np.nanstd(residuals[:, gene])
+            for ax, rows in zip(row, (C2, C6), strict=True):
+                np.testing.assert_allclose(values(ax), residuals[rows, gene] / deviation, rtol=1e-4, atol=1e-5)
+                assert spots(ax).get_clim() == (-3, 3)
+                assert spots(ax).get_cmap().name == "RdBu_r"
+            name = ["ERBB2", "KRT8"][gene]
+            assert row[0].get_ylabel() == f"{name}\n1 SD = {deviation:.2g} log1p(CP10k)"
+
+    def test_title_gives_bias_and_says_which_spots(self, sdata: SpatialData) -> None:
+        (row,) = pl.residual_map(sdata, "ERBB2")
+        residuals = sdata.tables["table"].layers["agl"][:, 0] - log1p_cp10k(sdata)[:, 0]
+        bias = residuals[C2].mean() / np.nanstd(residuals)
+        name, mean, r = row[0].get_title().split("\n")
+        assert (name, mean) == ("C2 · ERBB2", f"mean {bias:+.2f} SD")
+        assert r.endswith("(training spots)")
+        assert "spots" not in row[1].get_title()
+
+    def test_one_colour_bar_with_units(self, sdata: SpatialData) -> None:
+        axes = pl.residual_map(sdata, ["KRT8", "ERBB2"])
+        (bar,) = colour_bars(axes[0, 0])
+        assert bar.get_xlabel() == "(predicted - measured) / SD"
+        assert bar.get_xlim() == (-3, 3)
+
+    def test_perfect_prediction_is_white(self, sdata: SpatialData) -> None:
+        sdata.tables["table"].layers["agl"][:] = log1p_cp10k(sdata)
+        axes = pl.residual_map(sdata, "ERBB2")
+        np.testing.assert_allclose(values(axes[0, 0]), 0, atol=1e-6)
+
+    def test_no_text_overlaps_another(self, sdata: SpatialData) -> None:
+        axes = pl.residual_map(sdata, ["ERBB2", "KRT8"])
+        figure = axes[0, 0].figure.canvas.figure
+        figure.draw_without_rendering()
+        texts = [ax.title for ax in axes.ravel()] + [text for ax in axes.ravel() for text in ax.texts]
+        texts += [ax.yaxis.label for ax in axes[:, 0]] + [bar.xaxis.label for bar in colour_bars(axes[0, 0])]
+        boxes = [text.get_window_extent() for text in texts]
+        for i, box in enumerate(boxes):
+            assert not [texts[j].get_text() for j in range(i) if box.overlaps(boxes[j])], texts[i].get_text()
+
+
+class TestBins:
+    """Visium HD: the spots of C2 as bins that touch."""
+
+    @pytest.fixture
+    def bins(self, sdata: SpatialData) -> SpatialData:
+        sdata.attrs["agl_sc"]["technology"]["C2"] = "visium_hd"
+        sdata.shapes["C2"]["radius"] = 10.0
+        (a, b), (c, d) = _turn(3)
+        matrix = [[a, b, 5.0], [c, d, 2.0], [0.0, 0.0, 1.0]]
+        set_transformation(sdata.shapes["C2"], Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y")), "C2")
+        return sdata
+
+    def test_they_are_one_image_in_their_place(self, bins: SpatialData) -> None:
+        table = bins.tables["table"]
+        ax = pl.spatial_pred(bins, "ERBB2", sections="C2")[0, 1]
+        assert not ax.collections
+        _, image = ax.images
+        left, _, bottom, _ = image.get_extent()
+        array = np.asarray(image.get_array())
+        turned = table.obsm["spatial"][C2] @ np.array(_turn(3)).T + [5.0, 2.0]
+        inverse = (image.get_transform() - ax.transData).inverted()
+        columns, rows = (inverse.transform(turned) - [left, bottom] - 0.5).T
+        np.testing.assert_allclose(columns, np.round(columns), atol=1e-6)
+        np.testing.assert_allclose(rows, np.round(rows), atol=1e-6)
+        drawn = array[np.round(rows).astype(int), np.round(columns).astype(int)]
+        np.testing.assert_allclose(drawn, table.layers["agl"][C2, 0], rtol=1e-6)
+        assert image.get_interpolation() == "nearest"
+
+    def test_pixels_on_the_page_have_the_colour_of_the_bin_there(self, bins: SpatialData) -> None:
+        ax = pl.spatial_pred(bins, "ERBB2", sections="C2", image_alpha=0.0)[0, 1]
+        image = ax.images[1]
+        figure: Any = ax.figure.canvas.figure
+        figure.canvas.draw()
+        page = np.asarray(figure.canvas.buffer_rgba())
+        turned = bins.tables["table"].obsm["spatial"][C2] @ np.array(_turn(3)).T + [5.0, 2.0]
+        expected = image.to_rgba(bins.tables["table"].layers["agl"][C2, 0], bytes=True)
+        for across, down in [(0, 0), (-8, 0), (8, 0), (0, -8), (0, 8)]:  # a bin is 20 px wide
+            x, y = ax.transData.transform(turned + np.array([across, down])).T
+            np.testing.assert_array_equal(page[len(page) - 1 - y.astype(int), x.astype(int)], expected)
+
+    def test_limits_and_colour_bar_are_as_of_spots(self, bins: SpatialData) -> None:
+        axes = pl.spatial_pred(bins, "ERBB2", sections="C2", difference=True)
+        assert axes[0, 0].images[1].get_clim() == axes[0, 1].images[1].get_clim()
+        assert len(colour_bars(axes[0, 0])) == 2
+
+    def test_bins_that_touch_no_neighbour_stay_discs(self, bins: SpatialData) -> None:
+        bins.shapes["C2"]["radius"] = 5.0
+        assert len(pl.spatial_pred(bins, "ERBB2", sections="C2")[0, 0].images) == 1
+
+
+def _turn(degrees: float) -> list[list[float]]:
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return [[cosine, -sine], [sine, cosine]]

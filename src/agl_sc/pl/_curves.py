@@ -13,16 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from agl_sc.pl._finish import check_save, finish, one_axes
+from agl_sc.pl._style import BLUE, FONT, GREY, ORANGE, SMALL, label_axes, legend_above, size_pt
 
 if TYPE_CHECKING:
     from agl_sc.model import Model
 
 FloatArray = NDArray[np.float64]
 
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5A5A5A"
-"""Okabe and Ito's colours, which colour-blind readers tell apart."""
-_FONT = 8.0
-_SMALL = 7.0
 _NEGLIGIBLE = 0.01
 """Genes of a lower weight are not worth a name."""
 _PEARSON = "validation Pearson"
@@ -71,14 +68,14 @@ def history(
         msg = f"The model (method {model.method!r}) has no history: it was not trained by epochs."
         raise ValueError(msg)
     axes = one_axes(ax, height_in=2.8)
-    lines = [_curve(axes, frame, x="epoch", y="loss", label="training loss", colour=_BLUE)]
+    lines = [_curve(axes, frame, x="epoch", y="loss", label="training loss", colour=BLUE)]
     if frame["validation_pearson"].notna().any():
-        twin = _twin(axes, _PEARSON, _ORANGE)
-        lines.append(_curve(twin, frame, x="epoch", y="validation_pearson", label=_PEARSON, colour=_ORANGE))
+        twin = _twin(axes, _PEARSON, ORANGE)
+        lines.append(_curve(twin, frame, x="epoch", y="validation_pearson", label=_PEARSON, colour=ORANGE))
     lines.append(_mark(axes, model.best_epoch, f"kept: epoch {model.best_epoch}"))
-    _label(axes, x="epoch", y="training loss", colour=_BLUE)
+    label_axes(axes, x="epoch", y="training loss", colour=BLUE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes, lines)
+    legend_above(axes, lines)
     finish(axes, is_new=ax is None, show=show, path=path)
     return axes
 
@@ -124,7 +121,7 @@ def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, 
         raise ValueError(msg)
     axes = one_axes(ax, height_in=2.8)
     draw = {"gradient": _draw_steps, "race": _draw_race}.get(model.search or "path", _draw_path)
-    _legend(axes, draw(axes, trace, model.cutoff))
+    legend_above(axes, draw(axes, trace, model.cutoff))
     finish(axes, is_new=ax is None, show=show, path=path)
     return axes
 
@@ -144,8 +141,8 @@ def gene_weights(
     model
         A trained model.
     n_names
-        Auxiliary genes to name: those of the largest weight, the better prior rank first among equals. Fewer are
-        named when they would overlap, and none of a weight below 0.01.
+        Number of genes to name. They are the auxiliary genes of the largest weight, the better prior rank first among
+        equals; fewer when names would overlap, and none of a weight below 0.01.
     ax
         Axes to draw on; a new figure by default.
     show
@@ -179,7 +176,7 @@ def gene_weights(
     weights = np.asarray(model.weights, dtype=np.float64)
     auxiliary = weights[model.n_targets :]
     span = max(len(auxiliary), 2)
-    width_pt, _ = _size_pt(axes)
+    width_pt, _ = size_pt(axes)
     fraction = max(_STRIP_PT / width_pt, 0.1)
     strip = -fraction / (1 - fraction) * span, -0.02 * span
     _draw_weights(axes, weights[: model.n_targets], auxiliary, strip=strip)
@@ -187,7 +184,7 @@ def gene_weights(
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < span])
     n_selected = int((auxiliary >= 0.5).sum())
     counts = f"({n_selected:,} of {len(auxiliary):,} auxiliary genes have weight ≥ 0.5)"
-    _label(axes, x=f"prior rank\n{counts}", y="weight")
+    label_axes(axes, x=f"prior rank\n{counts}", y="weight")
     _name_genes(axes, model.genes[model.n_targets :], auxiliary, n_names=n_names)
     finish(axes, is_new=ax is None, show=show, path=path)
     return axes
@@ -214,43 +211,21 @@ def _curve(ax: Axes, frame: pd.DataFrame, *, x: str, y: str, label: str, colour:
 
 
 def _mark(ax: Axes, x: float, label: str) -> Line2D:
-    return ax.axvline(x, color=_GREY, linestyle="--", linewidth=1, label=label, zorder=1)
+    return ax.axvline(x, color=GREY, linestyle="--", linewidth=1, label=label, zorder=1)
 
 
 def _twin(ax: Axes, label: str, colour: str) -> Axes:
     twin = ax.twinx()
-    twin.set_ylabel(label, color=colour, fontsize=_FONT)
-    twin.tick_params(axis="y", colors=colour, labelsize=_SMALL)
+    twin.set_ylabel(label, color=colour, fontsize=FONT)
+    twin.tick_params(axis="y", colors=colour, labelsize=SMALL)
     twin.spines["top"].set_visible(False)
     return twin
 
 
-def _label(ax: Axes, *, x: str, y: str, colour: str = "black") -> None:
-    ax.set_xlabel(x, fontsize=_FONT)
-    ax.set_ylabel(y, fontsize=_FONT, color=colour)
-    ax.tick_params(labelsize=_SMALL)
-    ax.tick_params(axis="y", colors=colour)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(ax: Axes, lines: Sequence[Line2D]) -> None:
-    """Legend above the axes, where no curve runs."""
-    ax.legend(
-        handles=lines,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=len(lines),
-        frameon=False,
-        fontsize=_SMALL,
-        columnspacing=1.2,
-        handlelength=1.6,
-    )
-
-
 def _draw_path(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:
     k = int(trace["k"].iloc[int((trace["cutoff"] - chosen).abs().to_numpy().argmin())])
-    curve = _curve(ax, trace.sort_values("k"), x="k", y="validation_pearson", label=_PEARSON, colour=_BLUE)
-    _label(ax, x="auxiliary genes selected, k", y=_PEARSON)
+    curve = _curve(ax, trace.sort_values("k"), x="k", y="validation_pearson", label=_PEARSON, colour=BLUE)
+    label_axes(ax, x="auxiliary genes selected, k", y=_PEARSON)
     return [curve, _mark(ax, k, f"chosen: k = {k:,} (cutoff {chosen:.3g})")]
 
 
@@ -259,22 +234,22 @@ def _draw_race(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:
     lines = []
     for rung in range(int(last) + 1):
         rows = trace[trace["step"] == rung].sort_values("k")
-        curve = _curve(ax, rows, x="k", y="validation_pearson", label=f"rung {rung + 1}", colour=_BLUE)
+        curve = _curve(ax, rows, x="k", y="validation_pearson", label=f"rung {rung + 1}", colour=BLUE)
         curve.set(marker="o", markersize=3, alpha=0.3 + 0.7 * (rung + 1) / (last + 1))
         lines.append(curve)
-    _label(ax, x="auxiliary genes selected, k", y=_PEARSON)
+    label_axes(ax, x="auxiliary genes selected, k", y=_PEARSON)
     k = int(trace["k"].iloc[int((trace["cutoff"] - chosen).abs().to_numpy().argmin())])
     return [*lines, _mark(ax, k, f"chosen: k = {k:,} (cutoff {chosen:.3g})")]
 
 
 def _draw_steps(ax: Axes, trace: pd.DataFrame, chosen: float) -> list[Line2D]:
-    lines = [_curve(ax, trace, x="step", y="cutoff", label="cutoff", colour=_BLUE)]
+    lines = [_curve(ax, trace, x="step", y="cutoff", label="cutoff", colour=BLUE)]
     if trace["validation_pearson"].notna().any():
-        twin = _twin(ax, _PEARSON, _ORANGE)
-        lines.append(_curve(twin, trace, x="step", y="validation_pearson", label=_PEARSON, colour=_ORANGE))
+        twin = _twin(ax, _PEARSON, ORANGE)
+        lines.append(_curve(twin, trace, x="step", y="validation_pearson", label=_PEARSON, colour=ORANGE))
     label = f"chosen: cutoff {chosen:.3g}"
-    lines.append(ax.axhline(chosen, color=_GREY, linestyle="--", linewidth=1, label=label, zorder=1))
-    _label(ax, x="outer step", y="cutoff", colour=_BLUE)
+    lines.append(ax.axhline(chosen, color=GREY, linestyle="--", linewidth=1, label=label, zorder=1))
+    label_axes(ax, x="outer step", y="cutoff", colour=BLUE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return lines
 
@@ -284,9 +259,9 @@ def _draw_weights(ax: Axes, targets: FloatArray, auxiliary: FloatArray, *, strip
     inset = 0.1 * (strip[1] - strip[0])
     places = np.linspace(strip[0] + inset, strip[1] - inset, len(targets))
     style: dict[str, Any] = {"linestyle": "none", "clip_on": False, "rasterized": len(auxiliary) > 20_000}
-    ax.plot(places, targets, marker="D", markersize=2.5, color=_ORANGE, label="target genes", **style)
+    ax.plot(places, targets, marker="D", markersize=2.5, color=ORANGE, label="target genes", **style)
     ax.plot(
-        np.arange(len(auxiliary)), auxiliary, marker="o", markersize=2.5, color=_BLUE, label="auxiliary genes", **style
+        np.arange(len(auxiliary)), auxiliary, marker="o", markersize=2.5, color=BLUE, label="auxiliary genes", **style
     )
     ax.annotate(
         f"{len(targets)}\ntargets",
@@ -296,27 +271,20 @@ def _draw_weights(ax: Axes, targets: FloatArray, auxiliary: FloatArray, *, strip
         textcoords="offset points",
         ha="center",
         va="top",
-        fontsize=_SMALL,
-        color=_ORANGE,
+        fontsize=SMALL,
+        color=ORANGE,
     )
-
-
-def _size_pt(ax: Axes) -> FloatArray:
-    """Width and height of the axes in points."""
-    box, figure_in = ax.get_position(), ax.figure.canvas.figure.get_size_inches()
-    size: FloatArray = np.array([box.width, box.height]) * figure_in * 72
-    return size
 
 
 def _name_genes(ax: Axes, genes: Sequence[str], weights: FloatArray, *, n_names: int) -> None:
     """Name the leading genes in a band above weight 1, side by side in order of rank, each with a line to its point."""
-    width_pt, height_pt = _size_pt(ax)
+    width_pt, height_pt = size_pt(ax)
     low, high = ax.get_xlim()
-    step = 1.3 * _SMALL / width_pt * (high - low)
+    step = 1.3 * SMALL / width_pt * (high - low)
     n_fit = int((high - 0) / step)
     leading = np.argsort(-weights, kind="stable")[: min(n_names, n_fit)]
     leading = np.sort(leading[weights[leading] >= _NEGLIGIBLE])
-    longest_pt = max((len(genes[i]) for i in leading), default=0) * 0.58 * _SMALL
+    longest_pt = max((len(genes[i]) for i in leading), default=0) * 0.58 * SMALL
     band = min((longest_pt + 20) / height_pt, 0.6) if len(leading) else 0.03
     top = 1 + band / (1 - band) * (1 - _BOTTOM)
     ax.set_ylim(_BOTTOM, top)
@@ -331,7 +299,7 @@ def _name_genes(ax: Axes, genes: Sequence[str], weights: FloatArray, *, n_names:
             rotation=90,
             ha="center",
             va="bottom",
-            fontsize=_SMALL,
+            fontsize=SMALL,
             arrowprops={
                 "arrowstyle": "-",
                 "color": "0.6",

@@ -52,11 +52,21 @@ def one_axes(ax: Axes | None, *, height_in: float) -> Axes:
     return ax
 
 
-def axes_grid(ax: Any, *, shape: tuple[int, int]) -> AxesGrid:
-    """The user's axes as an array of the shape that is needed; one row may also come as a flat sequence."""
+def axes_grid(ax: Any, *, shape: tuple[int, int], what: str = "gene and section, panel") -> AxesGrid:
+    """The user's axes as an array of the shape that is needed; one row may also come as a flat sequence.
+
+    Parameters
+    ----------
+    ax
+        What the user gave.
+    shape
+        Rows and columns that are needed.
+    what
+        What the rows and columns are.
+    """
     grid: AxesGrid = np.atleast_2d(np.asarray(ax, dtype=object))
     if grid.shape != shape:
-        msg = f"ax holds axes of shape {grid.shape}, but {shape} (gene and section, panel) are needed."
+        msg = f"ax holds axes of shape {grid.shape}, but {shape} ({what}) are needed."
         raise ValueError(msg)
     for entry in grid.ravel():
         _check_axes(entry)

@@ -6,36 +6,34 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
-from numpy.typing import NDArray
 
 from agl_sc._boundary import Section
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid
+from agl_sc.pl._style import DIVERGING
 from agl_sc.pl._tissue import FloatArray, View, draw_scale_bar, draw_spots, draw_view
+from agl_sc.pl._values import SEEN, Expression, pearson_text
 
 logger = logging.getLogger(__name__)
 
-SEEN = {"train": "training", "validation": "validation", "unused": "unused"}
-"""Splits other than test, and what a title calls them."""
 _DIFFERENCE = "predicted - measured"
-_DIVERGING = "RdBu_r"
 _PERCENTILES = (1, 99)
+_REACH_SD = 3.0
+"""Half the scale of standardised residuals."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Expression:
-    """Expression of the chosen genes in one section."""
+class Shown:
+    """One section as it is drawn."""
 
     section: Section
     """Where the spots are."""
     view: View
     """What is shown of it."""
-    measured: FloatArray
-    """(n_spots, n_genes), in the units of the prediction."""
-    predicted: FloatArray
-    """(n_spots, n_genes), NaN where there is no prediction."""
-    split: NDArray[np.object_]
-    """(n_spots,), ``"test"`` or a key of ``SEEN``."""
+    expression: Expression
+    """Expression of the chosen genes in its spots."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,17 +67,15 @@ class _Lettering:
         return "\n".join(textwrap.fill(line, n_letters) for line in lines)
 
 
-def draw_grid(
-    values: list[Expression], genes: list[str], *, n_panels: int, style: Style, grid: AxesGrid | None
-) -> AxesGrid:
+def draw_grid(shown: list[Shown], genes: list[str], *, n_panels: int, style: Style, grid: AxesGrid | None) -> AxesGrid:
     """Draw every gene in every section.
 
     Parameters
     ----------
-    values
+    shown
         One entry per section.
     genes
-        Names of the genes, in the order of the columns of ``values``.
+        Names of the genes, in the order of the columns of the expression.
     n_panels
         2 for measured and predicted, 3 for the difference as well.
     style
@@ -91,28 +87,83 @@ def draw_grid(
     -------
     The axes.
     """
-    if grid is None:
-        lettering = _Lettering(_panel_in(len(genes), len(values), n_panels))
-    else:
-        lettering = _Lettering(_narrowest_in(grid))
+    lettering = _lettering_of(grid, _panel_in(len(genes), len(shown), n_panels))
     titles = [
-        [lettering.fold(lines) for lines in _titles(section, gene, name)]
+        [lettering.fold(lines) for lines in _titles(section, gene, name)][:n_panels]
         for gene, name in enumerate(genes)
-        for section in values
+        for section in shown
     ]
     if grid is None:
-        n_lines = 1 + max(title.count("\n") for row in titles for title in row[:n_panels])
-        grid = _new_grid(values, len(genes), n_panels, lettering=lettering, n_lines=n_lines)
-    for row, row_titles in zip(grid, titles, strict=True):
-        for ax, title in zip(row, row_titles[:n_panels], strict=True):
-            ax.set_title(title, fontsize=lettering.fontsize)
+        grid = _new_grid(shown, len(genes), n_panels, lettering=lettering, n_lines=_n_lines(titles))
+    _set_titles(grid, titles, lettering)
     for gene in range(len(genes)):
-        block = grid[gene * len(values) : (gene + 1) * len(values)]
-        _draw_tissue(block, values, style=style, lettering=lettering)
-        _draw_expression(block[:, :2], values, gene, style=style, lettering=lettering)
+        block = grid[gene * len(shown) : (gene + 1) * len(shown)]
+        for row, section in zip(block, shown, strict=True):
+            _draw_tissue(row, section, style=style, lettering=lettering)
+        _draw_expression(block[:, :2], shown, gene, style=style, lettering=lettering)
         if n_panels > 2:
-            _draw_difference(block[:, 2:], values, gene, style=style, lettering=lettering)
+            _draw_difference(block[:, 2:], shown, gene, style=style, lettering=lettering)
     return grid
+
+
+def draw_residuals(shown: list[Shown], genes: list[str], *, style: Style, grid: AxesGrid | None) -> AxesGrid:
+    """Draw the standardised residuals of every gene in every section.
+
+    Parameters
+    ----------
+    shown
+        One entry per section.
+    genes
+        Names of the genes, in the order of the columns of the expression.
+    style
+        Sizes, and the units of the standard deviation.
+    grid
+        Axes to draw on, (n_genes, n_sections); None makes a new figure.
+
+    Returns
+    -------
+    The axes.
+    """
+    lettering = _lettering_of(grid, WIDTH_IN / max(len(shown), 2))
+    deviations = [_deviation(shown, gene) for gene in range(len(genes))]
+    titles = [
+        [lettering.fold(_residual_title(section, gene, name, deviation=deviation)) for section in shown]
+        for gene, (name, deviation) in enumerate(zip(genes, deviations, strict=True))
+    ]
+    if grid is None:
+        grid = _new_rows(shown, len(genes), lettering=lettering, n_lines=_n_lines(titles))
+    _set_titles(grid, titles, lettering)
+    cmap, norm = mpl.colormaps[DIVERGING], Normalize(-_REACH_SD, _REACH_SD)
+    drawn = []
+    for gene, (row, deviation) in enumerate(zip(grid, deviations, strict=True)):
+        label = [genes[gene], f"1 SD = {deviation:.2g} {style.units}"]
+        row[0].set_ylabel("\n".join(label), fontsize=lettering.fontsize)
+        for ax, section in zip(row, shown, strict=True):
+            _draw_tissue(np.array([ax]), section, style=style, lettering=lettering)
+            residuals = _residuals(section, gene) / deviation
+            _draw_spots(ax, section, residuals, style=style, cmap=cmap, norm=norm, edge="0.4")
+            drawn.append(residuals)
+    _colour_bar(grid, f"({_DIFFERENCE}) / SD", np.concatenate(drawn), cmap=cmap, norm=norm, lettering=lettering)
+    return grid
+
+
+def _lettering_of(grid: AxesGrid | None, panel_in: float) -> _Lettering:
+    """Text that fits the panels of a new figure, or the narrowest of the user's axes."""
+    if grid is None:
+        return _Lettering(panel_in)
+    return _Lettering(
+        min(float(ax.get_position().width * ax.figure.canvas.figure.get_size_inches()[0]) for ax in grid.ravel())
+    )
+
+
+def _n_lines(titles: list[list[str]]) -> int:
+    return 1 + max(title.count("\n") for row in titles for title in row)
+
+
+def _set_titles(grid: AxesGrid, titles: list[list[str]], lettering: _Lettering) -> None:
+    for row, row_titles in zip(grid, titles, strict=True):
+        for ax, title in zip(row, row_titles, strict=True):
+            ax.set_title(title, fontsize=lettering.fontsize)
 
 
 def _panel_in(n_genes: int, n_sections: int, n_panels: int) -> float:
@@ -121,102 +172,119 @@ def _panel_in(n_genes: int, n_sections: int, n_panels: int) -> float:
     return WIDTH_IN / (4 if n_panels == 2 and is_many else n_panels)
 
 
-def _narrowest_in(grid: AxesGrid) -> float:
-    return min(float(ax.get_position().width * ax.figure.canvas.figure.get_size_inches()[0]) for ax in grid.ravel())
-
-
-def _new_grid(
-    values: list[Expression], n_genes: int, n_panels: int, *, lettering: _Lettering, n_lines: int
-) -> AxesGrid:
+def _new_grid(shown: list[Shown], n_genes: int, n_panels: int, *, lettering: _Lettering, n_lines: int) -> AxesGrid:
     """Axes in a new figure: a block per gene, two blocks abreast where they fit, with a row per section."""
     import matplotlib.pyplot as plt
 
     n_abreast = 2 if n_panels == 2 and n_genes > 1 else 1
     n_rows = -(-n_genes // n_abreast)
-    ratios = [section.view.height_per_width for section in values]
+    ratios = [section.view.height_per_width for section in shown]
     text_in = (1.3 * n_lines + 3) * lettering.fontsize / 72  # titles, scale bar and space
     height_in = sum(lettering.panel_in * ratio + text_in for ratio in ratios) + 0.6
     size_in = (lettering.panel_in * n_panels * n_abreast, height_in * n_rows)
     blocks = plt.figure(figsize=size_in, layout="constrained").subfigures(n_rows, n_abreast, squeeze=False)
     return np.concatenate(
         [
-            block.subplots(len(values), n_panels, squeeze=False, height_ratios=ratios)
+            block.subplots(len(shown), n_panels, squeeze=False, height_ratios=ratios)
             for block in blocks.ravel()[:n_genes]
         ]
     )
 
 
-def _titles(values: Expression, gene: int, name: str) -> list[list[str]]:
+def _new_rows(shown: list[Shown], n_genes: int, *, lettering: _Lettering, n_lines: int) -> AxesGrid:
+    """Axes in a new figure: a row per gene, a column per section."""
+    import matplotlib.pyplot as plt
+
+    ratio = max(section.view.height_per_width for section in shown)
+    text_in = (1.3 * n_lines + 3) * lettering.fontsize / 72
+    size_in = (lettering.panel_in * len(shown), (lettering.panel_in * ratio + text_in) * n_genes + 0.6)
+    grid: AxesGrid = plt.figure(figsize=size_in, layout="constrained").subplots(n_genes, len(shown), squeeze=False)
+    return grid
+
+
+def _titles(shown: Shown, gene: int, name: str) -> list[list[str]]:
     """Lines of the titles of the panels of one gene in one section."""
-    section = values.section.name
-    measured, predicted = values.measured[:, gene], values.predicted[:, gene]
+    section = shown.section.name
     return [
-        [f"{section} · measured {name}", f"{len(measured)} spots"],
-        [f"{section} · predicted {name}", *_agreement(measured, predicted, values.split)],
+        [f"{section} · measured {name}", f"{len(shown.section.rows):,} spots"],
+        [f"{section} · predicted {name}", *_agreement(shown.expression, gene)],
         [f"{section} · {_DIFFERENCE} {name}"],
     ]
 
 
-def _agreement(measured: FloatArray, predicted: FloatArray, split: NDArray[np.object_]) -> list[str]:
+def _agreement(expression: Expression, gene: int) -> list[str]:
     """Pearson correlation in words that say which spots it is over."""
-    known = np.isfinite(predicted)
+    known = np.isfinite(expression.predicted[:, gene])
     if not known.any():
         return ["no prediction"]
-    counts = {word: int(((split == name) & known).sum()) for name, word in SEEN.items()}
+    spots, words = expression.scored(gene)
+    score = pearson_text(expression.measured[spots, gene], expression.predicted[spots, gene])
+    if expression.n_folds:
+        return [f"{score} ({expression.out_of_fold})"]
+    if words != "test spots":
+        return [f"{score} ({words})"]
+    counts = {word: int(((expression.split == name) & known).sum()) for name, word in SEEN.items()}
     seen = [f"{count} {word}" for word, count in counts.items() if count]
-    is_test = known & (split == "test")
-    if not is_test.any():
-        words = " and ".join(word for word, count in counts.items() if count)
-        return [f"{_pearson(measured[known], predicted[known])} ({words} spots)"]
-    score = _pearson(measured[is_test], predicted[is_test])
-    return [f"{score} over {is_test.sum()} test spots", f"also drawn: {', '.join(seen)}"] if seen else [score]
+    return [f"{score} over {spots.sum()} test spots", f"also drawn: {', '.join(seen)}"] if seen else [score]
 
 
-def _pearson(measured: FloatArray, predicted: FloatArray) -> str:
-    if len(measured) < 2 or np.ptp(measured) == 0 or np.ptp(predicted) == 0:
-        return "r undefined"
-    r = np.corrcoef(measured, predicted)[0, 1]
-    return f"r = {round(float(r), 2) + 0.0:.2f}"
+def _residual_title(shown: Shown, gene: int, name: str, *, deviation: float) -> list[str]:
+    residuals = _residuals(shown, gene)[shown.expression.scored(gene)[0]]
+    bias = [f"mean {round(float(residuals.mean()) / deviation, 2) + 0.0:+.2f} SD"] if residuals.size else []
+    return [f"{shown.section.name} · {name}", *bias, *_agreement(shown.expression, gene)]
 
 
-def _draw_tissue(block: AxesGrid, values: list[Expression], *, style: Style, lettering: _Lettering) -> None:
-    """H&E in every panel, and a scale bar under the first of a section."""
-    for row, section in zip(block, values, strict=True):
-        for ax in row:
-            draw_view(ax, section.view, image_alpha=style.image_alpha)
-        try:
-            mpp = section.section.mpp()
-        except ValueError as error:
-            logger.info("No scale bar for section %r: %s", section.section.name, error)
-        else:
-            draw_scale_bar(row[0], section.view, mpp=mpp, fontsize=lettering.fontsize - 1)
+def _residuals(shown: Shown, gene: int) -> FloatArray:
+    residuals: FloatArray = shown.expression.predicted[:, gene] - shown.expression.measured[:, gene]
+    return residuals
 
 
-def _draw_expression(
-    panels: AxesGrid, values: list[Expression], gene: int, *, style: Style, lettering: _Lettering
+def _deviation(shown: list[Shown], gene: int) -> float:
+    """Standard deviation of the residuals of a gene over the scored spots of all sections; 1 where there is none."""
+    parts = [_residuals(section, gene)[section.expression.scored(gene)[0]] for section in shown]
+    return float(np.concatenate(parts).std()) or 1.0
+
+
+def _draw_tissue(row: AxesGrid, shown: Shown, *, style: Style, lettering: _Lettering) -> None:
+    """H&E in every panel of a section, and a scale bar under the first."""
+    for ax in row:
+        draw_view(ax, shown.view, image_alpha=style.image_alpha)
+    try:
+        mpp = shown.section.mpp()
+    except ValueError as error:
+        logger.info("No scale bar for section %r: %s", shown.section.name, error)
+    else:
+        draw_scale_bar(row[0], shown.view, mpp=mpp, fontsize=lettering.fontsize - 1)
+
+
+def _draw_spots(
+    ax: Axes, shown: Shown, values: FloatArray, *, style: Style, cmap: Colormap, norm: Normalize, edge: str = "none"
 ) -> None:
+    cells = shown.view.cells
+    draw_spots(ax, shown.section, values, size=style.size, cmap=cmap, norm=norm, edge=edge, cells=cells)
+
+
+def _draw_expression(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: _Lettering) -> None:
     """Spots of the measured and predicted panels of one gene, on one colour scale."""
-    pairs = [(section.measured[:, gene], section.predicted[:, gene]) for section in values]
+    pairs = [(each.expression.measured[:, gene], each.expression.predicted[:, gene]) for each in shown]
     pooled = np.concatenate([part for pair in pairs for part in pair])
     norm = _robust_norm(pooled)
-    for row, section, pair in zip(panels, values, pairs, strict=True):
+    for row, section, pair in zip(panels, shown, pairs, strict=True):
         for ax, part in zip(row, pair, strict=True):
-            draw_spots(ax, section.section, part, size=style.size, cmap=style.cmap, norm=norm)
-    _colour_bar(panels, style.units, pooled, lettering=lettering)
+            _draw_spots(ax, section, part, style=style, cmap=style.cmap, norm=norm)
+    _colour_bar(panels, style.units, pooled, cmap=style.cmap, norm=norm, lettering=lettering)
 
 
-def _draw_difference(
-    panels: AxesGrid, values: list[Expression], gene: int, *, style: Style, lettering: _Lettering
-) -> None:
+def _draw_difference(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: _Lettering) -> None:
     """Spots of the difference panels of one gene, on a scale symmetric about 0."""
-    parts = [section.predicted[:, gene] - section.measured[:, gene] for section in values]
+    parts = [_residuals(section, gene) for section in shown]
     pooled = np.concatenate(parts)
     known = np.abs(pooled[np.isfinite(pooled)])
     reach = (float(np.percentile(known, _PERCENTILES[1])) if known.size else 0.0) or 1.0
-    cmap, norm = mpl.colormaps[_DIVERGING], Normalize(-reach, reach)
-    for (ax,), section, part in zip(panels, values, parts, strict=True):
-        draw_spots(ax, section.section, part, size=style.size, cmap=cmap, norm=norm, edge="0.4")
-    _colour_bar(panels, _DIFFERENCE, pooled, lettering=lettering)
+    cmap, norm = mpl.colormaps[DIVERGING], Normalize(-reach, reach)
+    for (ax,), section, part in zip(panels, shown, parts, strict=True):
+        _draw_spots(ax, section, part, style=style, cmap=cmap, norm=norm, edge="0.4")
+    _colour_bar(panels, _DIFFERENCE, pooled, cmap=cmap, norm=norm, lettering=lettering)
 
 
 def _robust_norm(values: FloatArray) -> Normalize:
@@ -226,10 +294,13 @@ def _robust_norm(values: FloatArray) -> Normalize:
     return Normalize(float(low), float(high) if high > low else float(low) + 1)
 
 
-def _colour_bar(panels: AxesGrid, label: str, values: FloatArray, *, lettering: _Lettering) -> None:
-    """Colour bar under the panels of one gene; a pointed end says that values lie beyond."""
-    mappable = panels[0, 0].collections[-1]
-    is_below, is_above = (values < mappable.norm.vmin).any(), (values > mappable.norm.vmax).any()
+def _colour_bar(
+    panels: AxesGrid, label: str, values: FloatArray, *, cmap: Colormap, norm: Normalize, lettering: _Lettering
+) -> None:
+    """Colour bar under panels of one scale; a pointed end says that values lie beyond."""
+    mappable = ScalarMappable(norm, cmap)
+    low, high = mappable.get_clim()
+    is_below, is_above = bool((values < low).any()), bool((values > high).any())
     extend = "both" if is_below and is_above else "min" if is_below else "max" if is_above else "neither"
     n_panels = panels.shape[1]
     bar = panels[0, 0].figure.colorbar(

@@ -1,5 +1,6 @@
 """A section as a picture: H&E, spots at their true size and a scale bar, in pixels of the finest level."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,16 +8,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.image import AxesImage
+from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
 from agl_sc._boundary import Section
+from agl_sc._geometry import HD
+from agl_sc.pl._lattice import Cells, cells_of
 
 FloatArray = NDArray[np.float64]
 
 _VIEW_PX = 1000
 """Pixels wanted along the longer side of what is shown."""
-_MANY_SPOTS = 20_000
-"""Beyond this, spots become pixels in vector formats."""
+MANY_SPOTS = 20_000
+"""Beyond this, spots become pixels in vector formats, and those that tile a lattice are drawn as one image."""
+logger = logging.getLogger(__name__)
 _BARS_UM = [step * 10.0**power for power in range(-1, 5) for step in (1, 2, 5)]
 
 
@@ -25,13 +31,15 @@ class View:
     """The part of a section that is shown."""
 
     pixels: NDArray[np.uint8]
-    """H&E, (y, x, 3)."""
+    """H&E, (y, x, 3); empty without an image."""
     extent: tuple[float, float, float, float]
     """Left, right, bottom and top edge of ``pixels``."""
     low: FloatArray
     """Left and top limit of the axes."""
     high: FloatArray
     """Right and bottom limit of the axes."""
+    cells: Cells | None = None
+    """Of the bins of Visium HD, and of very many spots that tile a square lattice."""
 
     @property
     def height_per_width(self) -> float:
@@ -39,7 +47,17 @@ class View:
         return float(height / width)
 
 
-def view_of(section: Section, *, size: float) -> View:
+def check_style(size: float, image_alpha: float) -> None:
+    """Refuse a size of spots or an opacity of the H&E that cannot be."""
+    if not (np.isfinite(size) and size > 0):
+        msg = f"size={size!r} is not a positive factor on the spot size."
+        raise ValueError(msg)
+    if not 0 <= image_alpha <= 1:
+        msg = f"image_alpha={image_alpha!r} is not between 0 (white) and 1 (opaque)."
+        raise ValueError(msg)
+
+
+def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
     """Crop a section to its spots.
 
     Parameters
@@ -48,14 +66,38 @@ def view_of(section: Section, *, size: float) -> View:
         The section; its image is read at the coarsest level that still has 1,000 px along the crop.
     size
         Factor on the spot radius. The crop leaves one spot diameter around the centres.
+    margin_px
+        What it leaves at least.
 
     Raises
     ------
     ValueError
-        No spot lies near the image.
+        No spot lies near the image, or none has a position.
     """
-    margin = 2 * section.radius * max(size, 1.0)
+    if not np.isfinite(section.centres).all(axis=1).any():
+        msg = f"No spot of section {section.name!r} has a position; mend its shapes, or leave it out with sections=."
+        raise ValueError(msg)
+    margin = max(2 * section.radius * max(size, 1.0), margin_px)
     low, high = np.nanmin(section.centres, axis=0) - margin, np.nanmax(section.centres, axis=0) + margin
+    is_tiled = section.technology == HD or len(section.centres) > MANY_SPOTS
+    cells = cells_of(section.centres, section.radius) if is_tiled else None
+    if not section.levels:
+        logger.warning("Section %r has no image: its spots are drawn alone.", section.name)
+        return View(
+            np.empty((0, 0, 3), np.uint8),
+            (float(low[0]), float(high[0]), float(high[1]), float(low[1])),
+            low,
+            high,
+            cells,
+        )
+    pixels, extent = _crop(section, low, high)
+    return View(pixels, extent, low, high, cells)
+
+
+def _crop(
+    section: Section, low: FloatArray, high: FloatArray
+) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """Pixels of the image between two corners, and the edges of what they cover."""
     level = _level(section.levels, float((high - low).max()))
     level_px = np.array(level.shape[:0:-1])
     scale = np.array(section.levels[0].shape[:0:-1]) / level_px
@@ -69,7 +111,7 @@ def view_of(section: Section, *, size: float) -> View:
         raise ValueError(msg)
     pixels = np.asarray(level[:, first[1] : last[1], first[0] : last[0]]).transpose(1, 2, 0)
     (left, top), (right, bottom) = first * scale, last * scale
-    return View(pixels, (float(left), float(right), float(bottom), float(top)), low, high)
+    return pixels, (float(left), float(right), float(bottom), float(top))
 
 
 def _level(levels: tuple[Any, ...], longest_px: float) -> Any:
@@ -78,16 +120,30 @@ def _level(levels: tuple[Any, ...], longest_px: float) -> Any:
 
 
 def draw_view(ax: Axes, view: View, *, image_alpha: float) -> None:
-    """Draw the H&E, y downwards, without ticks."""
-    ax.imshow(view.pixels, extent=view.extent, alpha=image_alpha, aspect="equal", zorder=0)
+    """Draw the H&E, y downwards, without ticks; without an image only the frame is set."""
+    if view.pixels.size:
+        ax.imshow(view.pixels, extent=view.extent, alpha=image_alpha, zorder=0)
+    ax.set_aspect("equal")
     ax.set(xlim=(view.low[0], view.high[0]), ylim=(view.high[1], view.low[1]), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
 
 def draw_spots(
-    ax: Axes, section: Section, values: FloatArray, *, size: float, cmap: Colormap, norm: Normalize, edge: str = "none"
+    ax: Axes,
+    section: Section,
+    values: FloatArray,
+    *,
+    size: float,
+    cmap: Colormap,
+    norm: Normalize,
+    edge: str = "none",
+    edge_pt: float = 0.25,
+    cells: Cells | None = None,
 ) -> None:
-    """Draw the spots of a section as discs; those with NaN are left out."""
+    """Draw the spots of a section as discs, or as cells of a lattice; those with NaN are left out."""
+    if cells is not None:
+        ax.add_image(_image(ax, cells, values, cmap=cmap, norm=norm))
+        return
     widths = np.full(len(values), 2 * section.radius * size)
     spots = EllipseCollection(
         widths,
@@ -96,11 +152,30 @@ def draw_spots(
         units="xy",
         offsets=section.centres,
         offset_transform=ax.transData,
-        linewidths=0 if edge == "none" else 0.25,
+        linewidths=0 if edge == "none" else edge_pt,
         edgecolors=edge,
     )
-    spots.set(array=np.ma.masked_invalid(values), cmap=cmap, norm=norm, rasterized=len(values) > _MANY_SPOTS)
+    spots.set(array=np.ma.masked_invalid(values), cmap=cmap, norm=norm, rasterized=len(values) > MANY_SPOTS)
     ax.add_collection(spots, autolim=False)
+
+
+def _image(ax: Axes, cells: Cells, values: FloatArray, *, cmap: Colormap, norm: Normalize) -> AxesImage:
+    """One image whose pixels are the cells, placed by their own affine matrix."""
+    array = np.ma.masked_invalid(cells.image(values))
+    n_rows, n_columns = array.shape
+    image = AxesImage(
+        ax,
+        cmap=cmap,
+        norm=norm,
+        interpolation="nearest",
+        origin="lower",
+        extent=(-0.5, n_columns - 0.5, -0.5, n_rows - 0.5),
+        zorder=1,
+    )
+    image.set_data(array)
+    image.set_transform(Affine2D(cells.matrix) + ax.transData)
+    image.set_clip_path(ax.patch)
+    return image
 
 
 def draw_scale_bar(ax: Axes, view: View, *, mpp: float, fontsize: float) -> None:

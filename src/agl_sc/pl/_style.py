@@ -1,0 +1,53 @@
+"""Colours and lettering that all figures share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
+"""Okabe and Ito's colours, which colour-blind readers tell apart."""
+DIVERGING = "RdBu_r"
+METRICS = {"pearson": "Pearson r", "spearman": "Spearman rho", "mse": "mean squared error"}
+"""What an axis calls the metrics whose own name is none."""
+FONT = 8.0
+SMALL = 7.0
+
+
+def label_axes(ax: Axes, *, x: str, y: str, colour: str = "black") -> None:
+    """Label both axes, and take away the frame where there is no axis."""
+    ax.set_xlabel(x, fontsize=FONT)
+    ax.set_ylabel(y, fontsize=FONT, color=colour)
+    ax.tick_params(labelsize=SMALL)
+    ax.tick_params(axis="y", colors=colour)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def legend_above(ax: Axes, handles: Sequence[Artist]) -> None:
+    """Legend above the axes, where nothing is drawn."""
+    ax.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=SMALL,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
+
+
+def draw_identity(ax: Axes, label: str) -> Line2D:
+    """Line of equal x and y, whatever the limits."""
+    line: Line2D = ax.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label=label, zorder=1)
+    return line
+
+
+def size_pt(ax: Axes) -> NDArray[np.float64]:
+    """Width and height of the axes in points."""
+    box, figure_in = ax.get_position(), ax.figure.canvas.figure.get_size_inches()
+    size: NDArray[np.float64] = np.array([box.width, box.height]) * figure_in * 72
+    return size
