@@ -75,7 +75,7 @@ def bilevel(
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
     everything = torch.arange(N_SPOTS)
-    made = Bilevel(problem, optimizer, [everything], torch.Generator().manual_seed(0), 0.01)
+    made = Bilevel(problem, optimizer, [everything], torch.Generator().manual_seed(0))
     for _ in range(4):
         optimizer.zero_grad()
         batch = made.batch(everything, n_genes)

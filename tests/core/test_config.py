@@ -102,3 +102,8 @@ def test_changes_to_a_preset_apply_and_are_checked(name: Preset) -> None:
 def test_unknown_preset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"preset='aaai' is not one of 'paper', 'released', 'warmstart'\."):
         TrainConfig.preset("aaai")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("n_features", "rate"), [(512, 1e-4), (1280, 1e-4), (2560, 5e-5), (12800, 1e-5)])
+def test_the_learning_rate_falls_with_the_number_of_features(n_features: int, rate: float) -> None:
+    assert TrainConfig(lr=1e-4).rate(n_features) == pytest.approx(rate)

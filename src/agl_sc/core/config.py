@@ -11,6 +11,7 @@ Preset = Literal["paper", "released", "warmstart"]
 LossName = Literal["pearson", "mse", "poisson", "negative_binomial"]
 Start = Literal["closed_form", "random", "agl"]
 
+_LR_FEATURES = 1280
 MIN_BATCH = 8
 """A smaller last batch is dropped: Pearson over a few spots is noise."""
 
@@ -36,7 +37,8 @@ class TrainConfig:
     dropout: float = 0.2
     """Of the hidden layer, in [0, 1)."""
     lr: float = 1e-4
-    """Learning rate of AdamW."""
+    """Learning rate of AdamW on up to 1,280 features. On more it falls in proportion to their number, for a step of Adam
+    moves the weights of all of them alike, and the output by their sum."""
     encoder_lr: float = 1e-4
     """Learning rate of AdamW on the encoder, where it is fine-tuned."""
     weight_decay: float = 0.01
@@ -98,6 +100,10 @@ class TrainConfig:
             if not fine:
                 msg = f"{name}={getattr(self, name)!r} is not {what}."
                 raise ValueError(msg)
+
+    def rate(self, n_features: int) -> float:
+        """Learning rate of a network on so many features."""
+        return self.lr * min(1.0, _LR_FEATURES / n_features)
 
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> "TrainConfig":

@@ -183,7 +183,7 @@ def _train(
             randomness = torch.Generator().manual_seed(seed * 1_000_003 + now.epoch + 1)
             problem.source.begin_epoch()
             batches = batches_of(len(problem.source), config.batch_size * n_pieces(accelerator), randomness)
-            training = Bilevel(problem, optimizer, batches, randomness, config.lr)
+            training = Bilevel(problem, optimizer, batches, randomness)
             problem.network.eval()
             weighting.before_epoch(training, now.epoch)
             take_over(weighting, accelerator)

@@ -150,9 +150,12 @@ class Bilevel:
     """Training spots by batch, in random order."""
     randomness: torch.Generator
     """For whatever is drawn."""
-    lr: float
-    """Learning rate of the network."""
     _held_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the network."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def parameters(self, n_genes: int) -> Parameters:
         """Of trunk and head, the head cut to its leading genes; not copied."""

@@ -107,7 +107,7 @@ def search_cutoff(problem: Problem, config: TrainConfig, *, seed: int) -> tuple[
         randomness = torch.Generator().manual_seed(seed * 1_000_003 + len(rows))
         batches = batches_of(len(problem.source), config.batch_size, randomness)
         cutoff = weighting.cutoff
-        pearson = 1 - weighting.search(Bilevel(problem, optimizer, batches, randomness, config.lr))
+        pearson = 1 - weighting.search(Bilevel(problem, optimizer, batches, randomness))
         rows.append([len(rows), cutoff, round(cutoff * n_auxiliary), pearson])
         if pearson > rows[best][-1]:
             best = len(rows) - 1

@@ -68,7 +68,7 @@ def make_problem(
 
 def make_optimizer(problem: Problem, own: list[torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW on network, encoder, and what a weighting trains along with them, whose decay would be a bias."""
-    rates = {"network": config.lr, "encoder": config.encoder_lr}
+    rates = {"network": config.rate(problem.network.linear.in_features), "encoder": config.encoder_lr}
     groups: list[dict[str, object]] = [
         {"params": list(module.parameters()), "lr": rates[part]} for part, module in problem.parts().items()
     ]

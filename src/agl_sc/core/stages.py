@@ -1,5 +1,7 @@
 """What the stages of a convolutional encoder see beside its last: mean and spread of their feature maps."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,7 +30,7 @@ class WithStages(nn.Module):
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         self.trunk = trunk
-        stages = trunk.feature_info
+        stages: Any = trunk.feature_info
         self.num_features = n_outputs(trunk) + 2 * sum(stage["num_chs"] for stage in stages)
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:

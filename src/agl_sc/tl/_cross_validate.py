@@ -203,7 +203,9 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
     _check_folds(folds, request, section_of(table).to_numpy(dtype=str))
     _check_genes(folds, protocol, table.var_names, measured=measured)
     with unchanged_on_failure(table, keys):
-        ensure_features(sdata, table, keys=keys, where={**protocol.where, "table_key": table_key})
+        ensure_features(
+            sdata, table, keys=keys, where={**protocol.where, "table_key": table_key}, finetune=protocol.finetune
+        )
         shared = count_shared_pixels(
             sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=request.image_mpp
         )

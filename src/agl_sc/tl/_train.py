@@ -207,7 +207,7 @@ def _prepare(
         target_genes(sdata, genes=min(N_TARGETS, table.n_vars), layer=layer, **common)
     if keys.prior_rank not in table.var:
         rank_auxiliary(sdata, layer=layer, **common)
-    ensure_features(sdata, table, keys=keys, where=where)
+    ensure_features(sdata, table, keys=keys, where=where, finetune=finetune)
 
 
 def split_if_missing(
@@ -234,8 +234,10 @@ def check_enough(table: "AnnData", keys: Keys, config: TrainConfig) -> None:
         raise ValueError(msg)
 
 
-def ensure_features(sdata: "SpatialData", table: "AnnData", *, keys: Keys, where: dict[str, Any]) -> None:
-    """Features of the offline encoder where there are none; those of unknown origin are refused."""
+def ensure_features(
+    sdata: "SpatialData", table: "AnnData", *, keys: Keys, where: dict[str, Any], finetune: bool
+) -> None:
+    """Features of the offline encoder where there are none, of the tile alone for fine-tuning; others' are refused."""
     if keys.features not in table.obsm:
         alone: dict[str, Any] = {"context": ()} if finetune else {}
         embed(sdata, **alone, **where, key_added=keys.key_added)
