@@ -143,7 +143,7 @@ def loop_epoch(data: tuple[Spots, Validation], method: Method, cutoff: float) ->
     def work() -> None:
         drawn = torch.Generator().manual_seed(0)
         batches = batches_of(len(spots.features), BATCH, drawn)
-        training = Bilevel(problem, optimizer, batches, drawn, config.lr)
+        training = Bilevel(problem, optimizer, batches, drawn)
         train_epoch(training, weighting, stepper=stepper, accelerator=accelerator)
 
     return work

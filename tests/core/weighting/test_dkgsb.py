@@ -187,14 +187,16 @@ def test_epochs_that_warm_up_and_trainings_without_validation_do_not_search(make
 
 def spoil(training: Bilevel, kind: str) -> Callable[[], None]:
     """Make steps fail; the way back."""
-    lr, value = training.lr, float(vars(training.problem.expression)["values"][0, 0])
+    group, value = training.optimizer.param_groups[0], float(vars(training.problem.expression)["values"][0, 0])
+
+    lr = group["lr"]
 
     def back() -> None:
-        training.lr = lr
+        group["lr"] = lr
         vars(training.problem.expression)["values"][0, 0] = value
 
     if kind == "lr":
-        training.lr = 1e200
+        group["lr"] = 1e200
     else:
         vars(training.problem.expression)["values"][0, 0] = torch.nan
     return back
