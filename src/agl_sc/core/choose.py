@@ -74,7 +74,18 @@ class Planner:
         start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
         if pick_rank and self.validation is not None and self.config.rank is None:
             start = start.cut(choose_rank(start, self.validation))
-        return start, replace(choices, rank=start.trunk.shape[1])
+        choices = replace(choices, rank=start.trunk.shape[1])
+        if choices.own_alpha is not None:
+            own = reduced_rank_ridge(
+                self._targets, np.ones(self.n_targets), alpha=choices.own_alpha, rank=self.n_targets
+            )
+            start = start.averaged_with(own)
+        return start, choices
+
+    @property
+    def _targets(self) -> RidgeBasis:
+        """The basis with the targets alone."""
+        return replace(self.basis, genes=self.basis.genes[:, : self.n_targets])
 
     def plan(self, train: Train) -> Plan:
         """Pick what can be picked before training, by closed form or by ``train`` where the method asks for that.
@@ -87,7 +98,14 @@ class Planner:
         if self.validation is None:
             msg = "Without validation spots, choices= must say which penalty, cutoff and number of epochs to use."
             raise ValueError(msg)
-        first = Choices(choose_alpha(self.basis, self.validation), self.config.rank or RANKS[-1], 1.0, 0)
+        has_own = self.config.start == "closed_form" and self.config.own_directions
+        first = Choices(
+            alpha=choose_alpha(self.basis, self.validation),
+            rank=self.config.rank or RANKS[-1],
+            cutoff=1.0,
+            n_epochs=0,
+            own_alpha=choose_alpha(self._targets, self.validation, self.n_targets) if has_own else None,
+        )
         choices, trace = first, no_trace()
         if self.method == "pgl":
             choices = replace(first, cutoff=0.0)

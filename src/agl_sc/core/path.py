@@ -17,17 +17,18 @@ RANKS = (4, 8, 16, 32, 64)
 _ROUNDING = 1e-6
 
 
-def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
-    """Ridge penalty with the best mean validation Pearson of the targets, each penalty at its best rank of the trunk.
+def choose_alpha(basis: RidgeBasis, validation: Validation, rank: int | None = None) -> float:
+    """Ridge penalty with the best mean validation Pearson of the targets, each at ``rank`` or at its best rank of the trunk.
 
     Of the reduced-rank fit of all genes, not of the targets alone: auxiliary genes make up for the noise of the targets,
     so they bear a smaller penalty, and with the larger one of the targets nothing of what they bring is left.
     """
     n_targets = validation.targets.shape[1]
-    widest = min(len(basis.singular_values), RANKS[-1])
+    widest = min(len(basis.singular_values), rank or RANKS[-1])
+    ranks = [widest] if rank else _ranks(widest)
     grid = [validation.features.shape[1] * alpha for alpha in ALPHAS]
     solutions = reduced_rank_penalties(basis, n_targets, grid, rank=widest)
-    scores = [rank_pearson(solution, _ranks(widest), validation).mean(axis=1).max() for solution in solutions]
+    scores = [rank_pearson(solution, ranks, validation).mean(axis=1).max() for solution in solutions]
     return float(grid[int(np.argmax(scores))])
 
 
