@@ -18,6 +18,7 @@ from agl_sc.core.path import (
     _smooth,
     choose_alpha,
     choose_rank,
+    own_penalty,
     path_search,
     rank_pearson,
 )
@@ -260,3 +261,21 @@ def test_path_with_warm_started_eigenvectors_is_the_exact_one(
     assert cutoff == exact_cutoff
     tolerance = 1e-6 if dtype is np.float64 else 1e-4
     np.testing.assert_allclose(trace, exact_trace, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("n_spots", [25, 90], ids=["fewer spots than features", "more"])
+def test_own_penalty_has_the_least_generalised_cross_validation_error(n_spots: int) -> None:
+    rng = np.random.default_rng(n_spots)
+    features = rng.normal(size=(n_spots, 40))
+    features -= features.mean(axis=0)
+    genes = features @ rng.normal(size=(40, 6)) / 5 + rng.normal(size=(n_spots, 6))
+    genes = (genes - genes.mean(axis=0)) / genes.std(axis=0)
+    basis = ridge_basis(features, Expression.from_dense(genes))
+
+    def error(alpha: float) -> float:
+        hat = features @ np.linalg.solve(features.T @ features + alpha * np.eye(40), features.T)
+        return float(((genes[:, :4] - hat @ genes[:, :4]) ** 2).sum() / (n_spots - np.trace(hat)) ** 2)
+
+    best = own_penalty(basis, 4)
+    assert best == pytest.approx(min((40 * alpha for alpha in ALPHAS), key=error))
+    assert 40 * ALPHAS[0] < best < 40 * ALPHAS[-1]

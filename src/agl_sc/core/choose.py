@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.path import RANKS, choose_alpha, choose_rank, path_search
+from agl_sc.core.path import RANKS, choose_alpha, choose_rank, own_penalty, path_search
 from agl_sc.core.problem import Choices, Spots
 from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation, no_trace, race_search
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
@@ -104,7 +104,7 @@ class Planner:
             rank=self.config.rank or RANKS[-1],
             cutoff=1.0,
             n_epochs=0,
-            own_alpha=choose_alpha(self._targets, self.validation, self.n_targets) if has_own else None,
+            own_alpha=own_penalty(self.basis, self.n_targets) if has_own else None,
         )
         choices, trace = first, no_trace()
         if self.method == "pgl":

@@ -17,19 +17,43 @@ RANKS = (4, 8, 16, 32, 64)
 _ROUNDING = 1e-6
 
 
-def choose_alpha(basis: RidgeBasis, validation: Validation, rank: int | None = None) -> float:
-    """Ridge penalty with the best mean validation Pearson of the targets, each at ``rank`` or at its best rank of the trunk.
+def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
+    """Ridge penalty with the best mean validation Pearson of the targets, each penalty at its best rank of the trunk.
 
     Of the reduced-rank fit of all genes, not of the targets alone: auxiliary genes make up for the noise of the targets,
     so they bear a smaller penalty, and with the larger one of the targets nothing of what they bring is left.
     """
     n_targets = validation.targets.shape[1]
-    widest = min(len(basis.singular_values), rank or RANKS[-1])
-    ranks = [widest] if rank else _ranks(widest)
+    widest = min(len(basis.singular_values), RANKS[-1])
     grid = [validation.features.shape[1] * alpha for alpha in ALPHAS]
     solutions = reduced_rank_penalties(basis, n_targets, grid, rank=widest)
-    scores = [rank_pearson(solution, ranks, validation).mean(axis=1).max() for solution in solutions]
+    scores = [rank_pearson(solution, _ranks(widest), validation).mean(axis=1).max() for solution in solutions]
     return float(grid[int(np.argmax(scores))])
+
+
+def own_penalty(basis: RidgeBasis, n_targets: int) -> float:
+    r"""Ridge penalty of the targets by generalised cross-validation on the training spots.
+
+    The penalty with the least :math:`\|Z - HZ\|^2 / (n - \mathrm{tr} H)^2` (Golub, Heath and Wahba, 1979), of the targets
+    together. A validation section of another kind knows nothing of genes that are silent in it.
+
+    Parameters
+    ----------
+    basis
+        Of the training spots; genes are centred and of unit variance, targets first.
+    n_targets
+        Number of targets.
+    """
+    squares = basis.singular_values**2
+    genes = (basis.genes[:, :n_targets].astype(np.float64) ** 2).sum(axis=1)
+    beyond = max(n_targets * basis.n_spots - genes.sum(), 0.0)
+    grid = [len(basis.loadings) * alpha for alpha in ALPHAS]
+
+    def error(alpha: float) -> float:
+        left = alpha / (squares + alpha)
+        return float((left**2 @ genes + beyond) / (basis.n_spots - len(left) + left.sum()) ** 2)
+
+    return float(min(grid, key=error))
 
 
 def _product(features: Floats, columns: FloatArray) -> FloatArray:
