@@ -266,9 +266,10 @@ def test_path_with_warm_started_eigenvectors_is_the_exact_one(
 @pytest.mark.parametrize("n_spots", [25, 90], ids=["fewer spots than features", "more"])
 def test_own_penalty_has_the_least_generalised_cross_validation_error(n_spots: int) -> None:
     rng = np.random.default_rng(n_spots)
-    features = rng.normal(size=(n_spots, 40))
+    fields = rng.normal(size=(n_spots, 3))
+    features = fields @ rng.normal(size=(3, 40)) + rng.normal(size=(n_spots, 40))
     features -= features.mean(axis=0)
-    genes = features @ rng.normal(size=(40, 6)) / 5 + rng.normal(size=(n_spots, 6))
+    genes = fields @ rng.normal(size=(3, 6)) + rng.normal(size=(n_spots, 6))
     genes = (genes - genes.mean(axis=0)) / genes.std(axis=0)
     basis = ridge_basis(features, Expression.from_dense(genes))
 
