@@ -50,13 +50,18 @@ class Planner:
     """As :func:`agl_sc.core.fit.fit` takes it."""
     config: TrainConfig
     """Settings."""
+    own_alpha: float | None = None
+    """Ridge penalty of the targets' own directions; None where the settings want none or the choices are given."""
 
     @classmethod
     def of(
         cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
     ) -> "Planner":
         """Decompose the features once."""
-        return cls(ridge_basis(spots.features, spots.expression), validation, n_targets, method, config)
+        basis, own_alpha = ridge_basis(spots.features, spots.expression), None
+        if validation is not None and config.own_directions and config.start == "closed_form":
+            own_alpha = own_penalty(basis, spots.features, spots.expression.columns(0, n_targets))
+        return cls(basis, validation, n_targets, method, config, own_alpha)
 
     @property
     def n_auxiliary(self) -> int:
@@ -98,13 +103,12 @@ class Planner:
         if self.validation is None:
             msg = "Without validation spots, choices= must say which penalty, cutoff and number of epochs to use."
             raise ValueError(msg)
-        has_own = self.config.start == "closed_form" and self.config.own_directions
         first = Choices(
             alpha=choose_alpha(self.basis, self.validation),
             rank=self.config.rank or RANKS[-1],
             cutoff=1.0,
             n_epochs=0,
-            own_alpha=own_penalty(self.basis, self.n_targets) if has_own else None,
+            own_alpha=self.own_alpha,
         )
         choices, trace = first, no_trace()
         if self.method == "pgl":
