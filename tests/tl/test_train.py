@@ -310,7 +310,7 @@ def test_an_interrupted_training_leaves_the_object_and_the_best_model(
 ) -> None:
     interrupt(monkeypatch, at_step=7)
     with pytest.raises(KeyboardInterrupt), unchanged(prepared):
-        train(prepared, config=config, checkpoint=tmp_path / "run")
+        train(prepared, config=replace(config, start="random"), checkpoint=tmp_path / "run")
     kept = Model.load(tmp_path / "run" / "model")
     assert kept.history["epoch"].tolist() == list(range(kept.best_epoch + 1))
     assert kept.best_epoch in (1, 2)
