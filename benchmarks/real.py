@@ -1,0 +1,80 @@
+"""Every method in the same folds on real sections, by the design that is named; writes the report of tl.benchmark.
+
+    python benchmarks/real.py ../shared/data sections report     # HER2ST, one section held out at a time
+    python benchmarks/real.py ../shared/data patients report     # HER2ST, one patient predicted from the other
+    python benchmarks/real.py ../shared/data blocks report       # spatial blocks within section C4
+    python benchmarks/real.py ../shared/data spots report        # random spots within section C4, which flatters
+    python benchmarks/real.py ../shared/data mousebrain report   # Visium mouse brain A1 from B1 and back, hires image
+
+A run that is stopped goes on where it was. Features are those of ``pp.embed`` by default. Peak memory and the seconds of every step are printed.
+"""
+
+import argparse
+import logging
+import resource
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from spatialdata import SpatialData
+
+import agl_sc
+from agl_sc.io._st import read_st_folder
+
+METHODS = (
+    "mean", "knn", "ridge", "pca_ridge", "reduced_rank_ridge", "gradient_boosting", "random_forest",
+    "pgl", "agl", "dkgsb", "random_k", "dkgsb_mean", "dkgsb_moran", "uncertainty",
+)  # fmt: skip
+DESIGNS: dict[str, dict[str, Any]] = {
+    "sections": {"by": "section"},
+    "patients": {"by": "patient"},
+    "blocks": {"by": "block", "n_folds": 5},
+    "spots": {"by": "spot", "n_folds": 5},
+    "mousebrain": {"by": "section"},
+}
+
+
+def sections_of(data: Path, design: str) -> SpatialData:
+    """Sections of a design, with features to be made."""
+    if design == "mousebrain":
+        folders = {name: data / "visium" / f"mousebrain_V10F24-078_{name}" for name in ("A1", "B1")}
+        return agl_sc.io.read_visium(folders)
+    names = ["C4"] if design in ("blocks", "spots") else ["B4", "C2", "C3", "C4", "C5", "C6"]
+    return read_st_folder(data / "her2st", sections=names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("design", choices=list(DESIGNS))
+    parser.add_argument("report", type=Path, help="folder for the report")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dihedral", action="store_true", help="average features over flips and quarter turns")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.simplefilter("ignore")
+    clock = time.perf_counter()
+    sdata = sections_of(arguments.data, arguments.design)
+    if arguments.design == "mousebrain":  # 27 px of the hires image are a tile
+        agl_sc.pp.embed(sdata, mpp="image", tile_px=32, dihedral=arguments.dihedral)
+    else:
+        agl_sc.pp.embed(sdata, dihedral=arguments.dihedral)
+    print(f"read and embedded in {time.perf_counter() - clock:.0f} s", flush=True)
+    clock = time.perf_counter()
+    result = agl_sc.tl.benchmark(
+        sdata,
+        methods=arguments.methods,
+        seeds=arguments.seeds,
+        checkpoint=arguments.report.with_name(f"{arguments.report.name}.runs"),
+        **DESIGNS[arguments.design],
+    )
+    result.save(arguments.report)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{len(arguments.methods)} methods in {time.perf_counter() - clock:.0f} s; peak memory {peak:.2f} GiB")
+    print(result.to_markdown())
+
+
+if __name__ == "__main__":
+    main()
