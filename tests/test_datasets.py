@@ -66,7 +66,7 @@ def columns(table: AnnData, role: str) -> NDArray[np.intp]:
 
 
 def test_all_lists_the_public_functions() -> None:
-    assert datasets.__all__ == ["toy_tissue"]
+    assert datasets.__all__ == ["hest1k", "toy_tissue"]
 
 
 def test_default_sizes(full: SpatialData) -> None:

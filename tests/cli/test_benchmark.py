@@ -27,6 +27,7 @@ def test_report_is_that_of_the_library(run: Run, results: Path, tmp_path: Path) 
     saved = tl.Benchmark.load(folder)
     pd.testing.assert_frame_equal(saved.results, expected.results, check_dtype=False, check_categorical=False)
     pd.testing.assert_frame_equal(saved.differences, expected.differences, check_dtype=False)
+    assert (folder / "report.md").read_text(encoding="utf-8") == expected.to_markdown()
     names = {"report.md", "results.csv", "differences.csv", "provenance.json", "agl-sc.toml"}
     assert {path.name for path in folder.iterdir()} == names
     printed = json.loads(done.stdout)

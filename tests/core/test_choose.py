@@ -44,7 +44,7 @@ def test_the_best_candidate_on_validation_is_taken(method: Method, candidates: t
         value = picked.cutoff if method == "fixed_k" else picked.target_weight
         seen.append(value)
         assert picked.n_epochs == 7
-        assert start.head.shape == (picked.rank, N_TARGETS + N_AUXILIARY)
+        assert start.head.shape == (picked.rank + N_TARGETS, N_TARGETS + N_AUXILIARY)
         return 1 - float(abs(np.log(value / best)))
 
     plan = planner(method, max_epochs=7).plan(train)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
 
 from agl_sc.core.closed_form import reduced_rank_ridge, ridge_basis
 from agl_sc.core.config import Method, TrainConfig
@@ -47,7 +48,9 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-GRADIENT: dict[str, Any] = {"search": "gradient", "inner_steps": 3, "outer_lr": 0.05, "temperature": 0.05}
+GRADIENT: dict[str, Any] = {
+    "search": "gradient", "inner_steps": 3, "outer_lr": 0.05, "temperature": 0.05, "own_directions": False
+}  # fmt: skip
 
 
 def run(method: Method = "pgl", *, seed: int = 0, options: dict[str, Any] | None = None, **changes: Any) -> FitResult:
@@ -118,11 +121,14 @@ def test_training_improves_on_the_closed_form_start() -> None:
 @pytest.mark.parametrize(("method", "changes"), ARMS)
 def test_epoch_0_is_the_closed_form(method: Method, changes: dict[str, Any]) -> None:
     spots, validation = make_spots()
-    result = run(method, max_epochs=0, **changes)
+    result = run(method, max_epochs=0, **{**changes, "own_directions": True})
     assert result.choices.n_epochs == 0
     basis = ridge_basis(spots.features, spots.expression)
     start = reduced_rank_ridge(basis, result.weights, alpha=result.choices.alpha, rank=4)
-    expected = start.predict(validation.features)
+    expected = start.predict(validation.features) / 2
+    ridge = Ridge(alpha=result.choices.own_alpha, fit_intercept=False)
+    ridge.fit(spots.features, spots.expression.columns(0, N_TARGETS))
+    expected[:, :N_TARGETS] += ridge.predict(validation.features) / 2
     np.testing.assert_allclose(predictions(result), expected, atol=1e-4)
     assert len(result.history) == 1
     assert result.history["validation_pearson"][0] == pytest.approx(validation.score(expected[:, :N_TARGETS]), abs=1e-6)
@@ -141,7 +147,17 @@ def test_penalty_and_rank_are_chosen_on_validation(seed: int) -> None:
 
     assert result.choices.alpha in [pytest.approx(N_FEATURES * alpha) for alpha in ALPHAS]
     assert result.choices.rank == max((4, 8, 10), key=score)  # ten features hold no more
-    assert result.state["network.linear.weight"].shape == (result.choices.rank, N_FEATURES)
+    assert result.state["network.linear.weight"].shape == (result.choices.rank + N_TARGETS, N_FEATURES)
+    assert result.choices.own_alpha in [pytest.approx(N_FEATURES * alpha) for alpha in ALPHAS]
+
+
+def test_without_own_directions_the_shared_trunk_is_all_there_is() -> None:
+    spots, validation = make_spots()
+    result = run("agl", max_epochs=0, own_directions=False)
+    assert result.choices.own_alpha is None
+    basis = ridge_basis(spots.features, spots.expression)
+    start = reduced_rank_ridge(basis, result.weights, alpha=result.choices.alpha, rank=4)
+    np.testing.assert_allclose(predictions(result), start.predict(validation.features), atol=1e-4)
 
 
 def test_dropout_is_on_in_training_and_off_in_validation() -> None:

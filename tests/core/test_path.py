@@ -7,8 +7,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
 
 from agl_sc.core import eigen
+from agl_sc.core import path as module
 from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
 from agl_sc.core.expression import Expression
 from agl_sc.core.path import (
@@ -18,6 +20,7 @@ from agl_sc.core.path import (
     _smooth,
     choose_alpha,
     choose_rank,
+    own_penalty,
     path_search,
     rank_pearson,
 )
@@ -260,3 +263,19 @@ def test_path_with_warm_started_eigenvectors_is_the_exact_one(
     assert cutoff == exact_cutoff
     tolerance = 1e-6 if dtype is np.float64 else 1e-4
     np.testing.assert_allclose(trace, exact_trace, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("n_spots", [25, 90], ids=["fewer spots than features", "more"])
+def test_own_penalty_is_scikit_learns_by_leave_one_out(n_spots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 16)
+    rng = np.random.default_rng(n_spots)
+    fields = rng.normal(size=(n_spots, 3))
+    features = fields @ rng.normal(size=(3, 40)) + rng.normal(size=(n_spots, 40))
+    features -= features.mean(axis=0)
+    genes = fields @ rng.normal(size=(3, 6)) + rng.normal(size=(n_spots, 6))
+    genes = (genes - genes.mean(axis=0)) / genes.std(axis=0)
+    expression = Expression.from_dense(genes)
+    best = own_penalty(ridge_basis(features, expression), features, expression.columns(0, 4))
+    grid = [40 * alpha for alpha in ALPHAS]
+    assert best == pytest.approx(RidgeCV(alphas=grid, fit_intercept=False).fit(features, genes[:, :4]).alpha_)
+    assert best < grid[-1]

@@ -99,7 +99,7 @@ def test_tiles_of_patches_and_of_the_slide_agree(folder: Path) -> None:
     features = []
     for kind in ("wsi", "patches"):
         sdata = read_hest(folder, image=kind)
-        pp.embed(sdata, tile_px=SIDE_PX, mpp=3.5)
+        pp.embed(sdata, tile_px=SIDE_PX, mpp=3.5, context=())
         features.append(sdata["table"].obsm["agl_features"][: N_SPOTS - 1])
     correlation = [np.corrcoef(one, other)[0, 1] for one, other in zip(*features, strict=True)]
     assert min(correlation) > 0.95
@@ -108,7 +108,7 @@ def test_tiles_of_patches_and_of_the_slide_agree(folder: Path) -> None:
     ):
         pp.embed(sdata, tile_px=SIDE_PX, mpp=3.5, context=(2,))
     with pytest.raises(ValueError, match="wider than the patches of 112 um"):
-        pp.embed(sdata, tile_px=64, mpp=3.5)
+        pp.embed(sdata, tile_px=64, mpp=3.5, context=())
 
 
 def test_chunks_equal_the_whole(folder: Path) -> None:

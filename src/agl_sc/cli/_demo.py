@@ -48,6 +48,7 @@ def demo(
     import matplotlib as mpl
 
     from agl_sc import pl, pp
+    from agl_sc.pp._context import WIDER
     from agl_sc.tl._arms import compare_arms, summary
 
     mpl.use("Agg")
@@ -60,7 +61,7 @@ def demo(
     pp.target_genes(sdata, genes=targets or 50)
     pp.rank_auxiliary(sdata, seed=seed)
     say("Embedding tiles")
-    pp.embed(sdata)
+    pp.embed(sdata, context=() if data is None else WIDER)  # the toy has nothing to see beyond a tile
     say("Training: targets only, all auxiliary genes, DkGSB")
     result, model = compare_arms(sdata, seed=seed)
     say(f"Drawing {FIGURE}, writing {STORE}")

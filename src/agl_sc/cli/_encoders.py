@@ -17,6 +17,6 @@ def encoders() -> Result:
     from agl_sc.pp import encoders as table_of
 
     table = table_of()
-    shown = table[["input_px", "n_features", "licence", "gated", "loads"]].replace({True: "yes", False: "no"})
+    shown = table[["input_px", "n_features", "licence", "gated"]].replace({True: "yes", False: "no"})
     text = f"{shown.to_string()}\n\n{OFFLINE} (ImageNet, Apache-2.0) needs no network and is the default."
     return Result({"offline": OFFLINE, "encoders": table.reset_index().to_dict(orient="records")}, text)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.path import RANKS, choose_alpha, choose_rank, path_search
+from agl_sc.core.path import RANKS, choose_alpha, choose_rank, own_penalty, path_search
 from agl_sc.core.problem import Choices, Spots
 from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation, no_trace, race_search
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
@@ -50,13 +50,18 @@ class Planner:
     """As :func:`agl_sc.core.fit.fit` takes it."""
     config: TrainConfig
     """Settings."""
+    own_alpha: float | None = None
+    """Ridge penalty of the targets' own directions; None where the settings want none or the choices are given."""
 
     @classmethod
     def of(
         cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
     ) -> "Planner":
         """Decompose the features once."""
-        return cls(ridge_basis(spots.features, spots.expression), validation, n_targets, method, config)
+        basis, own_alpha = ridge_basis(spots.features, spots.expression), None
+        if validation is not None and config.own_directions and config.start == "closed_form":
+            own_alpha = own_penalty(basis, spots.features, spots.expression.columns(0, n_targets))
+        return cls(basis, validation, n_targets, method, config, own_alpha)
 
     @property
     def n_auxiliary(self) -> int:
@@ -74,7 +79,18 @@ class Planner:
         start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
         if pick_rank and self.validation is not None and self.config.rank is None:
             start = start.cut(choose_rank(start, self.validation))
-        return start, replace(choices, rank=start.trunk.shape[1])
+        choices = replace(choices, rank=start.trunk.shape[1])
+        if choices.own_alpha is not None:
+            own = reduced_rank_ridge(
+                self._targets, np.ones(self.n_targets), alpha=choices.own_alpha, rank=self.n_targets
+            )
+            start = start.averaged_with(own)
+        return start, choices
+
+    @property
+    def _targets(self) -> RidgeBasis:
+        """The basis with the targets alone."""
+        return replace(self.basis, genes=self.basis.genes[:, : self.n_targets])
 
     def plan(self, train: Train) -> Plan:
         """Pick what can be picked before training, by closed form or by ``train`` where the method asks for that.
@@ -87,7 +103,13 @@ class Planner:
         if self.validation is None:
             msg = "Without validation spots, choices= must say which penalty, cutoff and number of epochs to use."
             raise ValueError(msg)
-        first = Choices(choose_alpha(self.basis, self.validation), self.config.rank or RANKS[-1], 1.0, 0)
+        first = Choices(
+            alpha=choose_alpha(self.basis, self.validation),
+            rank=self.config.rank or RANKS[-1],
+            cutoff=1.0,
+            n_epochs=0,
+            own_alpha=self.own_alpha,
+        )
         choices, trace = first, no_trace()
         if self.method == "pgl":
             choices = replace(first, cutoff=0.0)

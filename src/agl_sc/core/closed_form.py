@@ -101,6 +101,12 @@ class LowRank:
         """The best solution of a lower rank: leading columns and rows."""
         return LowRank(self.trunk[:, :rank], self.head[:rank])
 
+    def averaged_with(self, own: "LowRank") -> "LowRank":
+        """The mean of two predictions, ``own`` being of the leading genes alone; for the others this one's half."""
+        n_more = self.head.shape[1] - own.head.shape[1]
+        heads = [self.head / 2, np.pad(own.head / 2, ((0, 0), (0, n_more)))]
+        return LowRank(np.hstack([self.trunk, own.trunk]), np.vstack(heads))
+
     def predict(self, features: Floats) -> FloatArray:
         """Predictions (n_spots, n_genes)."""
         predicted: FloatArray = features @ self.trunk @ self.head

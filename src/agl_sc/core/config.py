@@ -32,6 +32,10 @@ class TrainConfig:
     on all auxiliary genes, with rounds of searching and training from there until validation gains nothing."""
     rank: int | None = None
     """Width of the shared trunk's output; of 4, 8, 16, 32 and 64 the best on validation spots if None."""
+    own_directions: bool = True
+    """In the closed-form start every target is predicted by the mean of the shared trunk and of plain ridge, for which the
+    trunk is as many directions wider as there are targets: what one gene shows in few spots is not lost among what most
+    genes share."""
     hidden: int = 256
     """Width of the trunk's hidden layer."""
     dropout: float = 0.2

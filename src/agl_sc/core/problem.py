@@ -46,6 +46,8 @@ class Choices:
     """Epochs trained."""
     target_weight: float = 1.0
     """Weight of a target gene where a fully weighted auxiliary gene has 1."""
+    own_alpha: float | None = None
+    """Ridge penalty of the targets' own directions, where they have any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Paired differences between methods, with their intervals."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,21 +12,16 @@ from agl_sc._boundary import near_matches
 from agl_sc.pl._finish import check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, METRICS, ORANGE, SMALL, label_axes, legend_above
 
+if TYPE_CHECKING:
+    from agl_sc.tl._benchmark import Benchmark
+
 _FAINT = "#9A9A9A"
 _ROW_IN = 0.28
 _COLUMNS = ("method", "reference", "metric", "unit", "n_units", "mean", "low", "high", "distinguishable")
 
 
-class Compared(Protocol):
-    """What is drawn of a benchmark."""
-
-    @property
-    def differences(self) -> pd.DataFrame:
-        """One row per method, reference and metric: unit, n_units, mean, low, high, distinguishable."""
-
-
 def benchmark(
-    benchmark: Compared,
+    benchmark: "Benchmark",
     *,
     metric: str = "pearson",
     ax: Axes | None = None,

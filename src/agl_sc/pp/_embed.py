@@ -21,7 +21,7 @@ from agl_sc.core.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows,
 from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder
 from agl_sc.core.tiles import Boxes
 from agl_sc.pp._cache import FeatureCache, cache_folder
-from agl_sc.pp._context import Views, ring_means
+from agl_sc.pp._context import WIDER, Views, ring_means
 from agl_sc.pp._tiles import Mpp, TileSpec, place
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     mpp: Mpp = 0.5,
     image_mpp: float | None = None,
     stages: bool = True,
-    context: Sequence[float] = (2, 4, 8),
+    context: Sequence[float] = WIDER,
     neighbors: int = 0,
     dihedral: bool = False,
     batch_size: int = 32,

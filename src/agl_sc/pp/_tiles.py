@@ -97,7 +97,7 @@ def _check_patch(section: Section, *, side_um: float, image_mpp: float) -> None:
     if section.patch_px is not None and side_um > section.patch_px * image_mpp * _SLACK:
         msg = (
             f"A field of view of {side_um:.0f} um is wider than the patches of {section.patch_px * image_mpp:.0f} um that "
-            f"{section.image_key!r} is made of; ask for a smaller tile_px or mpp and no context, or read the whole-slide image."
+            f"{section.image_key!r} is made of; run agl_sc.pp.embed(sdata, context=()) with a tile_px and mpp that fit them, or read the whole-slide image."
         )
         raise ValueError(msg)
 

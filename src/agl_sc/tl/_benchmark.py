@@ -222,7 +222,9 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     pairs += [pair for pair in _ALWAYS if set(pair) <= set(chosen) and pair not in pairs]
     differences = paired_differences(done.results.assign(unit=units), pairs, unit=unit, seed=seed)
     provenance = {**_provenance(table, keys, done, named=not isinstance(genes, int)), "reference": reference}
-    return Benchmark(done.results, differences, json.loads(json.dumps(provenance, default=str)))
+    # A table that was in a store has its records in another order.
+    plain = json.loads(json.dumps(provenance, default=str, sort_keys=True))
+    return Benchmark(done.results, differences, plain)
 
 
 def _units(table: "AnnData", done: CrossValidation) -> tuple[str, "pd.Series[str]"]:
