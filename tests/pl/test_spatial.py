@@ -359,6 +359,37 @@ class TestWithoutImage:
             pl.spatial_pred(sdata, "ERBB2")
 
 
+class TestWithoutCounts:
+    @pytest.fixture
+    def unmeasured(self, sdata: SpatialData) -> SpatialData:
+        sdata.tables["table"].X = None
+        return sdata
+
+    def test_the_image_stands_beside_the_prediction(self, unmeasured: SpatialData) -> None:
+        axes = pl.spatial_pred(unmeasured, "ERBB2")
+        predicted = unmeasured.tables["table"].layers["agl"][:, 0]
+        for row, name, rows in zip(axes, ("C2", "C6"), (C2, C6), strict=True):
+            assert [ax.get_title().split("\n")[0] for ax in row] == [f"{name} · H&E", f"{name} · predicted ERBB2"]
+            assert row[1].get_title().split("\n")[1] == "nothing measured here"
+            assert row[0].images
+            assert np.isnan(values(row[0])).all()
+            np.testing.assert_array_equal(values(row[1]), predicted[rows])
+            np.testing.assert_allclose(spots(row[1]).get_clim(), np.nanpercentile(predicted, [1, 99]), rtol=1e-5)
+
+    def test_a_difference_needs_counts(self, unmeasured: SpatialData) -> None:
+        with pytest.raises(ValueError, match="The table has no X; pass layer="):
+            pl.spatial_pred(unmeasured, "ERBB2", difference=True)
+        with pytest.raises(ValueError, match="The table has no X; pass layer="):
+            pl.residual_map(unmeasured, "ERBB2")
+
+    def test_counts_in_a_layer_are_measured(self, sdata: SpatialData) -> None:
+        table, expected = sdata.tables["table"], log1p_cp10k(sdata)
+        table.layers["raw"] = table.X
+        table.X = None
+        axes = pl.spatial_pred(sdata, "ERBB2", layer="raw")
+        np.testing.assert_allclose(values(axes[0, 0]), expected[C2, 0], rtol=1e-5)
+
+
 class TestOutOfFold:
     @pytest.fixture
     def folded(self, sdata: SpatialData) -> SpatialData:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from spatialdata import SpatialData
+from anndata import AnnData
+from spatialdata import SpatialData, get_pyramid_levels, read_zarr
 
 from agl_sc.core.encoder import load_encoder
 from agl_sc.datasets import toy_tissue
+from agl_sc.io import from_anndata
 from agl_sc.model import Model
 from agl_sc.pp import embed, split
 from agl_sc.tl import TrainConfig, evaluate, predict, train
@@ -70,6 +73,25 @@ def test_sections_never_seen_are_test(trained: Trained, unseen: SpatialData, cap
     assert set(table.var_names[np.isfinite(table.layers["agl"]).all(axis=0)]) == set(model.predicted_genes)
     assert table.uns["agl"]["params"]["normalize"] == "log1p_cp10k"
     evaluate(unseen)
+
+
+def test_a_slide_without_expression_needs_positions_and_names_alone(
+    trained: Trained, unseen: SpatialData, tmp_path: Path
+) -> None:
+    _, model = trained
+    positions = unseen["table"].obsm["spatial"]
+    spots = AnnData(var=pd.DataFrame(index=model.predicted_genes), obsm={"spatial": positions})
+    image = np.asarray(get_pyramid_levels(unseen["section_1_image"], n=0))
+    slide = from_anndata(spots, image, technology="visium", image_mpp=1.0)
+    predict(slide, model)
+    predict(unseen, model)
+    written = unseen["table"][:, model.predicted_genes].layers["agl"]
+    np.testing.assert_array_equal(slide["table"].layers["agl"], written)
+    assert slide["table"].X is None
+    slide.write(tmp_path / "slide.zarr")
+    read = read_zarr(tmp_path / "slide.zarr")["table"]
+    assert read.X is None
+    np.testing.assert_array_equal(read.layers["agl"], written)
 
 
 def test_sections_the_model_was_fitted_on_are_training_whatever_their_name(
@@ -161,6 +183,12 @@ def other_genes(sdata: SpatialData, model: Model) -> Model:
     return model
 
 
+def no_genes(sdata: SpatialData, model: Model) -> Model:
+    table = sdata["table"]
+    sdata["table"] = AnnData(obs=table.obs, uns=dict(table.uns))
+    return model
+
+
 def other_tiles(sdata: SpatialData, model: Model) -> Model:
     embed(sdata, **{**PLAIN, "tile_px": 40})
     return model
@@ -207,6 +235,7 @@ def not_a_model(sdata: SpatialData, model: Model) -> Any:
 BAD = [
     pytest.param(not_a_model, TypeError, "model is a dict, not an agl_sc.Model; train one .* or read it", id="no model"),
     pytest.param(other_genes, ValueError, r"none of the model's 4 target genes .*; did you mean .*\.1; name its genes as in training", id="gene space"),
+    pytest.param(no_genes, ValueError, r"has no genes, .*; make it with var=pd\.DataFrame\(index=model\.predicted_genes\)", id="no genes"),
     pytest.param(other_encoder, ValueError, "was made with encoder='efficientnet_lite0', the model with 'resnet18'", id="encoder"),
     pytest.param(other_weights, ValueError, "weights_digest='.*', the model with '0000", id="encoder weights"),
     pytest.param(other_tiles, ValueError, "was made with tile_px=40, the model with 32; delete obsm", id="tile_px"),

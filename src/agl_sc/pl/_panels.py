@@ -205,8 +205,9 @@ def _new_rows(shown: list[Shown], n_genes: int, *, lettering: _Lettering, n_line
 def _titles(shown: Shown, gene: int, name: str) -> list[list[str]]:
     """Lines of the titles of the panels of one gene in one section."""
     section = shown.section.name
+    first = f"measured {name}" if shown.expression.is_measured else "H&E"
     return [
-        [f"{section} · measured {name}", f"{len(shown.section.rows):,} spots"],
+        [f"{section} · {first}", f"{len(shown.section.rows):,} spots"],
         [f"{section} · predicted {name}", *_agreement(shown.expression, gene)],
         [f"{section} · {_DIFFERENCE} {name}"],
     ]
@@ -217,6 +218,8 @@ def _agreement(expression: Expression, gene: int) -> list[str]:
     known = np.isfinite(expression.predicted[:, gene])
     if not known.any():
         return ["no prediction"]
+    if not expression.is_measured:
+        return ["nothing measured here"]
     spots, words = expression.scored(gene)
     score = pearson_text(expression.measured[spots, gene], expression.predicted[spots, gene])
     if expression.n_folds:

@@ -55,7 +55,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     a predicted panel gives the Pearson correlation with the measured values over the spots of that section, and says
     when those spots were in training or validation. In a section that mixes test spots with others, the correlation
     is over the test spots alone; the others are drawn and counted in the title. A section without an image is drawn as
-    spots alone, at their positions in their coordinate system, and the log says so.
+    spots alone, at their positions in their coordinate system, and the log says so. Where the table has no X, nothing was
+    measured: the H&E stands alone beside the prediction.
 
     Parameters
     ----------
@@ -140,6 +141,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
         sections=sections,
         elements=elements,
         size=size,
+        may_lack_counts=not difference,
     )
     n_panels = 3 if difference else 2
     grid = None if ax is None else axes_grid(ax, shape=(len(names) * len(shown), n_panels))
@@ -267,11 +269,15 @@ def _shown(
     sections: Names,
     elements: dict[str, Any],
     size: float,
+    may_lack_counts: bool = False,
 ) -> tuple[list[str], list[Shown]]:
     """Genes and sections to draw, the sections with their image where they have one."""
     predictions = prediction_layer(table, keys, prediction)
     names = check_genes(table, genes, predictions)
     chosen = check_sections(table, sections, elements["shapes_key"])
     found = _boundary.sections(sdata, table, **elements | {"shapes_key": chosen}, need_image=False)
-    values = expression_of(table, [each.rows for each in found], names, keys=keys, predictions=predictions, layer=layer)
+    rows = [each.rows for each in found]
+    values = expression_of(
+        table, rows, names, keys=keys, predictions=predictions, layer=layer, may_lack_counts=may_lack_counts
+    )
     return names, [Shown(each, view_of(each, size=size), part) for each, part in zip(found, values, strict=True)]

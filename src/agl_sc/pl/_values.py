@@ -29,13 +29,18 @@ class Expression:
     """Expression of the chosen genes in some spots."""
 
     measured: FloatArray
-    """(n_spots, n_genes), in the units of the prediction."""
+    """(n_spots, n_genes), in the units of the prediction; NaN where nothing was measured."""
     predicted: FloatArray
     """(n_spots, n_genes), NaN where there is no prediction."""
     split: NDArray[np.object_]
     """(n_spots,), ``"test"`` or a key of ``SEEN``."""
     n_folds: int = 0
     """Folds in which the spots were test, of out-of-fold predictions; 0 of those of one model."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to compare predictions with."""
+        return bool(np.isfinite(self.measured).any())
 
     @property
     def out_of_fold(self) -> str:
@@ -147,6 +152,7 @@ def expression_of(
     keys: Keys,
     predictions: str,
     layer: str | None,
+    may_lack_counts: bool = False,
 ) -> list[Expression]:
     """Expression of genes in several sets of spots.
 
@@ -164,9 +170,14 @@ def expression_of(
         Layer of the predictions, from :func:`prediction_layer`.
     layer
         Layer with raw counts; X by default.
+    may_lack_counts
+        Whether a table without X is of spots where nothing was measured, rather than refused.
     """
     columns = table.var_names.get_indexer(genes)
-    measured = _measured(table, columns, keys=keys, layer=layer)
+    if may_lack_counts and layer is None and table.X is None:
+        measured = np.full((table.n_obs, len(genes)), np.nan)
+    else:
+        measured = _measured(table, columns, keys=keys, layer=layer)
     predicted = np.asarray(table.layers[predictions])
     split = _split(table, keys)
     found = []

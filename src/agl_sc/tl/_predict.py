@@ -48,6 +48,7 @@ def predict(
     """Predict expression of sections the model has never seen.
 
     Features are taken from ``obsm["agl_features"]`` where the model's encoder and tiles made them, and computed otherwise.
+    No counts are needed: a table without X whose ``var_names`` are the model's ``predicted_genes`` will do.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def predict(
     Raises
     ------
     ValueError
-        The table has none of the model's genes, the features come from another encoder or other tiles, the image is too
+        The table has no genes or none of the model's, the features come from another encoder or other tiles, the image is too
         coarse for the model's tiles, or the table carries another split of sections that the model was fitted on.
     """
     if not isinstance(model, Model):
@@ -131,6 +132,12 @@ def _own_features(
 
 
 def _check_genes(table: "AnnData", model: Model) -> None:
+    if table.n_vars == 0:
+        msg = (
+            "The table has no genes, and a prediction needs a column for each; "
+            "make it with var=pd.DataFrame(index=model.predicted_genes), without X."
+        )
+        raise ValueError(msg)
     missing = [name for name in model.targets if name not in table.var_names]
     if len(missing) == model.n_targets:
         msg = (
