@@ -41,7 +41,7 @@ def sections_of(data: Path, design: str) -> SpatialData:
         folders = {name: data / "visium" / f"mousebrain_V10F24-078_{name}" for name in ("A1", "B1")}
         return agl_sc.io.read_visium(folders)
     names = ["C4"] if design in ("blocks", "spots") else ["B4", "C2", "C3", "C4", "C5", "C6"]
-    return read_st_folder(data / "her2st", sections=names)
+    return read_st_folder(data / "her2st", sections=names, patient={name: name[0] for name in names})
 
 
 def main() -> None:

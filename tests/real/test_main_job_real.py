@@ -21,7 +21,7 @@ def test_her2st_trains_and_predicts_a_section_never_seen(data_dir: Path) -> None
     sdata = read_st_folder(data_dir / "her2st", sections=["C2", "C3", "C6"], patient="C")
     split(sdata, test="C6", validation="C3")
     target_genes(sdata, genes=50)
-    embed(sdata, tile_px=64, mpp=1.5)
+    embed(sdata, tile_px=64, mpp=1.5, context=())
     model = train(sdata, config=FEW_EPOCHS)
     table = sdata["table"]
     assert table.shape[0] == 187 + 180 + 178
@@ -55,7 +55,7 @@ def test_a_visium_hires_image_is_too_coarse_for_usual_tiles(
 def test_a_visium_section_trains_at_the_images_own_resolution(brains: SpatialData) -> None:
     split(brains, test="B1", validation=0.2)
     target_genes(brains, genes=20)
-    embed(brains, tile_px=32, mpp="image")
+    embed(brains, tile_px=32, mpp="image", context=())
     assert brains["table"].uns["agl"]["features"]["mpp"] == pytest.approx(4.14, rel=0.015)
     model = train(brains, method="pgl", config=FEW_EPOCHS)
     result = evaluate(brains)
