@@ -12,6 +12,7 @@ LossName = Literal["pearson", "mse", "poisson", "negative_binomial"]
 Start = Literal["closed_form", "random", "agl"]
 
 _LR_FEATURES = 1280
+"""Features up to which the learning rate is the one that is set: those of one tile through the offline encoder."""
 MIN_BATCH = 8
 """A smaller last batch is dropped: Pearson over a few spots is noise."""
 

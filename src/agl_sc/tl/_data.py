@@ -131,7 +131,7 @@ def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingDa
     names = section_of(table)
     codes = pd.factorize(names, sort=True)[0].astype(np.int64)
     counts = counts_of(table, layer)
-    usable = np.isfinite(raw).all(axis=1) & (np.asarray(counts.sum(axis=1)).ravel() > 0)
+    usable = usable_spots(raw, counts)
     assigned = split_of(table, keys)
     train, validation = (usable & (assigned == name) for name in ("train", "validation"))
     _tell_unusable(usable, assigned)
@@ -175,6 +175,12 @@ def ordered_genes(table: "AnnData", keys: Keys) -> tuple[list[str], int]:
         raise ValueError(msg)
     auxiliary = list(rank[role == "auxiliary"].sort_values(kind="stable").index)
     return [*targets, *auxiliary], len(targets)
+
+
+def usable_spots(features: NDArray[np.floating[Any]], counts: scipy.sparse.csr_matrix) -> BoolArray:
+    """Spots with features and counts, which can be trained on, (n_obs,)."""
+    usable: BoolArray = np.isfinite(features).all(axis=1) & (np.asarray(counts.sum(axis=1)).ravel() > 0)
+    return usable
 
 
 def _tell_unusable(usable: BoolArray, assigned: NDArray[Any]) -> None:

@@ -23,6 +23,7 @@ from agl_sc.pp._folds import Fold
 from agl_sc.pp._genes import ChooseBy, Normalize, rank_auxiliary, role_of, target_genes
 from agl_sc.pp._units import SETS
 from agl_sc.tl._arms import ARMS, fit_in_place
+from agl_sc.tl._data import usable_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -178,8 +179,7 @@ def run_path(folder: Path, fold: Fold, *, name: str, seed: int, made_from: Mappi
 
 def _n_updates(model: "Model", table: "AnnData", keys: Keys) -> int:
     """Epochs until training stopped, times the batches of one; neither searches before it nor the refit count."""
-    with_counts = np.asarray(table.X.sum(axis=1)).ravel() > 0
-    usable = with_counts & np.isfinite(np.asarray(table.obsm[keys.features])).all(axis=1)
+    usable = usable_spots(np.asarray(table.obsm[keys.features]), table.X)
     n_train = int((usable & (table.obs[keys.split] == "train").to_numpy()).sum())
     batches = batches_of(n_train, model.card["params"]["batch_size"], torch.Generator())
     return int(model.history["epoch"].max()) * len(batches)
