@@ -39,7 +39,7 @@ def samples_of(n_targets: int = N_TARGETS, n_features: int = N_FEATURES, seed: i
     values = scipy.sparse.csr_matrix(genes * np.arange(1, N_GENES + 1) + 5)
     training = sections < 2
     train = Expression.fitted(values[training], sections[training])
-    every = Expression.fitted(values, sections, train.scale)
+    every = Expression.fitted(values, sections)
     held_out = Validation(features[~training], values[~training, :n_targets].toarray(), sections[~training])
     return Samples(
         Spots(features, every, sections), Spots(features[training], train, sections[training]), held_out, n_targets
@@ -52,10 +52,12 @@ def new_features(n_features: int = N_FEATURES) -> FloatArray:
 
 
 def in_units(samples: Samples, scaled: Any) -> FloatArray:
-    """Times the spread of the training spots, plus the mean of all spots that were fitted on."""
+    """Times the spread within a section, plus the mean of all spots that were fitted on."""
     genes = slice(samples.n_targets)
     values: FloatArray = samples.spots.expression.values[:, genes].toarray()
-    found: FloatArray = np.asarray(scaled).reshape(-1, samples.n_targets) * samples.spots.expression.scale[genes]
+    found: FloatArray = (
+        np.asarray(scaled).reshape(-1, samples.n_targets) * samples.spots.expression.typical_scale[genes]
+    )
     found += values.mean(axis=0)
     return found
 

@@ -64,6 +64,15 @@ def test_ridge_equals_sklearn(shape: tuple[int, int], alpha: float) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_weighted_ridge_equals_sklearn(shape: tuple[int, int]) -> None:
+    features, genes, new = problem(shape)
+    weights = np.random.default_rng(2).uniform(0.1, 2, size=shape[0])
+    basis = ridge_basis(features, Expression.from_dense(genes), weights)
+    oracle = Ridge(alpha=ALPHA, fit_intercept=False).fit(features, genes, weights)
+    np.testing.assert_allclose(new @ ridge_coefficients(basis, ALPHA), oracle.predict(new), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_full_rank_is_ridge_whatever_the_weights(shape: tuple[int, int]) -> None:
     features, genes, new = problem(shape)
     basis = basis_of(features, genes)

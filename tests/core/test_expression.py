@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core import expression as module
 from agl_sc.core.expression import Batches, Expression, gene_blocks
-from agl_sc.core.scaling import center_per_section, spread
+from agl_sc.core.scaling import spread
 
 FloatArray = NDArray[np.float64]
 
@@ -26,8 +26,11 @@ def layer() -> scipy.sparse.csr_matrix:
 
 
 def dense(layer: scipy.sparse.csr_matrix) -> FloatArray:
-    centred = center_per_section(layer.toarray().astype(float), SECTIONS)
-    return centred / spread(centred)
+    values: FloatArray = layer.toarray().astype(float)
+    for code in np.unique(SECTIONS):
+        inside = values[code == SECTIONS] - values[code == SECTIONS].mean(axis=0)
+        values[code == SECTIONS] = inside / spread(inside)
+    return values
 
 
 @pytest.fixture(params=[1, 4, N_GENES, 1000], ids="width {}".format)
@@ -57,15 +60,19 @@ def test_means_and_scale_do_not_depend_on_the_blocks(layer: scipy.sparse.csr_mat
     expression = Expression.fitted(layer, SECTIONS)
     values = layer.toarray().astype(float)
     np.testing.assert_allclose(expression.means[1], values[SECTIONS == 5].mean(axis=0))
-    np.testing.assert_allclose(expression.scale, spread(center_per_section(values, SECTIONS)))
-    assert expression.scale[[4, 7]].tolist() == [1, 1]
+    np.testing.assert_allclose(expression.scale[1], spread(values[SECTIONS == 5]))
+    assert expression.scale[:, [4, 7]].tolist() == [[1, 1]] * 3
+    assert expression.scale[2].tolist() == [1] * N_GENES  # of a single spot
 
 
-def test_scale_of_other_spots(layer: scipy.sparse.csr_matrix) -> None:
-    training = Expression.fitted(layer[:30], SECTIONS[:30])
-    merged = Expression.fitted(layer, SECTIONS, training.scale)
-    expected = center_per_section(layer.toarray().astype(float), SECTIONS) / training.scale
-    np.testing.assert_allclose(merged.columns(0, N_GENES), expected, atol=1e-12)
+def test_a_section_does_not_change_what_another_is_scaled_to(layer: scipy.sparse.csr_matrix) -> None:
+    louder = layer.multiply(np.where(SECTIONS == 5, 10.0, 1.0)[:, None]).tocsr()
+    np.testing.assert_allclose(Expression.fitted(louder, SECTIONS).columns(0, N_GENES), dense(layer), atol=1e-12)
+
+
+def test_typical_scale_is_the_mean_over_spots(layer: scipy.sparse.csr_matrix) -> None:
+    expression = Expression.fitted(layer, SECTIONS)
+    np.testing.assert_allclose(expression.typical_scale, expression.scale[expression.sections].mean(axis=0))
 
 
 def test_dense_values_come_back_as_they_are() -> None:

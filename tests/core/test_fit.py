@@ -282,7 +282,7 @@ def test_inactive_genes_do_not_change_the_training_of_the_others() -> None:
     choices = Choices(alpha=10.0, rank=4, cutoff=0.3, n_epochs=3)
     common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "config": config()}
     first = fit(spots, None, choices=choices, **common)
-    spots.expression.scale[N_TARGETS + n_active(0.3, N_AUXILIARY) :] = np.inf
+    spots.expression.scale[:, N_TARGETS + n_active(0.3, N_AUXILIARY) :] = np.inf
     second = fit(spots, None, choices=choices, **common)
     assert torch.equal(first.state["network.linear.weight"], second.state["network.linear.weight"])
 
@@ -322,7 +322,7 @@ def test_gradient_search_does_not_train_the_network() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gene_that_is_constant_does_no_harm(method: Method) -> None:
     spots, validation = make_spots()
-    spots.expression.scale[[1, N_TARGETS + 2]] = np.inf
+    spots.expression.scale[:, [1, N_TARGETS + 2]] = np.inf
     validation.targets[:, 2] = 0.0
     result = fit(spots, validation, n_targets=N_TARGETS, method=method, config=config(max_epochs=3))
     assert all(value.isfinite().all() for value in result.state.values())

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge, RidgeCV
 
 from agl_sc.core import eigen
 from agl_sc.core import path as module
@@ -279,3 +279,24 @@ def test_own_penalty_is_scikit_learns_by_leave_one_out(n_spots: int, monkeypatch
     grid = [40 * alpha for alpha in ALPHAS]
     assert best == pytest.approx(RidgeCV(alphas=grid, fit_intercept=False).fit(features, genes[:, :4]).alpha_)
     assert best < grid[-1]
+
+
+@pytest.mark.parametrize("n_spots", [25, 90], ids=["fewer spots than features", "more"])
+def test_weighted_own_penalty_has_the_least_weighted_error_of_left_out_spots(n_spots: int) -> None:
+    rng = np.random.default_rng(n_spots)
+    fields = rng.normal(size=(n_spots, 3))
+    features = fields @ rng.normal(size=(3, 40)) + rng.normal(size=(n_spots, 40))
+    weights = rng.uniform(0.05, 2, size=n_spots)
+    genes = fields @ rng.normal(size=(3, 4)) + rng.normal(size=(n_spots, 4)) / weights[:, None]
+    expression = Expression.from_dense(genes)
+    best = own_penalty(ridge_basis(features, expression, weights), features, genes, weights=weights)
+
+    def error(alpha: float) -> float:
+        total = 0.0
+        for spot in range(n_spots):
+            others = np.arange(n_spots) != spot
+            fitted = Ridge(alpha, fit_intercept=False).fit(features[others], genes[others], weights[others])
+            total += weights[spot] * ((fitted.predict(features[[spot]]) - genes[spot]) ** 2).sum()
+        return total
+
+    assert best == pytest.approx(min((40 * alpha for alpha in ALPHAS), key=error))

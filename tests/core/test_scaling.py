@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agl_sc.core.scaling import CLIP, calibrate, center_per_section, scale_features, spread
+from agl_sc.core.scaling import (
+    CLIP,
+    calibrate,
+    center_per_section,
+    depth_weights,
+    held_out_slope,
+    scale_features,
+    spread,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -108,3 +116,35 @@ def test_constant_prediction_becomes_the_mean(constant: float, n_spots: int) -> 
 def test_constant_measurement_is_met(values: FloatArray) -> None:
     slope, intercept = calibrate(values, np.full_like(values, 2.5))
     np.testing.assert_allclose(slope * values + intercept, 2.5)
+
+
+def test_depth_weights_are_roots_with_mean_one_in_every_section() -> None:
+    library, sections = np.array([4.0, 16.0, 100.0, 900.0, 100.0]), np.array([7, 7, 2, 2, 2])
+    weights = depth_weights(library, sections)
+    np.testing.assert_allclose(weights[:2], [2 / 3, 4 / 3])
+    np.testing.assert_allclose(weights[2:], np.array([10, 30, 10]) / (50 / 3))
+
+
+def test_held_out_slope_is_that_of_all_genes_within_sections() -> None:
+    rng = np.random.default_rng(0)
+    codes = np.repeat([3, 8], 200)
+    predicted = rng.normal(size=(400, 5))
+    measured = 0.4 * predicted + 0.1 * rng.normal(size=(400, 5)) + 10 * codes[:, None]
+    assert held_out_slope(predicted, measured, codes) == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(2.0, 1.0), (-1.0, 0.0), (0.0, 1.0)])
+def test_held_out_slope_neither_stretches_nor_turns(factor: float, expected: float) -> None:
+    """Nor is it defined of predictions that do not vary."""
+    measured = np.random.default_rng(1).normal(size=(50, 3))
+    predicted = np.zeros_like(measured) if factor == 0 else measured / factor
+    assert held_out_slope(predicted, measured, np.zeros(50, dtype=np.int64)) == expected
+
+
+def test_shrunk_slopes_keep_the_mean() -> None:
+    rng = np.random.default_rng(2)
+    predicted = rng.normal(size=(60, 4))
+    measured = predicted + rng.normal(size=(60, 4)) + 3
+    slope, intercept = calibrate(predicted, measured, shrinkage=0.5)
+    np.testing.assert_allclose(slope, calibrate(predicted, measured)[0] / 2)
+    np.testing.assert_allclose((slope * predicted + intercept).mean(axis=0), measured.mean(axis=0))

@@ -135,7 +135,7 @@ def test_a_constant_gene_is_excluded_and_refused_as_a_target(
     ):
         target_genes(divided, genes=["G0001", "G0010"], normalize=normalize)
     target_genes(divided, genes=["G0001"], normalize=normalize)
-    rank_auxiliary(divided)
+    rank_auxiliary(divided, score="dispersion")
     assert divided["table"].var["agl_role"]["G0010"] == "excluded"
     assert np.isnan(divided["table"].var["agl_prior_rank"]["G0010"])
 
@@ -156,7 +156,7 @@ def test_prior_ranks_are_the_order_of_scanpys_dispersions() -> None:
     table = sdata["table"]
     split(sdata, by="spot", test=0.3)
     target_genes(sdata, genes=20)
-    rank_auxiliary(sdata)
+    rank_auxiliary(sdata, score="dispersion")
     adata = scanpy_expression(sdata)
     sc.pp.highly_variable_genes(adata, flavor="seurat")
     ordered = table.var["agl_prior_rank"].dropna().sort_values()
@@ -214,7 +214,7 @@ def test_storage_does_not_matter(divided: SpatialData, as_stored: Callable[[Any]
     for matrix in (table.X, as_stored(table.X)):
         table.X = matrix
         target_genes(divided, genes=6)
-        rank_auxiliary(divided)
+        rank_auxiliary(divided, score="dispersion")
         found.append(table.var[SLOTS].copy())
     pd.testing.assert_frame_equal(*found)
 
@@ -222,15 +222,15 @@ def test_storage_does_not_matter(divided: SpatialData, as_stored: Callable[[Any]
 def test_a_layer_of_counts_is_used_and_x_is_not(divided: SpatialData) -> None:
     table = divided["table"]
     target_genes(divided, genes=6)
-    rank_auxiliary(divided)
+    rank_auxiliary(divided, score="dispersion")
     expected = table.var[SLOTS].copy()
     table.layers["raw"] = table.X
     table.X = scipy.sparse.random(*table.shape, density=0.5, format="csr", rng=np.random.default_rng(0))
     target_genes(divided, genes=6, layer="raw")
-    rank_auxiliary(divided, layer="raw")
+    rank_auxiliary(divided, score="dispersion", layer="raw")
     pd.testing.assert_frame_equal(table.var[SLOTS], expected)
     with pytest.raises(ValueError, match="X holds values that are not whole numbers, as after normalisation"):
-        rank_auxiliary(divided)
+        rank_auxiliary(divided, score="dispersion")
 
 
 def test_only_the_declared_slots_are_written(
@@ -239,7 +239,7 @@ def test_only_the_declared_slots_are_written(
     before = slots(divided)
     target_genes(divided, genes=4)
     middle = slots(divided)
-    rank_auxiliary(divided)
+    rank_auxiliary(divided, score="dispersion")
     after = slots(divided)
     assert {name: after[name] for name in before} == before
     assert middle.keys() - before.keys() == {"var/agl_role", "uns/agl/params/normalize"}
@@ -255,7 +255,7 @@ def test_counts_of_other_spots_do_not_matter(divided: SpatialData) -> None:
             dense[others] = np.random.default_rng(seed).negative_binomial(1, 0.01, (len(others), table.n_vars))
             table.X = scipy.sparse.csr_matrix(dense)
         target_genes(divided, genes=6)
-        rank_auxiliary(divided)
+        rank_auxiliary(divided, score="dispersion")
         found.append(table.var[SLOTS].copy())
     pd.testing.assert_frame_equal(found[1], found[0])
     pd.testing.assert_frame_equal(found[2], found[0])
@@ -326,7 +326,8 @@ def test_bad_input_is_refused_and_nothing_changed(
 def test_an_unknown_score_is_refused(prepared: SpatialData, unchanged: Unchanged) -> None:
     with (
         pytest.raises(
-            KeyError, match=r"score='hvg' is neither one of dispersion, .* nor a numeric column .*truth_prior"
+            KeyError,
+            match=r"score='hvg' is neither one of predictability, dispersion, .* nor a numeric column .*truth_prior",
         ),
         unchanged(prepared),
     ):
@@ -338,4 +339,4 @@ def test_ranks_need_roles(divided: SpatialData, unchanged: Unchanged) -> None:
         pytest.raises(KeyError, match=r"agl_role.* is missing; run agl_sc.pp.target_genes\(sdata\) first"),
         unchanged(divided),
     ):
-        rank_auxiliary(divided)
+        rank_auxiliary(divided, score="dispersion")

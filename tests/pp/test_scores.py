@@ -12,6 +12,11 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from agl_sc import pp
+from agl_sc.core.expression import Expression
+from agl_sc.core.predictability import predictability
+from agl_sc.core.scaling import depth_weights, scale_features, spread
+from agl_sc.datasets import toy_tissue
+from agl_sc.pp import _genes as genes
 from agl_sc.pp._genes import ranks
 from agl_sc.pp._scores import morans_i, target_correlation
 
@@ -158,7 +163,7 @@ def test_ranks_follow_the_score_of_the_training_spots(prepared: "SpatialData", s
     assert np.isnan(rank[role != "auxiliary"]).all()
 
 
-@pytest.mark.parametrize("score", ["dispersion", "mean", "variance", "moran", "correlation"])
+@pytest.mark.parametrize("score", ["predictability", "dispersion", "mean", "variance", "moran", "correlation"])
 def test_only_training_spots_count(prepared: "SpatialData", score: str) -> None:
     table = prepared["table"]
     pp.rank_auxiliary(prepared, score=score)
@@ -174,6 +179,66 @@ def test_only_training_spots_count(prepared: "SpatialData", score: str) -> None:
     table.X = scipy.sparse.csr_matrix(raw)
     pp.rank_auxiliary(prepared, score=score)
     assert not table.var["agl_prior_rank"].equals(before)
+
+
+def test_genes_that_h_and_e_shows_rank_before_noise() -> None:
+    sdata = toy_tissue(n_sections=3, n_spots_per_side=10, n_targets=6, n_informative=20, n_auxiliary=60)
+    pp.embed(sdata, tile_px=32, mpp=1.0, context=(), stages=False)
+    pp.split(sdata, test=["section_3"])
+    truth = sdata["table"].uns["truth"]
+    pp.target_genes(sdata, genes=truth["targets"])
+    pp.rank_auxiliary(sdata)
+    rank = sdata["table"].var["agl_prior_rank"]
+    unseen = [*truth["invisible"], *truth["noise"]]
+    assert (rank[truth["informative"]] < rank[unseen].median()).mean() > 0.8
+
+
+def test_predictability_is_that_of_the_arrays(prepared: "SpatialData") -> None:
+    table = prepared["table"]
+    table.obsm["agl_features"][3] = np.nan  # a spot without tile is left out
+    pp.rank_auxiliary(prepared)
+    training = (table.obs["agl_split"] == "train").to_numpy()
+    training[3] = False
+    features = np.asarray(table.obsm["agl_features"], dtype=float)[training]
+    features -= features.mean(axis=0)
+    targets = (table.var["agl_role"] == "target").to_numpy()
+    raw = scipy.sparse.csr_matrix(table.X)[training].toarray().astype(float)
+    expression = sparse(np.log1p(raw / raw.sum(axis=1, keepdims=True) * 1e4))
+    one = np.zeros(training.sum(), dtype=np.int64)
+    scores = np.full(table.n_vars, np.nan)
+    order = np.concatenate([np.flatnonzero(targets), np.flatnonzero(~targets)])
+    scores[order] = predictability(
+        scale_features(features, spread(features)).astype(np.float32),
+        Expression.fitted(expression[:, order], one),
+        4,
+        weights=depth_weights(raw.sum(axis=1), one),
+    )
+    found = table.var["agl_prior_rank"].to_numpy()
+    assert (np.diff(scores[np.argsort(found)][:20]) <= 1e-4).all()
+
+
+def test_many_spots_are_ranked_by_some_of_them(prepared: "SpatialData", monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def record(features: FloatArray, *args: object, **kwargs: object) -> FloatArray:
+        seen.append(features.shape)
+        return predictability(features, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(genes, "predictability", record)
+    monkeypatch.setattr(genes, "MOST_SPOTS", 30)
+    pp.rank_auxiliary(prepared)
+    first = prepared["table"].var["agl_prior_rank"].copy()
+    pp.rank_auxiliary(prepared)
+    assert [shape[0] for shape in seen] == [30, 30]
+    pd.testing.assert_series_equal(prepared["table"].var["agl_prior_rank"], first)
+
+
+def test_without_features_another_score_is_named(prepared: "SpatialData") -> None:
+    del prepared["table"].obsm["agl_features"]
+    with pytest.raises(
+        KeyError, match=r"needs obsm.*agl_features.*run agl_sc.pp.embed\(sdata\) first, or .*dispersion"
+    ):
+        pp.rank_auxiliary(prepared)
 
 
 def test_a_whole_transcriptome_takes_seconds(data_dir: Path) -> None:

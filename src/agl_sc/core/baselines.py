@@ -85,7 +85,7 @@ def fit_baseline(name: str, samples: Samples) -> Predictor:
         raise ValueError(msg)
     predict, expression = BASELINES[name](samples), samples.spots.expression
     genes = slice(samples.n_targets)
-    mean, scale = expression.means[:, genes][expression.sections].mean(axis=0), expression.scale[genes]
+    mean, scale = expression.means[:, genes][expression.sections].mean(axis=0), expression.typical_scale[genes]
 
     def in_units(features: Floats) -> FloatArray:
         known = np.isfinite(features).all(axis=1)

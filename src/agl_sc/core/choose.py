@@ -12,6 +12,7 @@ from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, rid
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.path import RANKS, choose_alpha, choose_rank, own_penalty, path_search
 from agl_sc.core.problem import Choices, Spots
+from agl_sc.core.scaling import depth_weights
 from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation, no_trace, race_search
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
 
@@ -58,9 +59,13 @@ class Planner:
         cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
     ) -> "Planner":
         """Decompose the features once."""
-        basis, own_alpha = ridge_basis(spots.features, spots.expression), None
+        weights = None
+        if config.depth_weights and spots.counts is not None:
+            weights = depth_weights(spots.counts.library, spots.sections)
+        basis, own_alpha = ridge_basis(spots.features, spots.expression, weights), None
         if validation is not None and config.own_directions and config.start == "closed_form":
-            own_alpha = own_penalty(basis, spots.features, spots.expression.columns(0, n_targets))
+            targets = spots.expression.columns(0, n_targets)
+            own_alpha = own_penalty(basis, spots.features, targets, weights=weights)
         return cls(basis, validation, n_targets, method, config, own_alpha)
 
     @property

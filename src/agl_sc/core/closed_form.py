@@ -18,8 +18,9 @@ _COLUMNS = 1024
 class RidgeBasis:
     """Training features and all genes in the eigenbasis of the features' Gram matrix.
 
-    With features F = U diag(s) V', ridge of the genes Z is ``F V diag(s / (s^2 + alpha)) U'Z``. Everything that a
-    reduced-rank fit needs is of size min(n_spots, n_features), whatever the number of spots.
+    With features F = U diag(s) V', ridge of the genes Z is ``F V diag(s / (s^2 + alpha)) U'Z``; where spots have weights,
+    the rows of F and Z count times their roots. Everything that a reduced-rank fit needs is of size
+    min(n_spots, n_features), whatever the number of spots.
     """
 
     singular_values: FloatArray
@@ -32,7 +33,7 @@ class RidgeBasis:
     """Number of training spots."""
 
 
-def ridge_basis(features: Floats, expression: Expression) -> RidgeBasis:
+def ridge_basis(features: Floats, expression: Expression, weights: FloatArray | None = None) -> RidgeBasis:
     """Decompose centred features once, and project centred genes on them, block by block.
 
     Works on the smaller of the kernel (n_spots, n_spots) and the covariance (n_features, n_features), in double
@@ -44,17 +45,21 @@ def ridge_basis(features: Floats, expression: Expression) -> RidgeBasis:
         (n_spots, n_features).
     expression
         Of the same spots.
+    weights
+        Of every spot's squared error, with mean 1, (n_spots,); all 1 by default.
     """
     n_spots, n_features = features.shape
+    root = np.ones(n_spots) if weights is None else np.sqrt(weights)
     if n_spots < n_features:
-        squares, left = _decompose(_gram(features))
+        squares, left = _decompose(_gram(features) * np.outer(root, root))
         singular_values = np.sqrt(squares)
+        left *= root[:, None]
         loadings = features.T @ left / singular_values
-        projection = left.astype(features.dtype)
-        return RidgeBasis(singular_values, loadings, _project(projection, expression), n_spots)
-    squares, loadings = _decompose(_gram(features.T))
+        return RidgeBasis(singular_values, loadings, _project(left.astype(features.dtype), expression), n_spots)
+    squares, loadings = _decompose(_gram(features.T, weights))
     singular_values = np.sqrt(squares)
-    genes = _project(features, expression)  # with F' before V', no left singular vectors of n_spots rows are needed
+    # With WF before V', no left singular vectors of n_spots rows are needed.
+    genes = _project(features, expression, weights)
     turn = (loadings / singular_values).astype(features.dtype)
     for start in range(0, genes.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
@@ -80,10 +85,12 @@ def _decompose(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
     return squares[keep], vectors[:, keep]
 
 
-def _project(left: Floats, expression: Expression) -> Floats:
-    """``left' Z``, (n_columns, n_genes), of ``left`` (n_spots, n_columns)."""
+def _project(left: Floats, expression: Expression, weights: FloatArray | None = None) -> Floats:
+    """``left' W Z``, (n_columns, n_genes), of ``left`` (n_spots, n_columns)."""
     projected = np.empty((left.shape[1], expression.shape[1]), dtype=left.dtype)
     for genes, values in expression.blocks():
+        if weights is not None:
+            values *= weights[:, None]
         projected[:, genes] = left.T @ values.astype(left.dtype, copy=False)
     return projected
 

@@ -37,6 +37,8 @@ class TrainConfig:
     """In the closed-form start every target is predicted by the mean of the shared trunk and of plain ridge, for which the
     trunk is as many directions wider as there are targets: what one gene shows in few spots is not lost among what most
     genes share."""
+    depth_weights: bool = True
+    """The closed-form start weights spots by the root of their total counts: shallow ones are noisy."""
     hidden: int = 256
     """Width of the trunk's hidden layer."""
     dropout: float = 0.2

@@ -9,8 +9,6 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
-from agl_sc.core.scaling import spread
-
 FloatArray = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 
@@ -18,6 +16,7 @@ BLOCK_BYTES = 2**27
 """Size of a dense block of genes."""
 DENSE_BYTES = 2**31
 """Expression up to this size, in single precision, is made dense once for training."""
+_NO_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +30,14 @@ class Expression:
     means: FloatArray
     """Of every gene in every section, (n_sections, n_genes)."""
     scale: FloatArray
-    """What the centred genes are divided by, (n_genes,)."""
+    """What the centred genes of every section are divided by, (n_sections, n_genes)."""
 
     @classmethod
-    def fitted(
-        cls, values: scipy.sparse.csr_matrix, sections: NDArray[np.int64], scale: FloatArray | None = None
-    ) -> "Expression":
-        """Centred by the means of these spots and divided by their spread, or by that of other spots.
+    def fitted(cls, values: scipy.sparse.csr_matrix, sections: NDArray[np.int64]) -> "Expression":
+        """Every section centred by its mean and divided by its spread, 1 where a gene is constant.
+
+        Per section, as Pearson is taken: otherwise a gene is learned from the sections in which it varies most, be it only
+        because they were sequenced less deeply.
 
         Parameters
         ----------
@@ -45,29 +45,32 @@ class Expression:
             In the units of the layer, (n_spots, n_genes).
         sections
             Section of every spot, (n_spots,).
-        scale
-            Spread of other spots, (n_genes,); that of these by default.
         """
         codes = np.unique(sections, return_inverse=True)[1]
         member = scipy.sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-        means = (member @ values).toarray() / np.bincount(codes)[:, None]
-        if scale is not None:
-            return cls(values, codes, means, scale)
-        centred = cls(values, codes, means, np.ones(values.shape[1]))
-        return replace(centred, scale=np.concatenate([spread(block) for _, block in centred.blocks()]))
+        share = scipy.sparse.diags(1 / np.bincount(codes)) @ member
+        means = (share @ values).toarray()
+        centred = cls(values, codes, means, np.ones_like(means))
+        variance = np.hstack([share @ block**2 for _, block in centred.blocks()])
+        return replace(centred, scale=np.where(variance > _NO_VARIANCE, np.sqrt(variance), 1.0))
 
     @classmethod
     def from_dense(cls, values: FloatArray) -> "Expression":
         """Of an array that is centred and scaled already, (n_spots, n_genes)."""
         n_spots, n_genes = values.shape
         sections = np.zeros(n_spots, dtype=np.int64)
-        return cls(scipy.sparse.csr_matrix(values), sections, np.zeros((1, n_genes)), np.ones(n_genes))
+        return cls(scipy.sparse.csr_matrix(values), sections, np.zeros((1, n_genes)), np.ones((1, n_genes)))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Numbers of spots and genes."""
         n_spots, n_genes = self.values.shape
         return n_spots, n_genes
+
+    @property
+    def typical_scale(self) -> FloatArray:
+        """Spread of every gene within a section, the mean over spots, (n_genes,)."""
+        return np.bincount(self.sections) @ self.scale / len(self.sections)
 
     def columns(self, start: int, stop: int) -> FloatArray:
         """Genes ``start`` to ``stop``, centred and scaled, (n_spots, n)."""
@@ -80,7 +83,7 @@ class Expression:
 
     def _scaled(self, values: FloatArray, genes: slice) -> FloatArray:
         values -= self.means[self.sections, genes]
-        values /= self.scale[genes]
+        values /= self.scale[self.sections, genes]
         return values
 
 
@@ -131,5 +134,6 @@ class Batches:
         if self._dense is not None:
             return self._dense[:, :n_genes].index_select(0, index.to(self.device))
         rows = self._values[index.cpu().numpy()][:, :n_genes].astype(np.float32).toarray()
-        means = self._means[self._sections[index.cpu()].to(self.device), :n_genes]
-        return (torch.from_numpy(rows).to(self.device) - means) / self._scale[:n_genes]
+        sections = self._sections[index.cpu()].to(self.device)
+        centred = torch.from_numpy(rows).to(self.device) - self._means[sections, :n_genes]
+        return centred / self._scale[sections, :n_genes]

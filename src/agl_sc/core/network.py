@@ -84,7 +84,12 @@ def network_from(state: Mapping[str, torch.Tensor], genes: slice | torch.Tensor 
 
 
 def calibration(
-    network: Network, inputs: torch.Tensor, measured: scipy.sparse.csr_matrix, *, base: torch.Tensor | None = None
+    network: Network,
+    inputs: torch.Tensor,
+    measured: scipy.sparse.csr_matrix,
+    *,
+    base: torch.Tensor | None = None,
+    shrinkage: float = 1.0,
 ) -> tuple[FloatArray, FloatArray]:
     """Slope and intercept of measured on predicted expression, (n_genes,) each, a block of genes at a time.
 
@@ -98,6 +103,8 @@ def calibration(
         The same spots in the units of the layer, (n_spots, n_genes).
     base
         Log of the mean normalised count of every gene, (n_genes,), where the network predicts log rates.
+    shrinkage
+        What slopes are multiplied by, in [0, 1].
     """
     lines = []
     with torch.inference_mode():
@@ -105,6 +112,6 @@ def calibration(
         for genes, values in gene_blocks(measured):
             raw = network.read_out(shared, genes)
             predicted = raw if base is None else in_log_units(raw, base[genes])
-            lines.append(calibrate(predicted.double().numpy(), values))
+            lines.append(calibrate(predicted.double().numpy(), values, shrinkage=shrinkage))
     slope, intercept = (np.concatenate(each) for each in zip(*lines, strict=True))
     return slope, intercept

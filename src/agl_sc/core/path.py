@@ -32,11 +32,14 @@ def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
     return float(grid[int(np.argmax(scores))])
 
 
-def own_penalty(basis: RidgeBasis, features: Floats, targets: FloatArray) -> float:
+def own_penalty(
+    basis: RidgeBasis, features: Floats, targets: FloatArray, *, weights: FloatArray | None = None
+) -> float:
     r"""Ridge penalty of the targets by leave-one-out on the training spots, as the ridge baseline chooses it.
 
-    Exact without refitting: the residual of a spot that is left out is :math:`r_i / (1 - H_{ii})`. A validation section of
-    another kind knows nothing of genes that are silent in it.
+    Exact without refitting: the residual of a spot that is left out is :math:`r_i / (1 - H_{ii})`, rows of both sides being
+    multiplied by the roots of their weights. A validation section of another kind knows nothing of genes that are silent
+    in it.
 
     Parameters
     ----------
@@ -46,21 +49,30 @@ def own_penalty(basis: RidgeBasis, features: Floats, targets: FloatArray) -> flo
         The same, (n_spots, n_features).
     targets
         Centred and scaled expression of the same spots, (n_spots, n_targets).
+    weights
+        Of the spots, as the basis was made with, (n_spots,).
     """
     grid = np.array([features.shape[1] * alpha for alpha in ALPHAS])
     squares = basis.singular_values**2
     shrinkages = squares / (squares + grid[:, None])
     genes = basis.genes[:, : targets.shape[1]].astype(np.float64)
-    weights = basis.loadings / basis.singular_values
     errors = np.zeros(len(grid))
     for start in range(0, len(features), _ROWS):
         rows = slice(start, start + _ROWS)
-        left = _product(features[rows], weights)
+        inside = None if weights is None else weights[rows]
+        measured = targets[rows] if inside is None else np.sqrt(inside)[:, None] * targets[rows]
+        left = left_singular(basis, features[rows], inside)
         leverages = left**2 @ shrinkages.T
         for number, shrinkage in enumerate(shrinkages):
-            missed = targets[rows] - (left * shrinkage) @ genes
+            missed = measured - (left * shrinkage) @ genes
             errors[number] += ((missed / (1 - leverages[:, number, None])) ** 2).sum()
     return float(grid[int(np.argmin(errors))])
+
+
+def left_singular(basis: RidgeBasis, features: Floats, weights: FloatArray | None = None) -> FloatArray:
+    """Rows of U, (n, q), of the spots with these features; their weights as the basis was made with."""
+    rows = _product(features, basis.loadings / basis.singular_values)
+    return rows if weights is None else np.sqrt(weights)[:, None] * rows
 
 
 def _product(features: Floats, columns: FloatArray) -> FloatArray:

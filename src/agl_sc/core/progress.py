@@ -35,6 +35,10 @@ class FitResult:
     """epoch, loss, validation_pearson, cutoff, k, skipped (outer steps); epoch 0 is the start."""
     cutoff_trace: pd.DataFrame = field(repr=False)
     """step, cutoff, k, validation_pearson; empty where nothing was searched."""
+    shrinkage: float = 1.0
+    """What slopes of the calibration are multiplied by."""
+    refitted: bool = False
+    """Whether the parameters were fitted to the validation spots too."""
 
     @property
     def score(self) -> float:

@@ -101,7 +101,7 @@ def _objective(
         return torch.from_numpy(values.astype(np.float32)).to(device)
 
     objective = Objective(config.loss, _panels(law.panels, device), tensor(law.log_share), tensor(law.log_dispersion))
-    return objective, tensor(law.base), to_log_rate(spots.expression.scale, law.base)
+    return objective, tensor(law.base), to_log_rate(spots.expression.typical_scale, law.base)
 
 
 def _panels(measured: NDArray[np.bool_], device: torch.device) -> torch.Tensor | None:

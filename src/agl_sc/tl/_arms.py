@@ -54,6 +54,7 @@ ARMS = {
     "agl": Arm("all auxiliary", "agl"),
     "dkgsb": Arm("DkGSB", "dkgsb"),
     "random_k": Arm("random genes, k of DkGSB", "agl", score="random", random_k=True),
+    "dkgsb_dispersion": Arm("DkGSB, ranked by dispersion", "dkgsb", score="dispersion"),
     "dkgsb_mean": Arm("DkGSB, ranked by mean", "dkgsb", score="mean"),
     "dkgsb_moran": Arm("DkGSB, ranked by Moran's I", "dkgsb", score="moran"),
     "dkgsb_correlation": Arm("DkGSB, ranked by correlation", "dkgsb", score="correlation"),
@@ -63,9 +64,9 @@ ARMS = {
     "auxilearn": Arm("AuxiLearn", "auxilearn", cheap=False),
     "amal": Arm("AMAL", "amal", cheap=False),
     "cosine": Arm("gradient cosine", "cosine", cheap=False),
-    "dkgsb_paper": Arm("DkGSB, paper", "dkgsb", preset="paper", cheap=False),
-    "dkgsb_released": Arm("DkGSB, released", "dkgsb", preset="released", cheap=False),
-    "dkgsb_warmstart": Arm("DkGSB, warm start", "dkgsb", preset="warmstart", cheap=False),
+    "dkgsb_paper": Arm("DkGSB, paper", "dkgsb", score="dispersion", preset="paper", cheap=False),
+    "dkgsb_released": Arm("DkGSB, released", "dkgsb", score="dispersion", preset="released", cheap=False),
+    "dkgsb_warmstart": Arm("DkGSB, warm start", "dkgsb", score="dispersion", preset="warmstart", cheap=False),
 }
 """Every arm by the name that ``methods=`` takes."""
 

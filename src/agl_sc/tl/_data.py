@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from agl_sc._boundary import counts_of, recorded, region_of, section_of
 from agl_sc._keys import Keys
 from agl_sc.core.checkpoint import Checkpoint, part
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.counts import Counts, count_law
+from agl_sc.core.counts import Counts, count_law, in_log_units
 from agl_sc.core.dataset import TileDataset
 from agl_sc.core.encoder import load_encoder
 from agl_sc.core.expression import Expression
@@ -28,7 +29,7 @@ from agl_sc.core.parallel import n_pieces
 from agl_sc.core.problem import Earlier, Spots
 from agl_sc.core.progress import FitResult
 from agl_sc.core.rounds import fit_in_rounds
-from agl_sc.core.scaling import center_per_section, scale_features, spread
+from agl_sc.core.scaling import center_per_section, held_out_slope, scale_features, spread
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import EncodedTiles
 from agl_sc.core.tiles import MAX_BYTES
@@ -84,10 +85,8 @@ class TrainingData:
         return dense
 
     def spots(self, rows: BoolArray, n_genes: int | None = None) -> Spots:
-        """Rows ready for training, scaled by the spread of the training spots."""
-        expression = Expression.fitted(self.expression[self.train][:, :n_genes], self.sections[self.train])
-        if rows is not self.train:
-            expression = Expression.fitted(self.expression[rows][:, :n_genes], self.sections[rows], expression.scale)
+        """Rows ready for training."""
+        expression = Expression.fitted(self.expression[rows][:, :n_genes], self.sections[rows])
         counts = Counts(self.counts[rows][:, :n_genes], self.library[rows], self.units)
         return Spots(self.features[rows], expression, self.sections[rows], counts)
 
@@ -100,16 +99,11 @@ class TrainingData:
         """Tensors of a model: parameters, the head cut to the selected genes, and the calibration of its output."""
         selected = result.selected
         network = network_from(part(result.state, "network."), torch.from_numpy(selected))
-        if self.sources is None:
-            inputs = torch.from_numpy(self.features[self.train])
-        else:
-            tiles = self.sources[0]
-            tiles.load(result.state)
-            inputs = torch.cat([batch.cpu() for batch in tiles.all_inputs()])
-        counted = config.loss in ("poisson", "negative_binomial")
-        base = torch.from_numpy(self._base()[: len(selected)][selected].astype(np.float32)) if counted else None
-        measured = self.expression[self.train][:, np.flatnonzero(selected)]
-        slope, intercept = calibration(network, inputs, measured, base=base)
+        base = self._base(selected, config)
+        rows = self.train | self.validation if result.refitted else self.train
+        measured = self.expression[rows][:, np.flatnonzero(selected)]
+        inputs = self._inputs(result, rows)
+        slope, intercept = calibration(network, inputs, measured, base=base, shrinkage=result.shrinkage)
         scale = {"feature_scale": self.feature_scale, "slope": slope, "intercept": intercept}
         return {
             **{f"network.{name}": tensor for name, tensor in network.state_dict().items()},
@@ -118,11 +112,36 @@ class TrainingData:
             **({} if base is None else {"base": base}),
         }
 
-    def _base(self) -> FloatArray:
-        """Log of the mean count of every gene in a training spot of ``units`` counts."""
-        return count_law(
-            Counts(self.counts[self.train], self.library[self.train], self.units), self.sections[self.train]
-        ).base
+    def shrinkage(self, result: FitResult, config: TrainConfig) -> float:
+        """How much less validation expression varies with predictions than that of the training spots, in [0, 1]."""
+        targets = np.arange(len(result.selected)) < self.n_targets
+        network, base = (
+            network_from(part(result.state, "network."), torch.from_numpy(targets)),
+            self._base(targets, config),
+        )
+        inputs = self._inputs(result, self.train)
+        slope, _ = calibration(network, inputs, self.expression[self.train][:, : self.n_targets], base=base)
+        with torch.inference_mode():
+            raw = network(self._inputs(result, self.validation), self.n_targets)
+        predicted = (raw if base is None else in_log_units(raw, base)).double().numpy()
+        rows = self.validation
+        return held_out_slope(slope * predicted, self.measured(rows, self.n_targets), self.sections[rows])
+
+    def _inputs(self, result: FitResult, rows: BoolArray) -> torch.Tensor:
+        """Of the network: features of training or validation spots, from the fine-tuned encoder where there is one."""
+        if self.sources is None:
+            return torch.from_numpy(self.features[rows])
+        tiles = self.sources[1 if rows is self.validation else 0]
+        tiles.load(result.state)
+        return torch.cat([batch.cpu() for batch in tiles.all_inputs()])
+
+    def _base(self, genes: BoolArray, config: TrainConfig) -> torch.Tensor | None:
+        """Log of the mean count of these genes in a training spot of ``units`` counts, where the loss is a likelihood."""
+        if config.loss not in ("poisson", "negative_binomial"):
+            return None
+        counts = Counts(self.counts[self.train], self.library[self.train], self.units)
+        base = count_law(counts, self.sections[self.train]).base
+        return torch.from_numpy(base[: len(genes)][genes].astype(np.float32))
 
 
 def training_data(table: "AnnData", keys: Keys, layer: str | None) -> TrainingData:
@@ -264,16 +283,17 @@ def fit_arm(
     }
     saved = None if checkpoint is None else Checkpoint(checkpoint, settings)
     common_first = {**common, "sources": data.sources, "on_improvement": on_improvement, "checkpoint": saved}
-    if method == "dkgsb" and config.start == "agl":
-        return fit_in_rounds(training, held_out, **common_first)
-    result = fit(training, held_out, method=method, **common_first)
-    if not config.refit or data.sources is not None:
+    in_rounds = method == "dkgsb" and config.start == "agl"
+    first = fit_in_rounds if in_rounds else partial(fit, method=method)
+    result = first(training, held_out, **common_first)
+    result = replace(result, shrinkage=data.shrinkage(result, config))
+    if not config.refit or data.sources is not None or in_rounds:
         return result
     merged = data.spots(data.train | data.validation, n_genes)
     # Weights learned from validation spots are kept; others are learned from training spots, and are again.
     kept = Earlier(weights=None if method in ("uncertainty", "cosine") else result.weights)
     again = fit(merged, None, method=method, choices=result.choices, earlier=kept, **common)
-    return replace(result, state=again.state)
+    return replace(result, state=again.state, refitted=True)
 
 
 def _settings(data: TrainingData, method: Method, *, config: TrainConfig, seed: int) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def train(  # noqa: PLR0913 -- the entry point
     """Learn to predict gene expression from H&E, with auxiliary genes.
 
     What :mod:`agl_sc.pp` has not prepared yet is prepared with its defaults: a split by section (by spatial block with
-    fewer than three sections), the 50 most variable genes as targets, prior ranks by dispersion, and features of the
-    offline encoder. A linear trunk and head start in closed form (reduced-rank ridge under the gene weights), and are
+    fewer than three sections), the 50 most variable genes as targets, features of the offline encoder, and prior ranks
+    by how well those predict a gene. A linear trunk and head start in closed form (reduced-rank ridge under the gene weights), and are
     then trained by 1 - Pearson per gene; validation spots pick penalty, cutoff and epoch. Test spots are not touched.
 
     Parameters
@@ -198,16 +198,16 @@ def _prepare(
     how: tuple[Keys, str | None, int, TrainConfig],
     finetune: bool,
 ) -> None:
-    """Whatever is missing, the quick and the refusals first, the features last."""
+    """Whatever is missing, the quick and the refusals first."""
     keys, layer, seed, config = how
     common: dict[str, Any] = {"table_key": where["table_key"], "key_added": keys.key_added}
     split_if_missing(sdata, table, keys=keys, seed=seed)
     check_enough(table, keys, config)
     if keys.role not in table.var:
         target_genes(sdata, genes=min(N_TARGETS, table.n_vars), layer=layer, **common)
+    ensure_features(sdata, table, keys=keys, where=where, finetune=finetune)
     if keys.prior_rank not in table.var:
         rank_auxiliary(sdata, layer=layer, **common)
-    ensure_features(sdata, table, keys=keys, where=where, finetune=finetune)
 
 
 def split_if_missing(
