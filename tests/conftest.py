@@ -80,7 +80,7 @@ def _prepared(_tissue: "SpatialData") -> "SpatialData":
     pp.embed(sdata, **TILES)
     pp.split(sdata, test=["section_3"], validation=["section_2"])
     pp.target_genes(sdata, genes=4)
-    pp.rank_auxiliary(sdata)
+    pp.rank_auxiliary(sdata, score="truth_prior")
     return sdata
 
 

@@ -19,7 +19,7 @@ def test_every_method_preset_and_baseline_is_an_arm() -> None:
     assert set(get_args(Method)) | set(BASELINES) <= set(ARMS)
     assert {arm.preset for arm in ARMS.values()} - {None} == set(get_args(Preset))
     assert {name for name, arm in ARMS.items() if arm.method is None} == set(BASELINES)
-    assert {arm.score for arm in ARMS.values()} - {None} == {"random", "mean", "moran", "correlation"}
+    assert {arm.score for arm in ARMS.values()} - {None} == {"random", "dispersion", "mean", "moran", "correlation"}
 
 
 def test_labels_tell_arms_apart_and_fit_a_figure() -> None:

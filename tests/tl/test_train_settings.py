@@ -67,6 +67,7 @@ def test_presets_train(prepared: SpatialData, config: TrainConfig, *, preset: An
 
 @pytest.mark.usefixtures("another_accelerator")
 def test_half_precision_is_close(prepared: SpatialData, config: TrainConfig) -> None:
+    config = replace(config, lr=1e-3)  # in few large steps the two go different ways
     full = training_pearson(prepared, train(prepared, method="agl", config=config))
     AcceleratorState._reset_state(reset_partial_state=True)
     half = Accelerator(cpu=True, mixed_precision="bf16")

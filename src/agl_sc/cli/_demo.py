@@ -59,9 +59,9 @@ def demo(
     pp.split(sdata, by="section", test=held_out, validation=validation or 0.2, seed=seed)
     targets = None if data else list(table.uns["truth"]["targets"])
     pp.target_genes(sdata, genes=targets or 50)
-    pp.rank_auxiliary(sdata, seed=seed)
     say("Embedding tiles")
     pp.embed(sdata, context=() if data is None else WIDER)  # the toy has nothing to see beyond a tile
+    pp.rank_auxiliary(sdata)
     say("Training: targets only, all auxiliary genes, DkGSB")
     result, model = compare_arms(sdata, seed=seed)
     say(f"Drawing {FIGURE}, writing {STORE}")

@@ -114,6 +114,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     buffer_um: float = 150.0,
     image_mpp: float | None = None,
     genes: int | Sequence[str] = 50,
+    score: str = "predictability",
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 3,
     metrics: Sequence[str] = ("pearson", "spearman", "mse"),
@@ -161,6 +162,8 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         Microns per pixel of the full image; from metadata or spot pitch by default.
     genes
         How many genes of highest variance on the training spots of a fold are its targets; or names, the same in all folds.
+    score
+        Prior ranking of the auxiliary genes, where an arm has none of its own, as :func:`agl_sc.tl.cross_validate` takes it.
     normalize
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds
@@ -206,7 +209,13 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         chosen,
         by=by,
         plan={"n_folds": n_folds, "validation": validation, "block_um": block_um, "buffer_um": buffer_um},
-        protocol={"config": config, "genes": genes, "normalize": normalize, "finetune": finetune},
+        protocol={
+            "config": config,
+            "genes": genes,
+            "score": score,
+            "normalize": normalize,
+            "finetune": finetune,
+        },
         where={"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system},
         metrics=metrics,
         n_seeds=seeds,

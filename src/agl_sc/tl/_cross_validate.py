@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,15 @@ from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.metrics import METRICS
 from agl_sc.pp._folds import Fold, folds_of, make_folds
-from agl_sc.pp._genes import ChooseBy, Normalize, check_choose_by, check_targets, normalize_counts
+from agl_sc.pp._genes import (
+    ChooseBy,
+    Normalize,
+    Score,
+    check_choose_by,
+    check_score,
+    check_targets,
+    normalize_counts,
+)
 from agl_sc.pp._leaks import count_shared_pixels
 from agl_sc.pp._manifest import hash_of
 from agl_sc.pp._units import SETS, By
@@ -66,6 +74,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     image_mpp: float | None = None,
     genes: int | Sequence[str] = 50,
     choose_by: ChooseBy = "variance",
+    score: str = "predictability",
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 1,
     metrics: Sequence[str] = ("pearson", "spearman", "mse"),
@@ -92,8 +101,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     sdata
         SpatialData with one table that annotates the spots of all sections.
     methods
-        One arm or several. Those of :func:`agl_sc.tl.train`; ``"dkgsb_mean"``, ``"dkgsb_moran"``, ``"dkgsb_correlation"``
-        (other prior rankings), ``"random_k"`` (as many genes as DkGSB chooses, drawn at random); ``"dkgsb_paper"``,
+        One arm or several. Those of :func:`agl_sc.tl.train`; ``"dkgsb_dispersion"``, ``"dkgsb_mean"``, ``"dkgsb_moran"``,
+        ``"dkgsb_correlation"`` (other prior rankings), ``"random_k"`` (as many genes as DkGSB chooses, drawn at random); ``"dkgsb_paper"``,
         ``"dkgsb_released"``, ``"dkgsb_warmstart"`` (the published variants with their own settings); and the baselines
         ``"mean"``, ``"knn"``, ``"ridge"``, ``"pca_ridge"``, ``"reduced_rank_ridge"``, ``"random_forest"``,
         ``"gradient_boosting"``.
@@ -116,6 +125,9 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         same in all.
     choose_by
         What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper.
+    score
+        Prior ranking of the auxiliary genes, as :func:`agl_sc.pp.rank_auxiliary` takes it, by every fold's training spots. A
+        column of ``var`` is taken as it is, so it must not come from these sections.
     normalize
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds
@@ -169,6 +181,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
             "config": config,
             "genes": genes,
             "choose_by": choose_by,
+            "score": score,
             "normalize": normalize,
             "finetune": finetune,
         },
@@ -191,6 +204,7 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
     counts = counts_of(table, layer)
     check_targets(table, protocol.genes)
     check_choose_by(protocol.choose_by)
+    check_score(table, protocol.score)
     if layer == keys.oof:
         msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
@@ -200,6 +214,7 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
         else make_folds(sdata, table, request.plan, image_mpp=request.image_mpp)
     )
     measured = normalize_counts(counts, protocol.normalize)
+    columns = [] if protocol.score in get_args(Score) else [protocol.score]
     _check_folds(folds, request, section_of(table).to_numpy(dtype=str))
     _check_genes(folds, protocol, table.var_names, measured=measured)
     with unchanged_on_failure(table, keys):
@@ -211,7 +226,7 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
         )
         if request.folder is not None:
             request.folder.mkdir(exist_ok=True)
-        runs = _run_all(Source(sdata, table, counts), folds, request)
+        runs = _run_all(Source(sdata, table, counts, columns), folds, request)
         results = _results(table, measured, folds=folds, request=request, runs=runs)
         provenance = _provenance(table, folds, request)
         _write(table, folds, request, runs=runs, provenance=provenance)

@@ -235,6 +235,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
             validation=folds.validation,
             genes=genes,
             choose_by="dispersion",
+            score="dispersion",
             normalize=_NORMALIZE,
             metrics=METRICS,
             finetune=True,

@@ -50,12 +50,14 @@ class Protocol:
     """Names of the slots."""
     choose_by: ChooseBy = "variance"
     """What the target genes chosen are highest in."""
+    score: str = "predictability"
+    """Prior ranking of the auxiliary genes, where an arm has none of its own."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON values; None, which h5ad and zarr refuse, is left out."""
         genes = self.genes if isinstance(self.genes, int | str) else list(self.genes)
         config = {name: value for name, value in asdict(self.config).items() if value is not None}
-        how = {"choose_by": self.choose_by, "normalize": self.normalize, "finetune": self.finetune}
+        how = {name: getattr(self, name) for name in ("choose_by", "score", "normalize", "finetune")}
         return {"genes": genes, **how, "config": config}
 
 
@@ -69,9 +71,11 @@ class Source:
     """Its table, with features."""
     counts: scipy.sparse.csr_matrix
     """Raw counts of the table, (n_obs, n_genes)."""
+    columns: Sequence[str] = ()
+    """Columns of ``var`` that runs are shown: the prior score, where that is the user's own."""
 
     def scratch(self, fold: Fold, keys: Keys) -> "SpatialData":
-        """Images, shapes, counts and features, not copied, under a table that knows nothing but one fold's split."""
+        """Images, shapes, counts and features, not copied, under a table that knows little but one fold's split."""
         from anndata import AnnData
         from spatialdata import SpatialData
 
@@ -79,7 +83,7 @@ class Source:
         own = AnnData(
             self.counts,
             obs=self.table.obs.copy(),
-            var=pd.DataFrame(index=self.table.var_names),
+            var=self.table.var[list(self.columns)].copy(),
             obsm={keys.features: self.table.obsm[keys.features]},
             uns={"spatialdata_attrs": dict(self.table.uns["spatialdata_attrs"]), keys.uns: made_from},
         )
@@ -100,6 +104,7 @@ class Source:
         features = np.asarray(self.table.obsm[keys.features])
         for array in (self.counts.data, self.counts.indices, self.counts.indptr, features):
             sha.update(np.ascontiguousarray(array).tobytes())
+        sha.update(self.table.var[list(self.columns)].to_csv().encode())
         sha.update(json.dumps(recorded(self.table, keys, "features"), sort_keys=True, default=str).encode())
         return sha.hexdigest()
 
@@ -161,7 +166,7 @@ def run(source: Source, fold: Fold, *, name: str, seed: int, protocol: Protocol)
     own = scratch.tables["table"]
     genes: dict[str, Any] = {"genes": protocol.genes, "choose_by": protocol.choose_by}
     target_genes(scratch, **genes, normalize=protocol.normalize, key_added=keys.key_added)
-    rank_auxiliary(scratch, key_added=keys.key_added, seed=seed)
+    rank_auxiliary(scratch, score=protocol.score, key_added=keys.key_added, seed=seed)
     how: dict[str, Any] = {"config": protocol.config, "finetune": protocol.finetune, "where": protocol.where}
     model = fit_in_place(scratch, name, **how, keys=keys, seed=seed)
     test, targets = fold.assigned == "test", role_of(own, keys) == "target"
