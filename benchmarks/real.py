@@ -24,7 +24,8 @@ from agl_sc.io._st import read_st_folder
 
 METHODS = (
     "mean", "knn", "ridge", "pca_ridge", "reduced_rank_ridge", "gradient_boosting", "random_forest",
-    "pgl", "agl", "dkgsb", "random_k", "dkgsb_mean", "dkgsb_moran", "uncertainty",
+    "pgl", "agl", "dkgsb", "random_k", "dkgsb_dispersion", "dkgsb_mean", "dkgsb_moran", "dkgsb_correlation",
+    "uncertainty", "cosine",
 )  # fmt: skip
 DESIGNS: dict[str, dict[str, Any]] = {
     "sections": {"by": "section"},

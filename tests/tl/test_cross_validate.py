@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from spatialdata import SpatialData
 
+from agl_sc._keys import Keys
 from agl_sc.pp import rank_auxiliary, split, target_genes
+from agl_sc.pp._folds import Fold
 from agl_sc.tl import TrainConfig, cross_validate, train
 from agl_sc.tl._runs import Source, run
 
@@ -93,6 +95,32 @@ def test_a_fold_is_what_split_and_train_would_make_of_it(prepared: SpatialData, 
     assert targets.sum() == 4
     np.testing.assert_array_equal(out_of_fold[np.ix_(rows, targets)], table.layers["agl"][np.ix_(rows, targets)])
     assert np.isnan(out_of_fold[np.ix_(rows, ~targets)]).all()
+
+
+def test_auxiliary_genes_are_ranked_by_a_column_of_the_user(
+    *, prepared: SpatialData, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    var, seen = prepared["table"].var, []
+    kept = Source.scratch
+
+    def scratch(source: Source, fold: Fold, keys: Keys) -> SpatialData:
+        seen.append(kept(source, fold, keys))
+        return seen[-1]
+
+    monkeypatch.setattr(Source, "scratch", scratch)
+    once = replace(config, max_epochs=0, refit=False)
+    asked: dict[str, Any] = {"methods": "agl", "genes": GENES, "config": once, "checkpoint": tmp_path / "runs"}
+    var["mine"] = np.arange(24.0)
+    cross_validate(prepared, score="mine", **asked)
+    for each in seen:
+        ranked = each["table"].var["agl_prior_rank"].dropna().sort_values().index
+        assert list(ranked) == [name for name in var.index[::-1] if name in set(ranked)]
+    assert len(seen) == 3
+    cross_validate(prepared, score="mine", **asked)
+    assert len(seen) == 3  # taken from the folder
+    var["mine"] = -np.arange(24.0)
+    cross_validate(prepared, score="mine", **asked)
+    assert len(seen) == 6  # another order is another run
 
 
 @pytest.mark.parametrize("method", ["dkgsb", "reduced_rank_ridge", "random_forest"])
@@ -320,6 +348,7 @@ REFUSED: list[Any] = [
     pytest.param({"by": None}, ValueError, "holds no folds", id="no folds in place"),
     pytest.param({"by": None, "n_folds": 3}, ValueError, "n_folds=3 says how to divide, but by=None", id="folds twice"),
     pytest.param({"genes": ["G0001", "GAPDH"]}, KeyError, "GAPDH not in the table", id="gene"),
+    pytest.param({"score": "hvg"}, KeyError, "score='hvg' is neither one of predictability", id="score"),
     pytest.param({"layer": "raw"}, KeyError, "layer='raw' is not in the table", id="layer"),
     pytest.param({"layer": "agl_oof"}, ValueError, "would be overwritten by the predictions", id="own layer"),
     pytest.param({"layer": "log"}, ValueError, "raw counts are needed", id="layer in other units"),

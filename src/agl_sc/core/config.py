@@ -119,6 +119,7 @@ class TrainConfig:
         Shiku et al., AAAI 2026: ``"paper"`` as the text says, ``"released"`` as the published code does, ``"warmstart"`` as
         the earlier supplement does. All of them fine-tune a ResNet18 (``train(finetune=True)`` on its features). The paper's
         loss has no normaliser; Adam does not see the scale of a loss, so this is ``detach_normalizer=True``.
+        All rank auxiliary genes by dispersion, ``agl_sc.pp.rank_auxiliary(sdata, score="dispersion")``.
 
         Parameters
         ----------
