@@ -122,6 +122,13 @@ def test_note(tissue: SpatialData, spoil: Callable[[SpatialData], None], message
     assert re.match(TOO_FEW, found.problems[0])
 
 
+def test_a_slide_without_expression_is_no_problem(tissue: SpatialData) -> None:
+    tissue["table"].X = None
+    found = findings_of(tissue)
+    assert found.problems == []
+    assert len(matching(found.notes, "no counts: its spots can be predicted, not trained on")) == 1
+
+
 def test_sound_tissue_has_too_few_spots_and_no_other_fault(
     tissue: SpatialData, unchanged: Callable[[SpatialData], "object"]
 ) -> None:

@@ -258,7 +258,7 @@ def test_a_gated_encoder_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(timm, "create_model", refuse)
     for name, page in (("uni2-h", "MahmoodLab/UNI2-h"), ("hf-hub:lab/closed", "lab/closed")):
-        message = f"encoder='{name}' is gated: request access at https://huggingface.co/{page}, then run `huggingface-cli login` or set HF_TOKEN"
+        message = f"encoder='{name}' is gated: request access at https://huggingface.co/{page}, then run `hf auth login` or set HF_TOKEN"
         with pytest.raises(PermissionError, match=message):
             load_encoder(name)
 

@@ -82,7 +82,11 @@ def check_data(
     if table is None:
         return
     findings.attempt(check_unique_genes, table)
-    findings.attempt(counts_of, table, layer)
+    is_measured = table.X is not None or layer is not None
+    if is_measured:
+        findings.attempt(counts_of, table, layer)
+    else:
+        findings.notes.append("The table has no counts: its spots can be predicted, not trained on.")
     for key in sorted(sdata.images):
         if image_key is None or key in image_key:
             findings.attempt(levels_of, sdata.images[key], key)
@@ -93,7 +97,8 @@ def check_data(
     for name in shapes_key or sorted(set(regions)):
         for section in findings.attempt(sections, sdata, table, shapes_key=name, **where) or ():
             findings.attempt(place_section, section, spec, image_mpp)
-    findings.attempt(_check_split, sdata, table, keys=Keys(key_added), image_mpp=image_mpp)
+    if is_measured:
+        findings.attempt(_check_split, sdata, table, keys=Keys(key_added), image_mpp=image_mpp)
     findings.remark(patient_of, table)
 
 

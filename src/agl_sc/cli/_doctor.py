@@ -93,9 +93,7 @@ def _hub() -> dict[str, Any]:
 
 def _text(machine: dict[str, Any], store: Path | None, problems: list[str], *, notes: list[str]) -> str:
     threads, memory = machine["threads"], machine["memory_gb"]
-    token = (
-        "there" if machine["hub_token"] else "none; gated encoders need one: run huggingface-cli login, or set HF_TOKEN"
-    )
+    token = "there" if machine["hub_token"] else "none; gated encoders need one: run hf auth login, or set HF_TOKEN"
     lines = [
         "versions   " + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
         f"device     {machine['device']}",

@@ -183,7 +183,7 @@ def _downloaded_module(name: str, card: Card | None) -> nn.Module:
         module: nn.Module = timm.create_model(f"{_HUB}{card.repository}" if card else name, pretrained=True, **options)
     except GatedRepoError as error:
         page = card.source if card else f"https://huggingface.co/{name.removeprefix(_HUB)}"
-        msg = f"encoder={name!r} is gated: request access at {page}, then run `huggingface-cli login` or set HF_TOKEN."
+        msg = f"encoder={name!r} is gated: request access at {page}, then run `hf auth login` or set HF_TOKEN."
         raise PermissionError(msg) from error
     except (OSError, RuntimeError) as error:
         msg = f"The weights of encoder={name!r} could not be loaded ({error}); check the network, or use {OFFLINE!r}, which needs none."

@@ -81,6 +81,7 @@ def benchmark(
     axes.set_yticks(np.arange(len(rows)), _labels(rows, is_single=len(references) == 1), fontsize=SMALL)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=6)
     axes.spines["left"].set_visible(False)
     legend_above(axes, handles)
     finish(axes, is_new=ax is None, show=show, path=path)
