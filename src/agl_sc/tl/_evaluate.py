@@ -93,7 +93,7 @@ def evaluate(
         msg = f'layers["{keys.layer}"] holds no prediction of a {on} spot; run agl_sc.tl.predict on all sections.'
         raise ValueError(msg)
     sections = section_of(table).to_numpy()
-    lattices = _lattices(sdata, table, optional=metrics is None) if set(names) & set(SPATIAL) else {}
+    lattices = lattices_of(sdata, table, optional=metrics is None) if set(names) & set(SPATIAL) else {}
     computed = [*names, "p_value"] if "fdr" in names and "p_value" not in names else names
     tables = []
     for name in sorted(set(sections[rows])):
@@ -141,7 +141,7 @@ def _predictions(table: "AnnData", keys: Keys, on: str) -> tuple[NDArray[np.floa
     return np.asarray(table.layers[keys.layer]), rows
 
 
-def _lattices(sdata: "SpatialData", table: "AnnData", *, optional: bool) -> dict[str, Lattice]:
+def lattices_of(sdata: "SpatialData", table: "AnnData", *, optional: bool) -> dict[str, Lattice]:
     """Lattice of all spots of every section that lies on one; where positions are optional, none if nobody knows them."""
     try:
         centres, _ = places(sdata, table)

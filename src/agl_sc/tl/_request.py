@@ -8,7 +8,7 @@ from typing import Any
 from agl_sc._keys import Keys
 from agl_sc._paths import check_folder
 from agl_sc.core.config import TrainConfig
-from agl_sc.core.metrics import METRICS
+from agl_sc.core.section_metrics import check_names
 from agl_sc.pp._folds import Fold, FoldPlan
 from agl_sc.pp._units import By
 from agl_sc.tl._arms import ARMS, check_methods
@@ -21,7 +21,7 @@ class Request:
 
     methods: list[str]
     """Names of arms."""
-    metrics: list[str]
+    metrics: Sequence[str]
     """Names of metrics."""
     plan: FoldPlan | None
     """How spots are divided into folds; None for those in place."""
@@ -38,10 +38,7 @@ class Request:
 
     def __post_init__(self) -> None:
         check_methods(self.methods)
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            msg = f"metrics={self.metrics!r} is not a choice of {', '.join(METRICS)}; name at least one."
-            raise ValueError(msg)
+        check_names(self.metrics)
         if not isinstance(self.n_seeds, int) or self.n_seeds < 1:
             msg = f"seeds={self.n_seeds!r} is not a number of seeds from 1; the first of them is seed=."
             raise ValueError(msg)
@@ -75,7 +72,7 @@ def requested(
     config = protocol["config"] or TrainConfig()
     return Request(
         methods,
-        metrics=list(metrics),
+        metrics=metrics,
         plan=None if by is None else FoldPlan(by, seed=seed, **plan),
         protocol=Protocol(**{**protocol, "config": config}, where=where, keys=Keys(key_added)),
         folder=None if checkpoint is None else check_folder(checkpoint),
