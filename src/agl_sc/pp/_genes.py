@@ -104,11 +104,11 @@ def rank_auxiliary(
     sdata
         SpatialData with one table that annotates the spots of all sections.
     score
-        ``"predictability"`` (Pearson with a ridge prediction from the features, every spot left out in turn; of at most
-        4,096 training spots), ``"dispersion"`` (scanpy's normalised dispersion, flavour seurat, as in the paper),
-        ``"mean"``, ``"variance"``, ``"moran"`` (Moran's I on squidpy's graph of every section), ``"correlation"`` (mean
-        absolute Pearson correlation with the targets), ``"random"``, or a numeric column of ``var``. The highest score is
-        ranked first, NaN last.
+        Prior ranking of the auxiliary genes. ``"predictability"`` (Pearson with a ridge prediction from the features, every
+        spot left out in turn, of at most 4,096 training spots), ``"dispersion"`` (scanpy's normalised dispersion, flavour
+        seurat, as in the paper), ``"mean"``, ``"variance"``, ``"moran"`` (Moran's I on squidpy's graph of every section),
+        ``"correlation"`` (mean absolute Pearson correlation with the targets), ``"random"``, or a numeric column of ``var``.
+        The highest score is ranked first, NaN last.
     table_key
         Table to use; the only one by default.
     layer

@@ -163,7 +163,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     genes
         How many genes of highest variance on the training spots of a fold are its targets; or names, the same in all folds.
     score
-        Prior ranking of the auxiliary genes, where an arm has none of its own, as :func:`agl_sc.tl.cross_validate` takes it.
+        Prior ranking of the auxiliary genes. As :func:`agl_sc.tl.cross_validate` takes it; some arms have their own.
     normalize
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds

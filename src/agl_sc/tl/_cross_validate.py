@@ -130,14 +130,14 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     choose_by
         What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper.
     score
-        Prior ranking of the auxiliary genes, as :func:`agl_sc.pp.rank_auxiliary` takes it, by every fold's training spots. A
+        Prior ranking of the auxiliary genes. As :func:`agl_sc.pp.rank_auxiliary` takes it, by every fold's training spots; a
         column of ``var`` is taken as it is, so it must not come from these sections.
     normalize
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds
         Number of seeds, counted from ``seed``; arms that draw nothing run once.
     metrics
-        Metrics to compute, any of :func:`agl_sc.tl.evaluate`. Over the test spots of a fold in a section: with blocks or
+        Metrics to compute. Any of :func:`agl_sc.tl.evaluate`, over the test spots of a fold in a section: with blocks or
         spots held out, those that go by neighbours see only neighbours that are test spots too.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
