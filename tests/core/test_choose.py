@@ -5,12 +5,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 
 from agl_sc.core.choose import Planner
-from agl_sc.core.closed_form import LowRank
+from agl_sc.core.closed_form import LowRank, ridge_basis
 from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.counts import Counts
 from agl_sc.core.expression import Expression
 from agl_sc.core.problem import Choices, Spots
+from agl_sc.core.scaling import depth_weights
 from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS
 
@@ -27,6 +30,20 @@ def planner(method: Method, *, seed: int = 0, validated: bool = True, **changes:
     held_out = Validation(features[60:], expression[60:, :N_TARGETS], codes) if validated else None
     spots = Spots(features[:60], Expression.from_dense(expression[:60]), codes)
     return Planner.of(spots, held_out, n_targets=N_TARGETS, method=method, config=TrainConfig(**changes))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_shallow_spots_count_less_where_the_settings_say_so(*, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    features, genes, codes = rng.normal(size=(30, 5)), rng.normal(size=(30, 6)), np.zeros(30, dtype=np.int64)
+    library = rng.uniform(100, 5000, size=30)
+    counts = Counts(scipy.sparse.csr_matrix((30, 6)), library, 1e4)
+    spots, expression = Spots(features, Expression.from_dense(genes), codes, counts), Expression.from_dense(genes)
+    config = TrainConfig(depth_weights=weighted)
+    found = Planner.of(spots, None, n_targets=2, method="agl", config=config).basis
+    expected = ridge_basis(features, expression, depth_weights(library, codes) if weighted else None)
+    np.testing.assert_allclose(found.singular_values, expected.singular_values)
+    np.testing.assert_allclose(np.abs(found.genes), np.abs(expected.genes))
 
 
 def never(start: LowRank, picked: Choices) -> float:
