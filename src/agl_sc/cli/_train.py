@@ -110,7 +110,7 @@ def train(  # noqa: PLR0913 -- an entry point
     say(f"Reading {store}")
     sdata = open_store(store)
     say("Preparing")
-    _prepare(sdata, (split, genes, tiles), where=where, how=(image_mpp, layer, seed), finetune=finetune)
+    _prepare(sdata, (split, genes, tiles), where=where, how=(image_mpp, layer, seed))
     say(f"Training {method}")
     model = tl.train(
         sdata,
@@ -199,13 +199,12 @@ def _prepare(
     *,
     where: dict[str, Any],
     how: tuple[float | None, str | None, int],
-    finetune: bool,
 ) -> None:
     """What the options for split, genes and tiles ask for; the rest is left to training."""
     from agl_sc import pp
     from agl_sc._boundary import get_table
     from agl_sc._keys import Keys
-    from agl_sc.tl._train import N_TARGETS, ensure_features, split_if_missing
+    from agl_sc.tl._train import N_TARGETS, split_if_missing
 
     split, genes, tiles = options
     image_mpp, layer, seed = how
@@ -216,12 +215,12 @@ def _prepare(
     split_if_missing(sdata, table, keys=keys, seed=seed, image_mpp=image_mpp)
     if split or genes:  # both are fitted on training spots
         pp.target_genes(sdata, genes=genes.get("genes", min(N_TARGETS, table.n_vars)), layer=layer, **common)
+        if keys.prior_rank in table.var:
+            del table.var[keys.prior_rank]
+        if genes.get("score", "predictability") != "predictability":  # by features, training ranks when it has them
+            pp.rank_auxiliary(sdata, score=genes["score"], layer=layer, seed=seed, **common)
     if tiles:
         pp.embed(sdata, **tiles, **where)
-    elements = {name: value for name, value in where.items() if name != "key_added"}
-    ensure_features(sdata, table, keys=keys, where=elements, finetune=finetune)
-    if split or genes:
-        pp.rank_auxiliary(sdata, **given(score=genes.get("score")), layer=layer, seed=seed, **common)
 
 
 def _result(model: "Model", places: list[Place]) -> Result:

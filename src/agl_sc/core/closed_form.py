@@ -32,6 +32,11 @@ class RidgeBasis:
     n_spots: int
     """Number of training spots."""
 
+    @property
+    def to_left(self) -> FloatArray:
+        """V diag(1 / s), (n_features, q): features times this are rows of U, but for the roots of their weights."""
+        return self.loadings / self.singular_values
+
 
 def ridge_basis(features: Floats, expression: Expression, weights: FloatArray | None = None) -> RidgeBasis:
     """Decompose centred features once, and project centred genes on them, block by block.
@@ -120,7 +125,7 @@ class LowRank:
         return predicted
 
 
-def _shrinkage(basis: RidgeBasis, alpha: float) -> FloatArray:
+def shrinkage_of(basis: RidgeBasis, alpha: float) -> FloatArray:
     """What ridge does to every direction of the basis, (q,): it fits ``HZ = U diag(shrinkage) U'Z``."""
     squares = basis.singular_values**2
     shrinkage: FloatArray = squares / (squares + alpha)
@@ -152,7 +157,7 @@ def reduced_rank_ridge(basis: RidgeBasis, weights: FloatArray, *, alpha: float, 
         Width of the trunk; at most min(n_spots, n_features).
     """
     rank = min(rank, len(basis.singular_values))
-    shrinkage = _shrinkage(basis, alpha)
+    shrinkage = shrinkage_of(basis, alpha)
     n_active = int(np.flatnonzero(weights).max(initial=-1)) + 1
     gram = _gram(basis.genes[:, :n_active], weights[:n_active]) * np.outer(shrinkage, shrinkage)
     return _low_rank(basis, leading_eigenvectors(gram, rank)[:, :rank], shrinkage=shrinkage)
@@ -181,7 +186,7 @@ def reduced_rank_path(
     One solution per entry of ``n_auxiliary``, its head for the targets only.
     """
     rank = min(rank, len(basis.singular_values))
-    shrinkage = _shrinkage(basis, alpha)
+    shrinkage = shrinkage_of(basis, alpha)
     shrinkages = np.outer(shrinkage, shrinkage)
     gram = np.zeros_like(shrinkages)
     done, leading = 0, None
@@ -215,6 +220,6 @@ def reduced_rank_penalties(
     rank = min(rank, len(basis.singular_values))
     gram, leading = _gram(basis.genes), None
     for alpha in alphas:
-        shrinkage = _shrinkage(basis, alpha)
+        shrinkage = shrinkage_of(basis, alpha)
         leading = leading_eigenvectors(gram * np.outer(shrinkage, shrinkage), rank, leading)
         yield _low_rank(basis, leading[:, :rank], shrinkage=shrinkage, n_genes=n_targets)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, reduced_rank_penalties
+from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, reduced_rank_penalties, shrinkage_of
 from agl_sc.core.expression import Floats
 from agl_sc.core.search import Validation, no_trace
 
@@ -52,30 +52,22 @@ def own_penalty(
     weights
         Of the spots, as the basis was made with, (n_spots,).
     """
-    grid = np.array([features.shape[1] * alpha for alpha in ALPHAS])
-    squares = basis.singular_values**2
-    shrinkages = squares / (squares + grid[:, None])
-    genes = basis.genes[:, : targets.shape[1]].astype(np.float64)
+    grid = [features.shape[1] * alpha for alpha in ALPHAS]
+    shrinkages = np.stack([shrinkage_of(basis, alpha) for alpha in grid])
+    genes, to_left = basis.genes[:, : targets.shape[1]].astype(np.float64), basis.to_left
+    root = np.sqrt(np.ones(len(features)) if weights is None else weights)[:, None]
     errors = np.zeros(len(grid))
     for start in range(0, len(features), _ROWS):
         rows = slice(start, start + _ROWS)
-        inside = None if weights is None else weights[rows]
-        measured = targets[rows] if inside is None else np.sqrt(inside)[:, None] * targets[rows]
-        left = left_singular(basis, features[rows], inside)
+        left = root[rows] * multiplied(features[rows], to_left)
         leverages = left**2 @ shrinkages.T
         for number, shrinkage in enumerate(shrinkages):
-            missed = measured - (left * shrinkage) @ genes
+            missed = root[rows] * targets[rows] - (left * shrinkage) @ genes
             errors[number] += ((missed / (1 - leverages[:, number, None])) ** 2).sum()
     return float(grid[int(np.argmin(errors))])
 
 
-def left_singular(basis: RidgeBasis, features: Floats, weights: FloatArray | None = None) -> FloatArray:
-    """Rows of U, (n, q), of the spots with these features; their weights as the basis was made with."""
-    rows = _product(features, basis.loadings / basis.singular_values)
-    return rows if weights is None else np.sqrt(weights)[:, None] * rows
-
-
-def _product(features: Floats, columns: FloatArray) -> FloatArray:
+def multiplied(features: Floats, columns: FloatArray) -> FloatArray:
     """``features @ columns`` in the precision of the features, which are not copied."""
     product: FloatArray = (features @ columns.astype(features.dtype)).astype(np.float64)
     return product
@@ -140,7 +132,7 @@ def rank_pearson(solution: LowRank, ranks: list[int], validation: Validation) ->
     From second moments of the trunk's output, so that its width is the only size that a rank costs: predictions at rank r
     are partial sums over the trunk, and so are their products with the targets and their squares.
     """
-    shared, head, at = _product(validation.features, solution.trunk), solution.head, np.array(ranks) - 1
+    shared, head, at = multiplied(validation.features, solution.trunk), solution.head, np.array(ranks) - 1
     total, n_defined = (np.zeros((len(ranks), head.shape[1])) for _ in range(2))
     for code in np.unique(validation.sections):
         inside = validation.sections == code

@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from agl_sc.core.closed_form import ridge_basis
+from agl_sc.core.closed_form import ridge_basis, shrinkage_of
 from agl_sc.core.expression import Expression, Floats
 from agl_sc.core.metrics import pearson
-from agl_sc.core.path import left_singular, own_penalty
+from agl_sc.core.path import multiplied, own_penalty
 
 FloatArray = NDArray[np.float64]
 
@@ -39,10 +39,10 @@ def predictability(
     """
     basis = ridge_basis(features, expression, weights)
     alpha = own_penalty(basis, features, expression.columns(0, n_targets), weights=weights)
-    left = left_singular(basis, features, weights)
-    shrunk = left * (basis.singular_values**2 / (basis.singular_values**2 + alpha))
+    root = np.sqrt(np.ones(len(features)) if weights is None else weights)[:, None]
+    left = root * multiplied(features, basis.to_left)
+    shrunk = left * shrinkage_of(basis, alpha)
     kept = 1 - (left * shrunk).sum(axis=1, keepdims=True)
-    root = 1.0 if weights is None else np.sqrt(weights)[:, None]
     scores = np.full(expression.shape[1], np.nan)
     for genes, values in expression.blocks():
         fitted = shrunk @ basis.genes[:, genes] / root

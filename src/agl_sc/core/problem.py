@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
@@ -30,6 +31,12 @@ class Spots:
     """Section of every spot, (n_spots,)."""
     counts: Counts | None = None
     """Raw counts of the same genes, for a likelihood."""
+
+
+def usable_spots(features: Floats, counts: scipy.sparse.csr_matrix) -> NDArray[np.bool_]:
+    """Spots with features and counts, which can be trained on, (n_obs,)."""
+    usable: NDArray[np.bool_] = np.isfinite(features).all(axis=1) & (np.asarray(counts.sum(axis=1)).ravel() > 0)
+    return usable
 
 
 @dataclass(frozen=True, slots=True)

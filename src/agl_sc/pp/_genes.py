@@ -13,6 +13,7 @@ from agl_sc._boundary import counts_of, get_table, near_matches, record, recorde
 from agl_sc._keys import Keys
 from agl_sc.core.expression import Expression
 from agl_sc.core.predictability import MOST_SPOTS, predictability
+from agl_sc.core.problem import usable_spots
 from agl_sc.core.scaling import center_per_section, depth_weights, scale_features, spread
 from agl_sc.pp._scores import morans_i, target_correlation
 from agl_sc.pp._split import check_fitted_on, record_fitted_on, training_spots
@@ -288,8 +289,8 @@ def _predictability(
         raise KeyError(msg)
     training = np.flatnonzero(training_spots(table, keys))
     features = np.asarray(table.obsm[keys.features])[training]
-    library = np.asarray(counts_of(table, layer)[training].sum(axis=1), dtype=float).ravel()
-    usable = np.flatnonzero(np.isfinite(features).all(axis=1) & (library > 0))
+    counts = counts_of(table, layer)[training]
+    usable = np.flatnonzero(usable_spots(features, counts))
     if len(usable) > MOST_SPOTS:
         usable = np.sort(np.random.default_rng(0).choice(usable, MOST_SPOTS, replace=False))
     codes = pd.factorize(section_of(table).to_numpy()[training[usable]], sort=True)[0].astype(np.int64)
@@ -301,7 +302,7 @@ def _predictability(
         scale_features(centred, spread(centred)).astype(np.float32),
         Expression.fitted(expression[usable][:, order], codes),
         int(is_target.sum()),
-        weights=depth_weights(library[usable], codes),
+        weights=depth_weights(np.asarray(counts[usable].sum(axis=1), dtype=float).ravel(), codes),
     )
     return values
 

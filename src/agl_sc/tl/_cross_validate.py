@@ -18,9 +18,7 @@ from tqdm.auto import tqdm
 from agl_sc._boundary import Names, counts_of, get_table, record, recorded, section_of, unchanged_on_failure
 from agl_sc.core.baselines import WITH_AUXILIARY
 from agl_sc.core.config import TrainConfig
-from agl_sc.core.lattice import Lattice
-from agl_sc.core.noise_ceiling import RawCounts
-from agl_sc.core.section_metrics import SPATIAL, section_metrics
+from agl_sc.core.section_metrics import SPATIAL
 from agl_sc.pp._folds import Fold, folds_of, make_folds
 from agl_sc.pp._genes import (
     ChooseBy,
@@ -35,7 +33,7 @@ from agl_sc.pp._leaks import count_shared_pixels
 from agl_sc.pp._manifest import hash_of
 from agl_sc.pp._units import SETS, By
 from agl_sc.tl._arms import ARMS, check_methods
-from agl_sc.tl._evaluate import lattices_of
+from agl_sc.tl._evaluate import Measured, lattices_of
 from agl_sc.tl._request import Request, requested
 from agl_sc.tl._runs import Outcome, Protocol, Source, run, run_path
 from agl_sc.tl._train import PACKAGES, ensure_features
@@ -219,8 +217,10 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
     )
     lattices = lattices_of(sdata, table, optional=False) if set(request.metrics) & set(SPATIAL) else {}
     columns = [] if protocol.score in get_args(Score) else [protocol.score]
-    _check_folds(folds, request, section_of(table).to_numpy(dtype=str))
-    _check_genes(folds, protocol, table.var_names, counts=counts)
+    sections = section_of(table).to_numpy(dtype=str)
+    _check_folds(folds, request, sections)
+    measured = Measured(counts, partial(normalize_counts, normalize=protocol.normalize), sections, lattices)
+    _check_genes(folds, protocol, table.var_names, measured=measured.expression)
     with unchanged_on_failure(table, keys):
         ensure_features(
             sdata, table, keys=keys, where={**protocol.where, "table_key": table_key}, finetune=protocol.finetune
@@ -231,7 +231,7 @@ def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, la
         if request.folder is not None:
             request.folder.mkdir(exist_ok=True)
         runs = _run_all(Source(sdata, table, counts, columns), folds, request)
-        results = _results(Measured(table, counts, protocol.normalize, lattices), folds, request=request, runs=runs)
+        results = _results(measured, table.var_names, folds, request=request, runs=runs)
         provenance = _provenance(table, folds, request)
         _write(table, folds, request, runs=runs, provenance=provenance)
     of_method = {name: [r.n_updates for (_, own, _), r in runs.items() if own == name] for name in request.methods}
@@ -262,13 +262,13 @@ def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]
 
 
 def _check_genes(
-    folds: Sequence[Fold], protocol: Protocol, names: "pd.Index[str]", *, counts: scipy.sparse.csr_matrix
+    folds: Sequence[Fold], protocol: Protocol, names: "pd.Index[str]", *, measured: scipy.sparse.csr_matrix
 ) -> None:
     """Refuse named genes that are constant over the training spots of a fold."""
     if isinstance(protocol.genes, int | np.integer):
         return
     genes = [protocol.genes] if isinstance(protocol.genes, str) else list(protocol.genes)
-    own = normalize_counts(counts, protocol.normalize)[:, names.get_indexer(pd.Index(genes))].tocsr()
+    own = measured[:, names.get_indexer(pd.Index(genes))].tocsr()
     for fold in folds:
         training = own[fold.assigned == "train"].toarray()
         constant = np.array(genes)[np.ptp(training, axis=0) == 0]
@@ -300,43 +300,19 @@ def _run_all(source: Source, folds: Sequence[Fold], request: Request) -> Runs:
     return finished
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Measured:
-    """What predictions are compared with."""
-
-    table: "AnnData"
-    """Names of spots, sections and genes."""
-    counts: scipy.sparse.csr_matrix
-    """Raw, (n_obs, n_genes)."""
-    normalize: Normalize
-    """Into the units of the predictions."""
-    lattices: Mapping[str, Lattice]
-    """Of the spots of every section that lies on one, where metrics ask for it."""
-
-
-def _results(of: Measured, folds: Sequence[Fold], *, request: Request, runs: Runs) -> pd.DataFrame:
+def _results(
+    of: Measured, names: "pd.Index[str]", folds: Sequence[Fold], *, request: Request, runs: Runs
+) -> pd.DataFrame:
     """Metrics of every run, by section."""
-    sections = section_of(of.table).to_numpy(dtype=str)
-    normalize = partial(normalize_counts, normalize=of.normalize)
-    measured, library = normalize(of.counts), np.asarray(of.counts.sum(axis=1), dtype=float).ravel()
     frames = []
     for (number, name, seed), outcome in runs.items():
         fold = folds[number]
         rows = np.flatnonzero(fold.assigned == "test")
         known = np.isfinite(outcome.predicted).all(axis=1)
-        columns = of.table.var_names.get_indexer(outcome.genes)
-        for section in np.unique(sections[rows[known]]):
-            inside = known & (sections[rows] == section)
-            tested = rows[inside]
-            values = section_metrics(
-                measured[tested][:, columns].toarray(),
-                outcome.predicted[inside],
-                names=request.metrics,
-                lattice=of.lattices[section].take(np.isin(np.flatnonzero(sections == section), tested))
-                if section in of.lattices
-                else None,
-                counts=RawCounts(of.counts[tested][:, columns], library[tested], normalize),
-            )
+        columns = names.get_indexer(pd.Index(outcome.genes))
+        for section in np.unique(of.sections[rows[known]]):
+            inside = known & (of.sections[rows] == section)
+            values = of.metrics(outcome.predicted[inside], rows=rows[inside], columns=columns, names=request.metrics)
             long = values.assign(gene=outcome.genes).melt("gene", var_name="metric")
             frames.append(long.assign(method=name, fold=fold.name, seed=seed, section=section))
     results = pd.concat(frames, ignore_index=True)

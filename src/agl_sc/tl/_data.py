@@ -26,7 +26,7 @@ from agl_sc.core.expression import Expression
 from agl_sc.core.fit import fit
 from agl_sc.core.network import calibration, network_from
 from agl_sc.core.parallel import n_pieces
-from agl_sc.core.problem import Earlier, Spots
+from agl_sc.core.problem import Earlier, Spots, usable_spots
 from agl_sc.core.progress import FitResult
 from agl_sc.core.rounds import fit_in_rounds
 from agl_sc.core.scaling import center_per_section, held_out_slope, scale_features, spread
@@ -115,10 +115,8 @@ class TrainingData:
     def shrinkage(self, result: FitResult, config: TrainConfig) -> float:
         """How much less validation expression varies with predictions than that of the training spots, in [0, 1]."""
         targets = np.arange(len(result.selected)) < self.n_targets
-        network, base = (
-            network_from(part(result.state, "network."), torch.from_numpy(targets)),
-            self._base(targets, config),
-        )
+        network = network_from(part(result.state, "network."), torch.from_numpy(targets))
+        base = self._base(targets, config)
         inputs = self._inputs(result, self.train)
         slope, _ = calibration(network, inputs, self.expression[self.train][:, : self.n_targets], base=base)
         with torch.inference_mode():
@@ -194,12 +192,6 @@ def ordered_genes(table: "AnnData", keys: Keys) -> tuple[list[str], int]:
         raise ValueError(msg)
     auxiliary = list(rank[role == "auxiliary"].sort_values(kind="stable").index)
     return [*targets, *auxiliary], len(targets)
-
-
-def usable_spots(features: NDArray[np.floating[Any]], counts: scipy.sparse.csr_matrix) -> BoolArray:
-    """Spots with features and counts, which can be trained on, (n_obs,)."""
-    usable: BoolArray = np.isfinite(features).all(axis=1) & (np.asarray(counts.sum(axis=1)).ravel() > 0)
-    return usable
 
 
 def _tell_unusable(usable: BoolArray, assigned: NDArray[Any]) -> None:

@@ -1,12 +1,14 @@
 """Per-gene metrics of predictions against measurements."""
 
 import logging
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 from numpy.typing import NDArray
 
 from agl_sc._boundary import counts_of, get_table, recorded, section_of
@@ -26,6 +28,48 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _N_BEST = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What predictions are compared with."""
+
+    counts: scipy.sparse.csr_matrix
+    """Raw, (n_obs, n_genes)."""
+    normalize: Callable[[scipy.sparse.csr_matrix], scipy.sparse.csr_matrix]
+    """From counts of all genes to the units of the predictions."""
+    sections: NDArray[Any]
+    """Section of every spot, (n_obs,)."""
+    lattices: Mapping[str, Lattice]
+    """Of the spots of every section that lies on one, where metrics ask for it."""
+
+    @cached_property
+    def expression(self) -> scipy.sparse.csr_matrix:
+        """In the units of the predictions, (n_obs, n_genes)."""
+        return self.normalize(self.counts)
+
+    @cached_property
+    def library(self) -> NDArray[np.float64]:
+        """Total counts of every spot, (n_obs,)."""
+        return np.asarray(self.counts.sum(axis=1), dtype=float).ravel()
+
+    def metrics(
+        self,
+        predicted: NDArray[Any],
+        *,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        names: Sequence[str],
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Metrics of predictions (n_rows, n_columns) of some genes in some spots of one section, a row per gene."""
+        section = self.sections[rows[0]]
+        lattice = self.lattices.get(section)
+        if lattice is not None:
+            lattice = lattice.take(np.isin(np.flatnonzero(self.sections == section), rows))
+        counts = RawCounts(self.counts[rows][:, columns], self.library[rows], self.normalize)
+        measured = self.expression[rows][:, columns].toarray()
+        return section_metrics(measured, predicted, names=names, lattice=lattice, counts=counts, seed=seed)
 
 
 def evaluate(
@@ -86,26 +130,19 @@ def evaluate(
     genes = _evaluated_genes(table, keys, predicted)
     counts = counts_of(table, layer)
     normalize = partial(normalize_counts, normalize=normalize_of(table, keys))
-    measured = normalize(counts)[:, genes]
-    library = np.asarray(counts.sum(axis=1), dtype=float).ravel()
     rows &= np.isfinite(predicted[:, genes]).any(axis=1)
     if not rows.any():
         msg = f'layers["{keys.layer}"] holds no prediction of a {on} spot; run agl_sc.tl.predict on all sections.'
         raise ValueError(msg)
     sections = section_of(table).to_numpy()
     lattices = lattices_of(sdata, table, optional=metrics is None) if set(names) & set(SPATIAL) else {}
+    measured = Measured(counts, normalize, sections, lattices)
     computed = [*names, "p_value"] if "fdr" in names and "p_value" not in names else names
     tables = []
     for name in sorted(set(sections[rows])):
         inside = rows & (sections == name)
-        pair = measured[inside].toarray(), predicted[np.ix_(inside, genes)]
-        values = section_metrics(
-            *pair,
-            names=computed,
-            lattice=lattices[name].take(inside[sections == name]) if name in lattices else None,
-            counts=RawCounts(counts[inside][:, genes], library[inside], normalize),
-            seed=seed,
-        )
+        pair = measured.expression[inside][:, genes].toarray(), predicted[np.ix_(inside, genes)]
+        values = measured.metrics(pair[1], rows=np.flatnonzero(inside), columns=genes, names=computed, seed=seed)
         values.insert(0, "section", name)
         values.insert(1, "gene", table.var_names[genes])
         values.insert(2, "n_spots", int(inside.sum()))

@@ -19,11 +19,11 @@ from agl_sc._boundary import recorded, section_of
 from agl_sc._keys import Keys
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.epoch import batches_of
+from agl_sc.core.problem import usable_spots
 from agl_sc.pp._folds import Fold
 from agl_sc.pp._genes import ChooseBy, Normalize, rank_auxiliary, role_of, target_genes
 from agl_sc.pp._units import SETS
 from agl_sc.tl._arms import ARMS, fit_in_place
-from agl_sc.tl._data import usable_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -166,7 +166,8 @@ def run(source: Source, fold: Fold, *, name: str, seed: int, protocol: Protocol)
     own = scratch.tables["table"]
     genes: dict[str, Any] = {"genes": protocol.genes, "choose_by": protocol.choose_by}
     target_genes(scratch, **genes, normalize=protocol.normalize, key_added=keys.key_added)
-    rank_auxiliary(scratch, score=protocol.score, key_added=keys.key_added, seed=seed)
+    if ARMS[name].score is None or ARMS[name].random_k:  # the others are ranked when they are fitted
+        rank_auxiliary(scratch, score=protocol.score, key_added=keys.key_added, seed=seed)
     how: dict[str, Any] = {"config": protocol.config, "finetune": protocol.finetune, "where": protocol.where}
     model = fit_in_place(scratch, name, **how, keys=keys, seed=seed)
     test, targets = fold.assigned == "test", role_of(own, keys) == "target"
