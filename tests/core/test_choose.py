@@ -1,5 +1,6 @@
 """What validation picks before training, with a training that is only a table."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,21 @@ def test_path_stays_below_the_limit(limit: float) -> None:
     assert plan.trace["k"].max() == most
     assert plan.trace["cutoff"].max() == pytest.approx(most / N_AUXILIARY)
     np.testing.assert_allclose(plan.trace["cutoff"] * N_AUXILIARY, plan.trace["k"])
-    assert 0 < plan.choices.cutoff <= most / N_AUXILIARY
+    assert 0 <= plan.choices.cutoff <= most / N_AUXILIARY
     assert plan.choices.cutoff in plan.trace["cutoff"].to_numpy()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_auxiliary_genes_are_loud_noise_dkgsb_starts_as_targets_alone_do(seed: int) -> None:
+    """In a trunk with room for the targets alone."""
+    noisy = planner("dkgsb", seed=seed, rank=N_TARGETS)
+    noisy.basis.genes[:, N_TARGETS:] = 300 * np.random.default_rng(0).normal(size=(len(noisy.basis.genes), N_AUXILIARY))
+    alone = replace(noisy, method="pgl", basis=noisy.basis.of_leading(N_TARGETS))
+    plans = [at.plan(never) for at in (noisy, alone)]
+    assert plans[0].choices == plans[1].choices
+    assert plans[0].choices.cutoff == 0
+    np.testing.assert_array_equal(plans[0].start.trunk, plans[1].start.trunk)
+    np.testing.assert_array_equal(plans[0].start.head[:, :N_TARGETS], plans[1].start.head)
 
 
 def test_a_given_rank_is_kept_whatever_validation_would_prefer() -> None:

@@ -270,7 +270,7 @@ def test_training_leaves_the_heads_of_inactive_genes_alone(cutoff: float) -> Non
     }
     start = fit(spots, None, choices=Choices(10.0, 4, cutoff, 0), **common)
     trained = fit(spots, None, choices=choices, **common)
-    n = N_TARGETS + n_active(cutoff, N_AUXILIARY)
+    n = N_TARGETS + (n_active(cutoff, N_AUXILIARY) if cutoff else 0)
     assert n < N_GENES
     head, before = trained.state["network.head.weight"], start.state["network.head.weight"]
     assert torch.equal(head[n:], before[n:])

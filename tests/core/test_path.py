@@ -104,7 +104,7 @@ def test_path_search_stops_where_distractors_begin(seed: int, rank: int | None) 
     assert 0.05 < cutoff <= truth  # informative genes are much alike: a few may do, no distractor may
     score = trace["validation_pearson"].to_numpy()
     assert trace["cutoff"][score.argmax()] == pytest.approx(truth, abs=0.02)
-    assert score.max() > score[0] + 0.01  # than with two auxiliary genes
+    assert score.max() > score[:2].max() + 0.01  # than with none, and with two
     assert score.max() > score[-1] + 0.15  # than with all
 
 
@@ -125,6 +125,18 @@ def test_path_search_takes_few_auxiliary_genes_where_they_hardly_matter() -> Non
     assert np.mean(chosen) < 0.5 * np.mean(highest)
 
 
+@pytest.mark.parametrize("rank", [N_FIELDS, None], ids=["given rank", "chosen rank"])
+@pytest.mark.parametrize("seed", range(4))
+def test_path_search_takes_none_where_auxiliary_genes_mislead(seed: int, rank: int | None) -> None:
+    """The distractors alone: loud genes of other fields."""
+    basis, validation = planted(seed)
+    genes = np.delete(basis.genes, np.arange(N_TARGETS, N_TARGETS + N_INFORMATIVE), axis=1)
+    basis = replace(basis, genes=genes)
+    cutoff, trace = path_search(basis, validation, alpha=choose_alpha(basis, validation), rank=rank)
+    assert cutoff == 0
+    assert trace["validation_pearson"].argmax() == 0
+
+
 @pytest.mark.parametrize("rank", [4, 8, 16])
 def test_path_search_keeps_the_rank_that_predicts_without_error(rank: int) -> None:
     basis, validation = planted(0)
@@ -139,13 +151,17 @@ def test_trace_of_the_path() -> None:
     basis, validation = planted(0)
     cutoff, trace = path_search(basis, validation, alpha=30.0, rank=4, n_cutoffs=16)
     assert list(trace) == list(TRACE_COLUMNS)
-    assert trace["k"].tolist() == list(range(10, 161, 10))
-    assert trace["step"].tolist() == list(range(16))
+    assert trace["k"].tolist() == list(range(0, 161, 10))
+    assert trace["step"].tolist() == list(range(17))
     np.testing.assert_allclose(trace["cutoff"], trace["k"] / N_AUXILIARY)
     assert cutoff in trace["cutoff"].to_numpy()
+    alone = choose_alpha(basis.of_leading(N_TARGETS), validation)
+    assert alone != pytest.approx(30.0)
     for k, score in zip(trace["k"], trace["validation_pearson"], strict=True):
         weights = (np.arange(N_TARGETS + N_AUXILIARY) < N_TARGETS + k).astype(float)
-        refit = reduced_rank_ridge(basis, weights, alpha=30.0, rank=4).predict(validation.features)[:, :N_TARGETS]
+        refit = reduced_rank_ridge(basis, weights, alpha=30.0 if k else alone, rank=4).predict(validation.features)[
+            :, :N_TARGETS
+        ]
         assert score == pytest.approx(validation.score(refit), abs=1e-9)
 
 
@@ -158,9 +174,9 @@ def test_path_search_says_the_same_twice() -> None:
 @pytest.mark.parametrize("n_auxiliary", [1, 3])
 def test_path_search_over_few_auxiliary_genes(n_auxiliary: int) -> None:
     cutoff, trace = path_search(*planted(0, n_auxiliary), alpha=30.0)
-    assert trace["k"].tolist() == list(range(1, n_auxiliary + 1))
-    assert trace["cutoff"].iloc[-1] == 1
-    assert 0 < cutoff <= 1
+    assert trace["k"].tolist() == list(range(n_auxiliary + 1))
+    assert trace["cutoff"].iloc[[0, -1]].tolist() == [0, 1]
+    assert cutoff in trace["cutoff"].to_numpy()
 
 
 def test_a_target_that_is_constant_in_validation_counts_0() -> None:
@@ -259,7 +275,7 @@ def test_path_with_warm_started_eigenvectors_is_the_exact_one(
     monkeypatch.setattr(eigen, "_iterate", refused)
     exact = ridge_basis(features[:600], Expression.from_dense(genes[:600]))
     exact_cutoff, exact_trace = path_search(exact, validation, alpha=100.0, n_cutoffs=12)
-    assert refused.call_count == 11
+    assert refused.call_count == 11 + len(ALPHAS) - 1  # of the path, and of the penalties of the targets alone
     assert cutoff == exact_cutoff
     tolerance = 1e-6 if dtype is np.float64 else 1e-4
     np.testing.assert_allclose(trace, exact_trace, rtol=0, atol=tolerance)

@@ -86,16 +86,10 @@ class Planner:
             start = start.cut(choose_rank(start, self.validation))
         choices = replace(choices, rank=start.trunk.shape[1])
         if choices.own_alpha is not None:
-            own = reduced_rank_ridge(
-                self._targets, np.ones(self.n_targets), alpha=choices.own_alpha, rank=self.n_targets
-            )
+            targets = self.basis.of_leading(self.n_targets)
+            own = reduced_rank_ridge(targets, np.ones(self.n_targets), alpha=choices.own_alpha, rank=self.n_targets)
             start = start.averaged_with(own)
         return start, choices
-
-    @property
-    def _targets(self) -> RidgeBasis:
-        """The basis with the targets alone."""
-        return replace(self.basis, genes=self.basis.genes[:, : self.n_targets])
 
     def plan(self, train: Train) -> Plan:
         """Pick what can be picked before training, by closed form or by ``train`` where the method asks for that.
@@ -136,10 +130,14 @@ class Planner:
         limit = self.config.hard_limit
         if self.config.search == "path" and self.validation is not None:
             n_genes = self.n_targets + max(round(limit * self.n_auxiliary), 1)
-            within = replace(self.basis, genes=self.basis.genes[:, :n_genes])
-            cutoff, trace = path_search(within, self.validation, alpha=first.alpha, rank=self.config.rank)
+            cutoff, trace = path_search(
+                self.basis.of_leading(n_genes), self.validation, alpha=first.alpha, rank=self.config.rank
+            )
             scale = (n_genes - self.n_targets) / self.n_auxiliary
             trace["cutoff"] *= scale
+            if cutoff == 0:
+                alone = choose_alpha(self.basis.of_leading(self.n_targets), self.validation)
+                return replace(first, cutoff=0.0, alpha=alone), trace
             return replace(first, cutoff=cutoff * scale), trace
         if self.config.search == "race":
 

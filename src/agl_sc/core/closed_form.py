@@ -1,7 +1,7 @@
 """Reduced-rank ridge with gene weights: the closed-form start of trunk and head."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,10 @@ class RidgeBasis:
     """U'Z, (q, n_genes), in the precision of the features."""
     n_spots: int
     """Number of training spots."""
+
+    def of_leading(self, n_genes: int) -> "RidgeBasis":
+        """The same with the leading genes alone."""
+        return replace(self, genes=self.genes[:, :n_genes])
 
     @property
     def to_left(self) -> FloatArray:
@@ -133,9 +137,9 @@ def shrinkage_of(basis: RidgeBasis, alpha: float) -> FloatArray:
 
 
 def _low_rank(basis: RidgeBasis, leading: FloatArray, *, shrinkage: FloatArray, n_genes: int | None = None) -> LowRank:
-    """Trunk from orthonormal directions in the basis, (q, rank), and its head for the leading genes."""
+    """Trunk from orthonormal directions in the basis, (q, rank), on features times loadings; its head for leading genes."""
     scale = np.sqrt(basis.n_spots)
-    trunk = basis.loadings @ (leading / basis.singular_values[:, None]) * scale
+    trunk = leading / basis.singular_values[:, None] * scale
     head = (leading * (shrinkage / scale)[:, None]).T.astype(basis.genes.dtype) @ basis.genes[:, :n_genes]
     return LowRank(trunk, head.astype(np.float64))
 
@@ -160,7 +164,8 @@ def reduced_rank_ridge(basis: RidgeBasis, weights: FloatArray, *, alpha: float, 
     shrinkage = shrinkage_of(basis, alpha)
     n_active = int(np.flatnonzero(weights).max(initial=-1)) + 1
     gram = _gram(basis.genes[:, :n_active], weights[:n_active]) * np.outer(shrinkage, shrinkage)
-    return _low_rank(basis, leading_eigenvectors(gram, rank)[:, :rank], shrinkage=shrinkage)
+    found = _low_rank(basis, leading_eigenvectors(gram, rank)[:, :rank], shrinkage=shrinkage)
+    return LowRank(basis.loadings @ found.trunk, found.head)
 
 
 def reduced_rank_path(
@@ -183,7 +188,7 @@ def reduced_rank_path(
 
     Yields
     ------
-    One solution per entry of ``n_auxiliary``, its head for the targets only.
+    One solution per entry of ``n_auxiliary``, on features times loadings; its head for the targets only.
     """
     rank = min(rank, len(basis.singular_values))
     shrinkage = shrinkage_of(basis, alpha)
@@ -215,7 +220,7 @@ def reduced_rank_penalties(
 
     Yields
     ------
-    One solution per penalty, its head for the targets only.
+    One solution per penalty, on features times loadings; its head for the targets only.
     """
     rank = min(rank, len(basis.singular_values))
     gram, leading = _gram(basis.genes), None

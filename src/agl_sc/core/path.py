@@ -1,10 +1,19 @@
 """What validation picks in closed form: penalty, rank, and where to cut the ranking of auxiliary genes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_path, reduced_rank_penalties, shrinkage_of
+from agl_sc.core.closed_form import (
+    LowRank,
+    RidgeBasis,
+    reduced_rank_path,
+    reduced_rank_penalties,
+    reduced_rank_ridge,
+    shrinkage_of,
+)
 from agl_sc.core.expression import Floats
 from agl_sc.core.search import Validation, no_trace
 
@@ -27,6 +36,7 @@ def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
     n_targets = validation.targets.shape[1]
     widest = min(len(basis.singular_values), RANKS[-1])
     grid = [validation.features.shape[1] * alpha for alpha in ALPHAS]
+    validation = _turned(validation, basis)
     solutions = reduced_rank_penalties(basis, n_targets, grid, rank=widest)
     scores = [rank_pearson(solution, _ranks(widest), validation).mean(axis=1).max() for solution in solutions]
     return float(grid[int(np.argmax(scores))])
@@ -88,6 +98,7 @@ def path_search(
 
     Validation scores are smoothed over neighbouring cutoffs, and the best rank of the trunk is kept; of the cutoffs whose
     paired difference to the best is within one standard error over target genes, the one with the fewest genes is taken.
+    The targets alone, at the penalty and rank that are best for them, are the first candidate.
 
     Parameters
     ----------
@@ -96,11 +107,11 @@ def path_search(
     validation
         Validation spots.
     alpha
-        Ridge penalty on the features' scale.
+        Ridge penalty on the features' scale, with auxiliary genes.
     rank
         Width of the trunk; chosen on the validation spots if None.
     n_cutoffs
-        Number of cutoffs tried, evenly over the rank axis.
+        Number of cutoffs tried beside none, evenly over the rank axis: the gate's soft edge is hardly narrower.
 
     Returns
     -------
@@ -112,14 +123,31 @@ def path_search(
         return 0.0, no_trace()
     widest = min(len(basis.singular_values), RANKS[-1] if rank is None else rank)
     ranks = _ranks(widest) if rank is None else [widest]
+    alone = _targets_alone(basis.of_leading(n_targets), validation, ranks)
+    validation = _turned(validation, basis)
     k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))
     path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
     scores = np.stack([rank_pearson(solution, ranks, validation) for solution in path])
     smooth = _smooth(scores)
     best = _first_best(smooth.mean(axis=2).max(axis=0))
+    k, scores = np.append(0, k), np.vstack([alone, scores[:, best]])
     cutoffs = k / n_auxiliary
-    trace = {"step": np.arange(len(k)), "cutoff": cutoffs, "k": k, "validation_pearson": scores[:, best].mean(axis=1)}
-    return float(cutoffs[_one_standard_error(smooth[:, best])]), pd.DataFrame(trace)
+    trace = {"step": np.arange(len(k)), "cutoff": cutoffs, "k": k, "validation_pearson": scores.mean(axis=1)}
+    return float(cutoffs[_one_standard_error(np.vstack([alone, smooth[:, best]]))]), pd.DataFrame(trace)
+
+
+def _targets_alone(targets: RidgeBasis, validation: Validation, ranks: list[int]) -> FloatArray:
+    """Validation Pearson of every target without auxiliary genes, at the penalty and rank that are best then, (n_targets,)."""
+    weights = np.ones(targets.genes.shape[1])
+    solution = reduced_rank_ridge(targets, weights, alpha=choose_alpha(targets, validation), rank=ranks[-1])
+    scores = rank_pearson(solution, ranks, validation)
+    best: FloatArray = scores[_first_best(scores.mean(axis=1))]
+    return best
+
+
+def _turned(validation: Validation, basis: RidgeBasis) -> Validation:
+    """Validation spots with features times the loadings of the basis: as few as it has directions."""
+    return replace(validation, features=multiplied(validation.features, basis.loadings))
 
 
 def _ranks(widest: int) -> list[int]:

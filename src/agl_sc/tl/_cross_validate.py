@@ -282,6 +282,7 @@ def _run_all(source: Source, folds: Sequence[Fold], request: Request) -> Runs:
     protocol, finished = request.protocol, {}
     made_from = {"data": source.digest(protocol.keys), "protocol": protocol.plain(), "versions": versions()}
     seconds = dict.fromkeys(request.methods, 0.0)
+    prepared: tuple[int, SpatialData] | None = None
     for fold, name, seed in tqdm(request.runs(folds), desc="runs", unit="run", disable=None):
         path = None
         if request.folder is not None:
@@ -289,8 +290,10 @@ def _run_all(source: Source, folds: Sequence[Fold], request: Request) -> Runs:
         if path is not None and path.exists():
             finished[fold.number, name, seed] = Outcome.read(path)
             continue
+        if prepared is None or prepared[0] != fold.number:
+            prepared = fold.number, source.prepared(fold, protocol)
         start = time.perf_counter()
-        outcome = run(source, fold, name=name, seed=seed, protocol=protocol)
+        outcome = run(prepared[1], fold, name=name, seed=seed, protocol=protocol)
         seconds[name] += time.perf_counter() - start
         if path is not None:
             outcome.write(path)

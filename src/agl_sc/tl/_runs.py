@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,6 @@ class Source:
     def scratch(self, fold: Fold, keys: Keys) -> "SpatialData":
         """Images, shapes, counts and features, not copied, under a table that knows little but one fold's split."""
         from anndata import AnnData
-        from spatialdata import SpatialData
 
         made_from = {"features": recorded(self.table, keys, "features")}
         own = AnnData(
@@ -88,13 +88,16 @@ class Source:
             uns={"spatialdata_attrs": dict(self.table.uns["spatialdata_attrs"]), keys.uns: made_from},
         )
         own.obs[keys.split] = pd.Categorical(fold.assigned, categories=list(SETS))
-        return SpatialData(
-            images=dict(self.sdata.images),
-            shapes=dict(self.sdata.shapes),
-            points=dict(self.sdata.points),
-            tables={"table": own},
-            attrs=dict(self.sdata.attrs),
-        )
+        return _around(self.sdata, own)
+
+    def prepared(self, fold: Fold, protocol: Protocol) -> "SpatialData":
+        """The same with what the runs of a fold have in common: target genes and prior ranks of its training spots."""
+        keys = protocol.keys
+        scratch = self.scratch(fold, keys)
+        genes: dict[str, Any] = {"genes": protocol.genes, "choose_by": protocol.choose_by}
+        target_genes(scratch, **genes, normalize=protocol.normalize, key_added=keys.key_added)
+        rank_auxiliary(scratch, score=protocol.score, key_added=keys.key_added)
+        return scratch
 
     def digest(self, keys: Keys) -> str:
         """Of everything in the data that a run depends on."""
@@ -145,13 +148,26 @@ class Outcome:
             raise ValueError(msg) from error
 
 
-def run(source: Source, fold: Fold, *, name: str, seed: int, protocol: Protocol) -> Outcome:
-    """Fit one arm to one fold, everything anew, and predict its test spots.
+def _around(sdata: "SpatialData", table: "AnnData") -> "SpatialData":
+    """The same images and shapes, not copied, around another table."""
+    from spatialdata import SpatialData
+
+    return SpatialData(
+        images=dict(sdata.images),
+        shapes=dict(sdata.shapes),
+        points=dict(sdata.points),
+        tables={"table": table},
+        attrs=dict(sdata.attrs),
+    )
+
+
+def run(prepared: "SpatialData", fold: Fold, *, name: str, seed: int, protocol: Protocol) -> Outcome:
+    """Fit one arm to one fold, and predict its test spots.
 
     Parameters
     ----------
-    source
-        The user's data.
+    prepared
+        From :meth:`Source.prepared`; left as it is.
     fold
         Sets of the spots.
     name
@@ -161,13 +177,13 @@ def run(source: Source, fold: Fold, *, name: str, seed: int, protocol: Protocol)
     protocol
         What all runs have in common.
     """
-    keys = protocol.keys
-    scratch = source.scratch(fold, keys)
-    own = scratch.tables["table"]
-    genes: dict[str, Any] = {"genes": protocol.genes, "choose_by": protocol.choose_by}
-    target_genes(scratch, **genes, normalize=protocol.normalize, key_added=keys.key_added)
-    if ARMS[name].score is None or ARMS[name].random_k:  # the others are ranked when they are fitted
-        rank_auxiliary(scratch, score=protocol.score, key_added=keys.key_added, seed=seed)
+    from anndata import AnnData
+
+    keys, common = protocol.keys, prepared.tables["table"]
+    own = AnnData(common.X, obs=common.obs.copy(), var=common.var.copy(), obsm=common.obsm, uns=deepcopy(common.uns))
+    scratch = _around(prepared, own)
+    if protocol.score == "random":
+        rank_auxiliary(scratch, score="random", key_added=keys.key_added, seed=seed)
     how: dict[str, Any] = {"config": protocol.config, "finetune": protocol.finetune, "where": protocol.where}
     model = fit_in_place(scratch, name, **how, keys=keys, seed=seed)
     test, targets = fold.assigned == "test", role_of(own, keys) == "target"

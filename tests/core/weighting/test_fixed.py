@@ -47,6 +47,12 @@ def test_targets_weigh_one_and_auxiliary_genes_what_the_method_says(method: Meth
         assert (auxiliary == 1).all()
 
 
+def test_dkgsb_at_a_cutoff_of_0_is_none_and_next_to_it_the_soft_edge() -> None:
+    none, next_to_it = (weights_of("dkgsb", cutoff)[N_TARGETS:] for cutoff in (0.0, 1e-9))
+    assert (none == 0).all()
+    assert next_to_it[0] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(("cutoff", "k"), [(0.0, 0), (0.05, 1), (0.5, 10), (1.0, 20)])
 def test_fixed_k_takes_a_share_of_the_auxiliary_genes(cutoff: float, k: int) -> None:
     assert weights_of("fixed_k", cutoff).sum() == N_TARGETS + k

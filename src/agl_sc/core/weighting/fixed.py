@@ -20,10 +20,13 @@ TARGET_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 def gene_weights(
     method: Method, cutoff: float, *, n_targets: int, n_genes: int, temperature: float = TEMPERATURE
 ) -> FloatArray:
-    """Weight of every gene, targets first, then auxiliary genes by prior rank, (n_genes,); inactive ones exactly 0."""
+    """Weight of every gene, targets first, then auxiliary genes by prior rank, (n_genes,); inactive ones exactly 0.
+
+    DkGSB's soft edge would leave half its width of weights at a cutoff of 0, which means no auxiliary genes here.
+    """
     n_auxiliary = n_genes - n_targets
-    auxiliary = np.full(n_auxiliary, 0.0 if method == "pgl" else 1.0)
-    if method == "dkgsb":
+    auxiliary = np.full(n_auxiliary, 0.0 if method == "pgl" or (method == "dkgsb" and cutoff == 0) else 1.0)
+    if method == "dkgsb" and cutoff > 0:
         active = n_active(cutoff, n_auxiliary, temperature)
         soft = soft_top_k(torch.tensor(cutoff, dtype=torch.float64), scaled_rank(n_auxiliary), temperature)
         auxiliary = np.where(np.arange(n_auxiliary) < active, soft.numpy(), 0.0)
