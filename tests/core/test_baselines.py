@@ -1,5 +1,6 @@
 """Baselines: each one against a plain scikit-learn reference."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from agl_sc.core.baselines import (
     fit_baseline,
     inner_folds,
 )
+from agl_sc.core.counts import Counts
 from agl_sc.core.expression import Expression
 from agl_sc.core.path import ALPHAS, RANKS
 from agl_sc.core.problem import Spots
+from agl_sc.core.scaling import depth_weights
 from agl_sc.core.search import Validation, section_pearson
 
 FloatArray = NDArray[np.float64]
@@ -156,8 +159,38 @@ def test_gradient_boosting_equals_a_reference_per_gene() -> None:
     np.testing.assert_allclose(fit_baseline("gradient_boosting", samples)(new), in_units(samples, scaled), rtol=0.02)
 
 
+def test_weighted_ridge_has_the_least_weighted_error_of_left_out_spots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agl_sc.core.baselines.ALPHAS", ALPHAS[::8])
+    samples, new = samples_of(), new_features()
+    library = np.random.default_rng(3).uniform(50, 50_000, size=N_SPOTS)
+    counts = Counts(scipy.sparse.csr_matrix((N_SPOTS, N_GENES)), library, 1e4)
+    samples = replace(samples, spots=replace(samples.spots, counts=counts))
+    weights = depth_weights(library, samples.spots.sections)
+
+    def fitted(alpha: float, rows: NDArray[np.bool_]) -> Ridge:
+        return Ridge(alpha, fit_intercept=False).fit(samples.features[rows], samples.targets[rows], weights[rows])
+
+    def error(alpha: float) -> float:
+        missed = [
+            weights[spot] * (fitted(alpha, np.arange(N_SPOTS) != spot).predict(samples.features[[spot]]) - target) ** 2
+            for spot, target in enumerate(samples.targets)
+        ]
+        return float(np.sum(missed))
+
+    alpha = min((alpha * N_FEATURES for alpha in ALPHAS[::8]), key=error)
+    expected = in_units(samples, fitted(alpha, np.ones(N_SPOTS, dtype=bool)).predict(new))
+    found = fit_baseline("weighted_ridge", samples)(new)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert not np.allclose(found, fit_baseline("ridge", samples)(new), rtol=0.01)
+
+
+def test_without_counts_weighted_ridge_is_ridge() -> None:
+    samples, new = samples_of(), new_features()
+    np.testing.assert_allclose(fit_baseline("weighted_ridge", samples)(new), fit_baseline("ridge", samples)(new))
+
+
 def test_every_baseline_has_a_reference() -> None:
-    assert set(BASELINES) == {*REFERENCES, "random_forest", "gradient_boosting"}
+    assert set(BASELINES) == {*REFERENCES, "weighted_ridge", "random_forest", "gradient_boosting"}
 
 
 @pytest.mark.parametrize("name", list(BASELINES))

@@ -107,3 +107,4 @@ def test_unknown_preset_is_refused() -> None:
 @pytest.mark.parametrize(("n_features", "rate"), [(512, 1e-4), (1280, 1e-4), (2560, 5e-5), (12800, 1e-5)])
 def test_the_learning_rate_falls_with_the_number_of_features(n_features: int, rate: float) -> None:
     assert TrainConfig(lr=1e-4).rate(n_features) == pytest.approx(rate)
+    assert TrainConfig(lr=1e-4, start="random").rate(n_features) == 1e-4

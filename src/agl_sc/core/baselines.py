@@ -19,6 +19,7 @@ from agl_sc.core.closed_form import reduced_rank_ridge, ridge_basis
 from agl_sc.core.expression import Floats
 from agl_sc.core.path import ALPHAS, RANKS, choose_alpha, choose_rank
 from agl_sc.core.problem import Spots
+from agl_sc.core.scaling import depth_weights
 from agl_sc.core.search import Validation
 
 FloatArray = NDArray[np.float64]
@@ -97,7 +98,7 @@ def fit_baseline(name: str, samples: Samples) -> Predictor:
     return in_units
 
 
-def ridge_cv(features: Floats, targets: FloatArray) -> FloatArray:
+def ridge_cv(features: Floats, targets: FloatArray, weights: FloatArray | None = None) -> FloatArray:
     """Coefficients (n_features, n_targets) of ridge regression, the penalty chosen by leave-one-out cross-validation.
 
     Parameters
@@ -106,9 +107,11 @@ def ridge_cv(features: Floats, targets: FloatArray) -> FloatArray:
         Centred and scaled, (n_spots, n_features).
     targets
         Centred and scaled, (n_spots, n_targets).
+    weights
+        Of every spot's squared error, (n_spots,); all 1 by default.
     """
     alphas = [alpha * features.shape[1] for alpha in ALPHAS]
-    fitted = RidgeCV(alphas=alphas, fit_intercept=False).fit(features.astype(np.float64), targets)
+    fitted = RidgeCV(alphas=alphas, fit_intercept=False).fit(features.astype(np.float64), targets, weights)
     coefficients: FloatArray = fitted.coef_.reshape(
         -1, features.shape[1]
     ).T  # of a single target, scikit-learn's is flat
@@ -123,6 +126,14 @@ def _mean(samples: Samples) -> Predictor:
 def _ridge(samples: Samples) -> Predictor:
     """Ridge, its penalty by leave-one-out, which is exact in closed form."""
     coefficients = ridge_cv(samples.features, samples.targets)
+    return lambda features: features @ coefficients
+
+
+def _weighted_ridge(samples: Samples) -> Predictor:
+    """The same with spots weighted by depth, as in the closed-form start of the networks."""
+    counts = samples.spots.counts
+    weights = None if counts is None else depth_weights(counts.library, samples.spots.sections)
+    coefficients = ridge_cv(samples.features, samples.targets, weights)
     return lambda features: features @ coefficients
 
 
@@ -202,6 +213,7 @@ BASELINES: dict[str, Callable[[Samples], Predictor]] = {
     "mean": _mean,
     "knn": _knn,
     "ridge": _ridge,
+    "weighted_ridge": _weighted_ridge,
     "pca_ridge": _pca_ridge,
     "reduced_rank_ridge": _reduced_rank_ridge,
     "random_forest": _random_forest,

@@ -44,8 +44,8 @@ class TrainConfig:
     dropout: float = 0.2
     """Of the hidden layer, in [0, 1)."""
     lr: float = 1e-4
-    """Learning rate of AdamW on up to 1,280 features. On more it falls in proportion to their number, for a step of Adam
-    moves the weights of all of them alike, and the output by their sum."""
+    """Learning rate of AdamW on up to 1,280 features. On more it falls in proportion to their number if training starts in
+    closed form, for a step of Adam moves the weights of all of them alike, and the output by their sum."""
     encoder_lr: float = 1e-4
     """Learning rate of AdamW on the encoder, where it is fine-tuned."""
     weight_decay: float = 0.01
@@ -110,7 +110,7 @@ class TrainConfig:
 
     def rate(self, n_features: int) -> float:
         """Learning rate of a network on so many features."""
-        return self.lr * min(1.0, _LR_FEATURES / n_features)
+        return self.lr * min(1.0, _LR_FEATURES / n_features) if self.start == "closed_form" else self.lr
 
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> "TrainConfig":

@@ -46,6 +46,7 @@ ARMS = {
     "mean": Arm("training mean", drawn=False),
     "knn": Arm("kNN", drawn=False),
     "ridge": Arm("ridge", drawn=False),
+    "weighted_ridge": Arm("ridge, spots weighted by depth", drawn=False),
     "pca_ridge": Arm("PCA-256 + ridge", drawn=False),
     "reduced_rank_ridge": Arm("reduced-rank ridge", drawn=False),
     "random_forest": Arm("random forest", cheap=False),

@@ -106,8 +106,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         One arm or several. Those of :func:`agl_sc.tl.train`; ``"dkgsb_dispersion"``, ``"dkgsb_mean"``, ``"dkgsb_moran"``,
         ``"dkgsb_correlation"`` (other prior rankings), ``"random_k"`` (as many genes as DkGSB chooses, drawn at random);
         ``"dkgsb_paper"``, ``"dkgsb_released"``, ``"dkgsb_warmstart"`` (the published variants with their own settings); and
-        the baselines ``"mean"``, ``"knn"``, ``"ridge"``, ``"pca_ridge"``, ``"reduced_rank_ridge"``, ``"random_forest"``,
-        ``"gradient_boosting"``.
+        the baselines ``"mean"``, ``"knn"``, ``"ridge"``, ``"weighted_ridge"`` (spots weighted by depth), ``"pca_ridge"``,
+        ``"reduced_rank_ridge"``, ``"random_forest"``, ``"gradient_boosting"``.
     by
         Whole sections, all sections of a patient (``obs["patient"]``), spatial blocks within sections, or single spots.
         None takes the folds that :func:`agl_sc.pp.split` wrote.
