@@ -52,16 +52,18 @@ def main() -> None:
     parser.add_argument("report", type=Path, help="folder for the report")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--dihedral", action="store_true", help="average features over flips and quarter turns")
+    parser.add_argument(
+        "--orientations", type=int, default=2, help="ways of laying a tile that features are averaged over"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.simplefilter("ignore")
     clock = time.perf_counter()
     sdata = sections_of(arguments.data, arguments.design)
     if arguments.design == "mousebrain":  # 27 px of the hires image are a tile
-        agl_sc.pp.embed(sdata, mpp="image", tile_px=32, dihedral=arguments.dihedral)
+        agl_sc.pp.embed(sdata, mpp="image", tile_px=32, orientations=arguments.orientations)
     else:
-        agl_sc.pp.embed(sdata, dihedral=arguments.dihedral)
+        agl_sc.pp.embed(sdata, orientations=arguments.orientations)
     print(f"read and embedded in {time.perf_counter() - clock:.0f} s", flush=True)
     clock = time.perf_counter()
     result = agl_sc.tl.benchmark(

@@ -26,7 +26,7 @@ os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 if "numba" in sys.modules:
     sys.modules["numba"].config.THREADING_LAYER = "workqueue"
 
-TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "stages": False}
+TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
 
 
 @pytest.fixture(scope="session")

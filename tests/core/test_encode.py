@@ -102,7 +102,7 @@ def test_a_block_is_the_same_bytes_in_whatever_order_tiles_are_read(
         np.testing.assert_array_equal(again[block], features)
 
 
-def test_dihedral_features_do_not_depend_on_which_way_a_tile_lies(boxes: Boxes) -> None:
+def test_features_of_eight_orientations_do_not_depend_on_which_way_a_tile_lies(boxes: Boxes) -> None:
     size = boxes.image.shape[2]
     mirrored = replace(
         boxes,
@@ -118,20 +118,23 @@ def test_dihedral_features_do_not_depend_on_which_way_a_tile_lies(boxes: Boxes) 
         return result
 
     plain = features(recipe(), boxes), features(recipe(), mirrored)
-    averaged = features(recipe(dihedral=True), boxes), features(recipe(dihedral=True), mirrored)
+    averaged = features(recipe(orientations=8), boxes), features(recipe(orientations=8), mirrored)
     assert np.abs(plain[0] - plain[1]).max() > 0.1
     np.testing.assert_allclose(*averaged, atol=1e-5)
 
 
-def test_dihedral_features_are_the_mean_over_eight_ways(boxes: Boxes) -> None:
+@pytest.mark.parametrize("orientations", [2, 4, 8])
+def test_features_are_the_mean_over_orientations(boxes: Boxes, orientations: int) -> None:
     read = [(int(index[0]), tile[0]) for index, tile in read_boxes(boxes, 1)]
     tiles = torch.from_numpy(np.stack([tile for _, tile in sorted(read, key=lambda pair: pair[0])]))
-    flipped = [tiles, tiles.flip(2), tiles.flip(3), tiles.flip(2, 3)]
-    ways = [*flipped, *(each.transpose(2, 3) for each in flipped)]
+    half = [tiles, tiles.flip(2, 3)]
+    quarter = [each.flip(3).transpose(2, 3) for each in half]
+    mirrored = [each.flip(3) for each in (*half, *quarter)]
+    ways = [*half, *quarter, *mirrored][:orientations]
     with torch.inference_mode():
         expected = torch.stack([recipe().encoder(way) for way in ways]).mean(dim=0)
     rows = block_rows(boxes)
-    for block, features in encoded_blocks(recipe(dihedral=True), boxes, range(5)):
+    for block, features in encoded_blocks(recipe(orientations=orientations), boxes, range(5)):
         np.testing.assert_allclose(features, expected[rows[block]], atol=1e-5)
 
 
@@ -155,10 +158,10 @@ def test_features_are_computed_in_the_precision_of_the_device(boxes: Boxes, monk
     """As on CUDA, here on the CPU; averages over ways are taken in full precision."""
     full = dict(encoded_blocks(recipe(), boxes, range(5)))
     monkeypatch.setattr(module, "_dtype", lambda _: torch.bfloat16)
-    for dihedral in (False, True):
-        for block, features in encoded_blocks(recipe(dihedral=dihedral), boxes, range(5)):
+    for orientations in (1, 2):
+        for block, features in encoded_blocks(recipe(orientations=orientations), boxes, range(5)):
             assert features.dtype == np.float32
-            if not dihedral:
+            if orientations == 1:
                 assert (features == torch.from_numpy(features).bfloat16().float().numpy()).all()
                 np.testing.assert_allclose(features, full[block], atol=0.05)
                 assert not np.array_equal(features, full[block])

@@ -30,6 +30,7 @@ TILES: dict[str, Any] = {
     "batch_size": 8,
     "shapes_key": ["section_1"],
     "context": (),
+    "orientations": 1,
     "stages": False,
 }
 N_BLOCKS = 4
@@ -113,8 +114,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(store: Path, expected: NDAr
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tile_px": 40}, {"mpp": 1.5}, {"image_mpp": 0.97}, {"dihedral": True}, {"compile": True}],
-    ids=["tile_px", "mpp", "image_mpp", "dihedral", "compile"],
+    [{"tile_px": 40}, {"mpp": 1.5}, {"image_mpp": 0.97}, {"orientations": 2}, {"compile": True}],
+    ids=["tile_px", "mpp", "image_mpp", "orientations", "compile"],
 )
 def test_other_tiles_use_nothing_of_it(store: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)

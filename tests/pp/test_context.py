@@ -17,8 +17,8 @@ from agl_sc.tl import TrainConfig, predict, train
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "stages": False}
-ALONE: dict[str, Any] = {**TILES, "context": ()}
-ALL: dict[str, Any] = {"context": (2,), "neighbors": 1, "dihedral": True}
+ALONE: dict[str, Any] = {**TILES, "context": (), "orientations": 1}
+ALL: dict[str, Any] = {"context": (2,), "neighbors": 1, "orientations": 4}
 N_FEATURES = 1280
 
 
@@ -73,7 +73,7 @@ def test_a_spot_on_its_own_keeps_its_features() -> None:
 
 
 def test_a_wider_field_is_the_tile_at_a_coarser_scale(tissue: SpatialData, prepared: SpatialData) -> None:
-    embed(tissue, **TILES, context=(2,))
+    embed(tissue, **{**ALONE, "context": (2,)})
     wide = features_of(tissue)
     np.testing.assert_array_equal(wide[:, :N_FEATURES], features_of(prepared))
     embed(tissue, **{**ALONE, "mpp": 2.0})
@@ -134,7 +134,7 @@ def test_other_views_are_refused_by_name(
 
 
 def test_finetuning_is_for_tiles_alone(wide: SpatialData, config: TrainConfig) -> None:
-    match = r"was made with context='2', neighbors=1, dihedral=True; run agl_sc.pp.embed\(sdata, context=\(\)\) first"
+    match = r"was made with context='2', neighbors=1, orientations=4; run agl_sc.pp.embed\(sdata, context=\(\), orientations=1\) first"
     with pytest.raises(ValueError, match=match):
         train(wide, method="pgl", finetune=True, config=config)
 
@@ -146,13 +146,13 @@ def test_workers_of_a_cluster_give_the_same_bytes(tissue: SpatialData, wide: Spa
     np.testing.assert_array_equal(features_of(tissue), features_of(wide))
 
 
-def test_by_default_stages_and_three_wider_fields_are_seen(tissue: SpatialData) -> None:
+def test_by_default_stages_and_three_wider_fields_are_seen_upright_and_upside_down(tissue: SpatialData) -> None:
     """Fields of view come one after the other, each with the encoder's own features first and then its stages'."""
     embed(tissue, tile_px=32, mpp=1.0)
     made_from = tissue["table"].uns["agl"]["features"]
-    assert (made_from["context"], made_from["stages"], made_from["dihedral"]) == ("2 4 8", True, False)
+    assert (made_from["context"], made_from["stages"], made_from["orientations"]) == ("2 4 8", True, 2)
     assert Views.recorded(made_from).n_views == 4
     features = features_of(tissue)
     assert features.shape == (159, 4 * 2304)
-    embed(tissue, **{**ALONE, "mpp": 4.0})
+    embed(tissue, **{**ALONE, "mpp": 4.0, "orientations": 2})
     np.testing.assert_allclose(features[:, 2 * 2304 : 2 * 2304 + N_FEATURES], features_of(tissue), atol=1e-5)

@@ -21,7 +21,7 @@ from agl_sc.pp import _embed as module
 from agl_sc.pp import embed
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
-TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "stages": False}
+TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
 
 
 def brute_force(sdata: SpatialData, section: str, side: int) -> torch.Tensor:
@@ -88,7 +88,17 @@ def test_only_the_declared_slots_are_written(
     record = {
         f"uns/mine/features/{name}"
         for name in (
-            *("encoder", "weights_digest", "tile_px", "mpp", "context", "neighbors", "dihedral", "stages", "precision"),
+            *(
+                "encoder",
+                "weights_digest",
+                "tile_px",
+                "mpp",
+                "context",
+                "neighbors",
+                "orientations",
+                "stages",
+                "precision",
+            ),
             *(f"{per_section}/section_2" for per_section in ("image_mpp", "images", "sections")),
         )
     }
@@ -225,6 +235,7 @@ BAD = [
     pytest.param(nothing, {"encoder": "resnet18x"}, ValueError, "encoder='resnet18x' is not known to timm", id="encoder"),
     pytest.param(nothing, {"context": 2}, ValueError, r"context=2 is not a sequence of factors above 1; pass e.g. \(2,\)", id="context, a number"),
     pytest.param(nothing, {"context": (2, 0.5)}, ValueError, r"context=\(2, 0.5\) is not a sequence of factors", id="context, narrower"),
+    pytest.param(nothing, {"orientations": 3}, ValueError, "orientations=3 is not one of 1, 2, 4, 8 ways", id="orientations"),
     pytest.param(nothing, {"neighbors": -1}, ValueError, "neighbors=-1 is not a number of rings; pass 0 for none", id="neighbors"),
     pytest.param(nothing, {"client": "tcp://here"}, TypeError, r"client is a str, not a dask.distributed.Client", id="client"),
     pytest.param(nothing, {"key_added": "a b"}, ValueError, "key_added='a b' is not a plain name", id="key_added"),

@@ -27,7 +27,7 @@ Slots = Callable[[SpatialData], dict[str, Any]]
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 
 
-PLAIN: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "stages": False}
+PLAIN: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
 
 
 @pytest.fixture(scope="session")

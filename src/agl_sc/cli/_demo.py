@@ -48,7 +48,6 @@ def demo(
     import matplotlib as mpl
 
     from agl_sc import pl, pp
-    from agl_sc.pp._context import WIDER
     from agl_sc.tl._arms import compare_arms, summary
 
     mpl.use("Agg")
@@ -60,7 +59,8 @@ def demo(
     targets = None if data else list(table.uns["truth"]["targets"])
     pp.target_genes(sdata, genes=targets or 50)
     say("Embedding tiles")
-    pp.embed(sdata, context=() if data is None else WIDER)  # the toy has nothing to see beyond a tile
+    quick: dict[str, Any] = {"context": (), "orientations": 1}  # the toy has nothing to see beyond a tile
+    pp.embed(sdata, **(quick if data is None else {}))
     pp.rank_auxiliary(sdata)
     say("Training: targets only, all auxiliary genes, DkGSB")
     result, model = compare_arms(sdata, seed=seed)

@@ -74,7 +74,9 @@ def train(  # noqa: PLR0913 -- an entry point
         typer.Option("--context", help="Wider field of view, in sides of a tile; repeat for several."),
     ] = None,
     neighbors: Annotated[int | None, typer.Option(help="Rings of neighbouring spots whose features are added.")] = None,
-    dihedral: Annotated[bool, typer.Option("--dihedral", help="Average features over flips and turns.")] = False,
+    orientations: Annotated[
+        int | None, typer.Option(help="Ways of laying a tile that features are averaged over: 1, 2, 4 or 8.")
+    ] = None,
     table_key: TableKey = None,
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
@@ -100,7 +102,7 @@ def train(  # noqa: PLR0913 -- an entry point
     split = given(by=by, test=_units(test), validation=_units(validation))
     tiles = given(
         encoder=encoder, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=wider, neighbors=neighbors,
-        dihedral=dihedral or None,
+        orientations=orientations,
     )  # fmt: skip
     genes = given(genes=number_or_names(targets), score=score)
     where: dict[str, Any] = {

@@ -29,8 +29,8 @@ class Recipe:
     """Makes them."""
     tile_px: int
     """Side that tiles are resampled to, in pixels."""
-    dihedral: bool = False
-    """Average over the eight flips and quarter turns of every tile."""
+    orientations: int = 1
+    """Ways of laying every tile that are averaged over: 1 as it is, 2 half turns too, 4 quarter turns, 8 mirrored ones."""
     batch_size: int = 32
     """Tiles per forward pass."""
     device: str | None = None
@@ -176,11 +176,10 @@ def _batch(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
-    if not recipe.dihedral:
+    if recipe.orientations == 1:
         return recipe.encoder(tiles)
-    turned = [torch.rot90(tiles, turns, (2, 3)) for turns in range(4)]
-    ways = [way for tile in turned for way in (tile, tile.flip(3))]
-    return torch.stack([recipe.encoder(way).float() for way in ways]).mean(dim=0)
+    laid = [torch.rot90(way, turns, (2, 3)) for way in (tiles, tiles.flip(3)) for turns in (0, 2, 1, 3)]
+    return torch.stack([recipe.encoder(way).float() for way in laid[: recipe.orientations]]).mean(dim=0)
 
 
 def _dtype(device: torch.device) -> torch.dtype:

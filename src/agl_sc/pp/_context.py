@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 Float32Array = NDArray[np.float32]
+ORIENTATIONS = (1, 2, 4, 8)
+"""As it is; and upside down; and by quarter turns; and all of these mirrored."""
 WIDER = (2, 4, 8)
 """Fields of view beside the tile's, in sides of it, that predict best on HER2ST; 16 was not tried."""
 
@@ -23,8 +25,8 @@ class Views:
     """Fields of view in sides of the tile, each seen at as many times its mpp."""
     neighbors: int = 0
     """Rings of neighbouring spots whose mean features are added."""
-    dihedral: bool = False
-    """Every tile averaged over its flips and quarter turns."""
+    orientations: int = 1
+    """Ways of laying every tile that are averaged over."""
     stages: bool = False
     """Mean and spread of the feature maps of every stage of the encoder, beside its own features."""
 
@@ -41,6 +43,9 @@ class Views:
         if not isinstance(self.neighbors, Integral) or self.neighbors < 0:
             msg = f"neighbors={self.neighbors!r} is not a number of rings; pass 0 for none, 1 for the adjacent spots."
             raise ValueError(msg)
+        if self.orientations not in ORIENTATIONS:
+            msg = f"orientations={self.orientations!r} is not one of {', '.join(map(str, ORIENTATIONS))} ways of laying a tile; 2 is usual."
+            raise ValueError(msg)
 
     def record(self) -> dict[str, Any]:
         """Entries of the features' record."""
@@ -48,7 +53,7 @@ class Views:
         return {
             "context": factors,
             "neighbors": int(self.neighbors),
-            "dihedral": bool(self.dihedral),
+            "orientations": int(self.orientations),
             "stages": bool(self.stages),
         }
 
@@ -57,7 +62,7 @@ class Views:
         """From the features' record; a record older than these entries has none of them."""
         entries = {**cls().record(), **made_from}
         factors = tuple(float(factor) for factor in str(entries["context"]).split())
-        return cls(factors, int(entries["neighbors"]), bool(entries["dihedral"]), bool(entries["stages"]))
+        return cls(factors, int(entries["neighbors"]), int(entries["orientations"]), bool(entries["stages"]))
 
 
 def ring_means(features: Float32Array, centres: NDArray[np.float64], n_rings: int) -> Float32Array:

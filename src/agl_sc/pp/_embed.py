@@ -47,7 +47,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     stages: bool = True,
     context: Sequence[float] = WIDER,
     neighbors: int = 0,
-    dihedral: bool = False,
+    orientations: int = 2,
     batch_size: int = 32,
     device: str | None = None,
     compile: bool = False,
@@ -87,8 +87,9 @@ def embed(  # noqa: PLR0913 -- an entry point
         Every one takes as long as the tiles themselves. Beyond the image there is background.
     neighbors
         Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
-    dihedral
-        Average the features of every tile over its eight flips and quarter turns, in eight times the time.
+    orientations
+        Ways of laying every tile that its features are averaged over: 1, as it is; 2, upside down too; 4, by quarter turns;
+        8, mirrored too. As many times the time of one.
     batch_size
         Tiles per forward pass.
     device
@@ -130,7 +131,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     OSError
         The disk is full while features are kept; what is finished stays valid.
     """
-    views = Views(context, neighbors, dihedral, stages)
+    views = Views(context, neighbors, orientations, stages)
     spec = TileSpec(tile_px, mpp)
     if batch_size < 1:
         msg = f"batch_size={batch_size} is not a positive number of tiles; 32 is usual."
@@ -150,7 +151,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     if keys.features in table.obsm and {**Views().record(), **(recorded(table, keys, "features") or {})} == made_from:
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         return
-    recipe = Recipe(network, tile_px, dihedral, batch_size, device, compile, precision)
+    recipe = Recipe(network, tile_px, orientations, batch_size, device, compile, precision)
     features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=cache_folder(sdata), client=client)
     table.obsm[keys.features] = features
     record(table, keys, {"features": made_from})
@@ -301,6 +302,6 @@ def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None,
 def _cache_key(recipe: Recipe, boxes: Boxes) -> str:
     """Digest of what the features of a set of tiles depend on: pixels, boxes, weights, transform and arithmetic."""
     encoder = recipe.encoder
-    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.dihedral)
+    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.orientations)
     way = (recipe.precision, recipe.compiled, BLOCK)
     return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]

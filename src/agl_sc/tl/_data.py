@@ -212,10 +212,11 @@ def finetune_data(
     """The same data with the tiles of training and validation spots and the encoder to fine-tune."""
     made_from = recorded(table, keys, "features")
     views = Views.recorded(made_from)
-    beside = {name: value for name, value in replace(views, stages=False).record().items() if value}
+    alone = Views().record()
+    beside = {name: value for name, value in replace(views, stages=False).record().items() if value != alone[name]}
     if beside:
         said = ", ".join(f"{name}={value!r}" for name, value in beside.items())
-        msg = f'finetune=True trains on the tiles alone, and obsm["{keys.features}"] was made with {said}; run agl_sc.pp.embed(sdata, context=()) first.'
+        msg = f'finetune=True trains on the tiles alone, and obsm["{keys.features}"] was made with {said}; run agl_sc.pp.embed(sdata, context=(), orientations=1) first.'
         raise ValueError(msg)
     encoder = load_encoder(made_from["encoder"], stages=views.stages)
     check_provenance(made_from, encoder)

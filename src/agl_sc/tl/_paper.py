@@ -226,7 +226,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
             "Targets were chosen on all spots, test spots included, as in the paper: every method is flattered."
         )
     with unchanged_on_failure(table, keys):
-        embed(sdata, encoder=encoder, tile_px=tile_px, mpp=mpp, stages=False, context=(), **where)
+        embed(sdata, encoder=encoder, tile_px=tile_px, mpp=mpp, stages=False, context=(), orientations=1, **where)
         return cross_validate(
             sdata,
             methods=names,

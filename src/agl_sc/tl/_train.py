@@ -239,7 +239,7 @@ def ensure_features(
 ) -> None:
     """Features of the offline encoder where there are none, of the tile alone for fine-tuning; others' are refused."""
     if keys.features not in table.obsm:
-        alone: dict[str, Any] = {"context": ()} if finetune else {}
+        alone: dict[str, Any] = {"context": (), "orientations": 1} if finetune else {}
         embed(sdata, **alone, **where, key_added=keys.key_added)
     if recorded(table, keys, "features") is None:
         msg = f'obsm["{keys.features}"] was not made by agl_sc.pp.embed; run it, so that the model knows its encoder and tiles.'
