@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import spatialdata
@@ -17,13 +18,14 @@ SETTINGS = ["batch_size=16", "max_epochs=1"]
 
 def test_report_is_that_of_the_library(run: Run, results: Path, tmp_path: Path) -> None:
     store, folder = results / "result.zarr", tmp_path / "report"
-    options = ["--methods", "mean, ridge", "--seeds", "1", "--targets", "4"]
+    options = ["--methods", "ridge, reduced_rank_ridge", "--seeds", "1", "--targets", "4", "--score", "dispersion"]
     options += [text for setting in SETTINGS for text in ("--set", setting)]
     done = run("benchmark", store, *options, "--output", folder, "--json")
     assert done.exit_code == 0, done.output
-    expected = tl.benchmark(
-        spatialdata.read_zarr(store), methods=["mean", "ridge"], seeds=1, genes=4, config=train_config(SETTINGS, None)
-    )
+    asked: dict[str, Any] = {"methods": ["ridge", "reduced_rank_ridge"], "score": "dispersion"}
+    config = train_config(SETTINGS, None)
+    expected = tl.benchmark(spatialdata.read_zarr(store), **asked, seeds=1, genes=4, config=config)
+    assert expected.provenance["cross_validation"]["score"] == "dispersion"
     saved = tl.Benchmark.load(folder)
     pd.testing.assert_frame_equal(saved.results, expected.results, check_dtype=False, check_categorical=False)
     pd.testing.assert_frame_equal(saved.differences, expected.differences, check_dtype=False)

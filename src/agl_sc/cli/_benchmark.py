@@ -9,7 +9,7 @@ from agl_sc.cli._frame import Force, Result, say
 from agl_sc.cli._hest import FOLDER, Folder, store_of
 from agl_sc.cli._paper import PaperRun, run, table
 from agl_sc.cli._store import ImageMpp, KeyAdded, Layer, Seed, Store, TableKey, free_place, open_store, written
-from agl_sc.cli._train import Checkpoint, Targets, TrainSettings, given, number_or_names, train_config
+from agl_sc.cli._train import Checkpoint, PriorScore, Targets, TrainSettings, given, number_or_names, train_config
 
 
 def benchmark(  # noqa: PLR0913 -- an entry point
@@ -30,6 +30,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     targets: Targets = None,
+    score: PriorScore = None,
     settings: TrainSettings = None,
     image_mpp: ImageMpp = None,
     checkpoint: Checkpoint = None,
@@ -89,7 +90,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     say("Comparing methods")
     report = tl.benchmark(
         sdata,
-        **given(methods=names, genes=number_or_names(targets)),
+        **given(methods=names, genes=number_or_names(targets), score=score),
         reference=reference,
         by=by,  # type: ignore[arg-type]  # refuses an unknown one
         n_folds=folds,

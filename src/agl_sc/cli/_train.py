@@ -36,6 +36,7 @@ TrainSettings = Annotated[
 Targets = Annotated[
     list[str] | None, typer.Option(help="Target gene, repeat for several; or how many of highest variance.")
 ]
+PriorScore = Annotated[str | None, typer.Option(help="Prior ranks of auxiliary genes, as pp.rank_auxiliary says.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Folder to continue from after an interrupt.")]
 By = Annotated[
     str | None,
@@ -62,9 +63,7 @@ def train(  # noqa: PLR0913 -- an entry point
     test: Units = None,
     validation: Units = None,
     targets: Targets = None,
-    score: Annotated[
-        str | None, typer.Option(help="Prior ranks of auxiliary genes, as pp.rank_auxiliary says.")
-    ] = None,
+    score: PriorScore = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder, see agl-sc encoders.")] = None,
     tile_px: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel of a tile.")] = None,
