@@ -10,7 +10,8 @@ from typer.testing import CliRunner, Result
 
 from agl_sc.cli import app
 
-QUICK = ["--tile-px", "32", "--mpp", "1", "--targets", "4", "--set", "batch_size=16", "--set", "max_epochs=1"]
+ALONE = ["--tile-px", "32", "--mpp", "1", "--context", "1", "--orientations", "1"]
+QUICK = [*ALONE, "--targets", "4", "--set", "batch_size=16", "--set", "max_epochs=1"]
 SPLIT = ["--by", "section", "--test", "section_3", "--validation", "section_2"]
 
 

@@ -24,6 +24,7 @@ def test_model_and_store_are_written(store: Path, results: Path) -> None:
     assert set(table.obs["agl_split"][table.obs["section"] == "section_3"]) == {"test"}
     assert np.isfinite(table.layers["agl"][:, table.var_names.isin(model.targets)]).all()
     assert table.uns["agl"]["params"]["batch_size"] == 16
+    assert (model.card["features"]["context"], model.card["features"]["orientations"]) == ("", 1)
     printed = json.loads((results / "stdout.json").read_text())
     assert printed["model"] == str(results / "model")
     assert printed["n_targets"] == model.n_targets == 4

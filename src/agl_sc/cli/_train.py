@@ -70,7 +70,7 @@ def train(  # noqa: PLR0913 -- an entry point
     image_mpp: ImageMpp = None,
     wider: Annotated[
         list[float] | None,
-        typer.Option("--context", help="Wider field of view, in sides of a tile; repeat for several."),
+        typer.Option("--context", help="Wider field of view, in sides of a tile; repeat for several, 1 for none."),
     ] = None,
     neighbors: Annotated[int | None, typer.Option(help="Rings of neighbouring spots whose features are added.")] = None,
     orientations: Annotated[
@@ -100,7 +100,8 @@ def train(  # noqa: PLR0913 -- an entry point
     config = train_config(settings or [], preset)
     split = given(by=by, test=_units(test), validation=_units(validation))
     tiles = given(
-        encoder=encoder, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=wider, neighbors=neighbors,
+        encoder=encoder, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, neighbors=neighbors,
+        context=tuple(factor for factor in wider if factor != 1) if wider else None,
         orientations=orientations,
     )  # fmt: skip
     genes = given(genes=number_or_names(targets), score=score)

@@ -36,7 +36,7 @@ from agl_sc.tl._arms import ARMS, check_methods
 from agl_sc.tl._evaluate import Measured, lattices_of
 from agl_sc.tl._request import Request, requested
 from agl_sc.tl._runs import Outcome, Protocol, Source, run, run_path
-from agl_sc.tl._train import PACKAGES, ensure_features
+from agl_sc.tl._train import PACKAGES, ensure_features, smaller_batch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -253,7 +253,7 @@ def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]
         n_train = int((fold.assigned == "train").sum())
         batch_size = request.protocol.config.batch_size
         if networks and n_train < batch_size:
-            msg = f"Fold {fold.name!r} has {n_train} training spots, fewer than batch_size={batch_size}; pass config=TrainConfig(batch_size={max(8, n_train // 2)})."
+            msg = f"Fold {fold.name!r} has {n_train} training spots, fewer than batch_size={batch_size}; {smaller_batch(n_train)}."
             raise ValueError(msg)
         _, n_picking = np.unique(sections[fold.assigned == "validation"], return_counts=True)
         if picking and n_picking.max(initial=0) < 2:

@@ -221,12 +221,20 @@ def split_if_missing(
         split(sdata, by="section" if by_section else "block", image_mpp=image_mpp, seed=seed, **where)
 
 
+def smaller_batch(n_train: int) -> str:
+    """How to mend a batch that is larger than the training set."""
+    size = max(8, n_train // 2)
+    return f"pass config=TrainConfig(batch_size={size}), or --set batch_size={size} on the command line"
+
+
 def check_enough(table: "AnnData", keys: Keys, config: TrainConfig) -> None:
     """Refuse a split with too few training or validation spots."""
     assigned = split_of(table, keys)
     n_train = int((assigned == "train").sum())
     if n_train < config.batch_size:
-        msg = f"There are {n_train} training spots, fewer than batch_size={config.batch_size}; pass config=TrainConfig(batch_size={max(8, n_train // 2)})."
+        msg = (
+            f"There are {n_train} training spots, fewer than batch_size={config.batch_size}; {smaller_batch(n_train)}."
+        )
         raise ValueError(msg)
     per_section = section_of(table)[assigned == "validation"].value_counts()
     if per_section.max() < 2 or per_section.empty:
