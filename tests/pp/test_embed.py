@@ -236,6 +236,7 @@ BAD = [
     pytest.param(nothing, {"context": 2}, ValueError, r"context=2 is not a sequence of factors above 1; pass e.g. \(2,\)", id="context, a number"),
     pytest.param(nothing, {"context": (2, 0.5)}, ValueError, r"context=\(2, 0.5\) is not a sequence of factors", id="context, narrower"),
     pytest.param(nothing, {"orientations": 3}, ValueError, "orientations=3 is not one of 1, 2, 4, 8 ways", id="orientations"),
+    pytest.param(nothing, {"orientations": 2.0}, ValueError, "orientations=2.0 is not one of", id="orientations float"),
     pytest.param(nothing, {"neighbors": -1}, ValueError, "neighbors=-1 is not a number of rings; pass 0 for none", id="neighbors"),
     pytest.param(nothing, {"client": "tcp://here"}, TypeError, r"client is a str, not a dask.distributed.Client", id="client"),
     pytest.param(nothing, {"key_added": "a b"}, ValueError, "key_added='a b' is not a plain name", id="key_added"),

@@ -178,8 +178,9 @@ def _batch(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
 def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
     if recipe.orientations == 1:
         return recipe.encoder(tiles)
-    laid = [torch.rot90(way, turns, (2, 3)) for way in (tiles, tiles.flip(3)) for turns in (0, 2, 1, 3)]
-    return torch.stack([recipe.encoder(way).float() for way in laid[: recipe.orientations]]).mean(dim=0)
+    ways = [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: recipe.orientations]
+    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in ways)
+    return torch.stack([recipe.encoder(way).float() for way in laid]).mean(dim=0)
 
 
 def _dtype(device: torch.device) -> torch.dtype:
