@@ -23,9 +23,9 @@ import agl_sc
 from agl_sc.io._st import read_st_folder
 
 METHODS = (
-    "mean", "knn", "ridge", "pca_ridge", "reduced_rank_ridge", "gradient_boosting", "random_forest",
+    "mean", "knn", "ridge", "weighted_ridge", "pca_ridge", "reduced_rank_ridge", "gradient_boosting", "random_forest",
     "pgl", "agl", "dkgsb", "random_k", "dkgsb_dispersion", "dkgsb_mean", "dkgsb_moran", "dkgsb_correlation",
-    "uncertainty", "cosine",
+    "uncertainty", "cosine", "auxilearn", "amal", "fixed_k", "target_weight",
 )  # fmt: skip
 DESIGNS: dict[str, dict[str, Any]] = {
     "sections": {"by": "section"},
