@@ -167,6 +167,7 @@ def test_features_are_computed_in_the_precision_of_the_device(boxes: Boxes, monk
                 assert not np.array_equal(features, full[block])
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # of torch on Python 3.13.0
 def test_a_compiled_encoder_sees_every_batch_in_one_size(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 and 11 tiles in batches of 6: the last ones are filled up, and their features are the same."""
     sizes: list[int] = []

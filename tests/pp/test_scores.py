@@ -197,7 +197,7 @@ def test_predictability_is_that_of_the_arrays(prepared: "SpatialData") -> None:
     table = prepared["table"]
     table.obsm["agl_features"][3] = np.nan  # a spot without tile is left out
     pp.rank_auxiliary(prepared)
-    training = (table.obs["agl_split"] == "train").to_numpy()
+    training = (table.obs["agl_split"] == "train").to_numpy(copy=True)
     training[3] = False
     features = np.asarray(table.obsm["agl_features"], dtype=float)[training]
     features -= features.mean(axis=0)

@@ -93,13 +93,18 @@ class Benchmark:
         if missing:
             msg = f"{path} holds no benchmark ({missing[0]} is missing); pass a folder that Benchmark.save wrote."
             raise FileNotFoundError(msg)
-        results, differences = (
-            pd.read_csv(path / name, float_precision="round_trip", dtype=_TEXT) for name in (RESULTS, DIFFERENCES)
-        )
+        results, differences = (_read(path / name) for name in (RESULTS, DIFFERENCES))
         return cls(results, differences, json.loads((path / PROVENANCE).read_text(encoding="utf-8")))
 
 
-_TEXT = dict.fromkeys(("method", "fold", "section", "gene", "metric", "reference", "unit"), str)
+_TEXT = ("method", "fold", "section", "gene", "metric", "reference", "unit")
+_NUMBERS = ("value", "mean", "low", "high")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table as it was written; numbers as text first, for pandas 2 rounds what it reads as numbers."""
+    frame = pd.read_csv(path, dtype=dict.fromkeys((*_TEXT, *_NUMBERS), str))
+    return frame.astype({name: float for name in _NUMBERS if name in frame})
 
 
 def benchmark(  # noqa: PLR0913 -- an entry point
