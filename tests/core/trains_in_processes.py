@@ -57,7 +57,10 @@ def trained(
         result = fit_in_rounds(training, validation, **common)
     else:
         result = fit(training, validation, method=method, **common)
-    table = {f"history.{name}": torch.from_numpy(result.history[name].to_numpy(dtype=float)) for name in result.history}
+    table = {
+        f"history.{name}": torch.from_numpy(result.history[name].to_numpy(dtype=float, copy=True))
+        for name in result.history
+    }
     return {**result.state, "weights": torch.from_numpy(result.weights), **table}
 
 
