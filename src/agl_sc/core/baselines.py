@@ -19,7 +19,6 @@ from agl_sc.core.closed_form import reduced_rank_ridge, ridge_basis
 from agl_sc.core.expression import Floats
 from agl_sc.core.path import ALPHAS, RANKS, choose_alpha, choose_rank
 from agl_sc.core.problem import Spots
-from agl_sc.core.scaling import depth_weights
 from agl_sc.core.search import Validation
 
 FloatArray = NDArray[np.float64]
@@ -123,18 +122,15 @@ def _mean(samples: Samples) -> Predictor:
     return lambda features: np.zeros((len(features), samples.n_targets))
 
 
-def _ridge(samples: Samples) -> Predictor:
+def _ridge(samples: Samples, weights: FloatArray | None = None) -> Predictor:
     """Ridge, its penalty by leave-one-out, which is exact in closed form."""
-    coefficients = ridge_cv(samples.features, samples.targets)
+    coefficients = ridge_cv(samples.features, samples.targets, weights)
     return lambda features: features @ coefficients
 
 
 def _weighted_ridge(samples: Samples) -> Predictor:
     """The same with spots weighted by depth, as in the closed-form start of the networks."""
-    counts = samples.spots.counts
-    weights = None if counts is None else depth_weights(counts.library, samples.spots.sections)
-    coefficients = ridge_cv(samples.features, samples.targets, weights)
-    return lambda features: features @ coefficients
+    return _ridge(samples, samples.spots.depth_weights)
 
 
 def _knn(samples: Samples) -> Predictor:

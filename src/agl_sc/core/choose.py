@@ -12,7 +12,6 @@ from agl_sc.core.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, rid
 from agl_sc.core.config import Method, TrainConfig
 from agl_sc.core.path import RANKS, choose_alpha, choose_rank, own_penalty, path_search
 from agl_sc.core.problem import Choices, Spots
-from agl_sc.core.scaling import depth_weights
 from agl_sc.core.search import RACE_CUTOFFS, TRACE_COLUMNS, Validation, no_trace, race_search
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
 
@@ -59,9 +58,7 @@ class Planner:
         cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
     ) -> "Planner":
         """Decompose the features once."""
-        weights = None
-        if config.depth_weights and spots.counts is not None:
-            weights = depth_weights(spots.counts.library, spots.sections)
+        weights = spots.depth_weights if config.depth_weights else None
         basis, own_alpha = ridge_basis(spots.features, spots.expression, weights), None
         if validation is not None and config.own_directions and config.start == "closed_form":
             targets = spots.expression.columns(0, n_targets)
@@ -130,15 +127,12 @@ class Planner:
         limit = self.config.hard_limit
         if self.config.search == "path" and self.validation is not None:
             n_genes = self.n_targets + max(round(limit * self.n_auxiliary), 1)
-            cutoff, trace = path_search(
-                self.basis.of_leading(n_genes), self.validation, alpha=first.alpha, rank=self.config.rank
-            )
+            alone = choose_alpha(self.basis.of_leading(self.n_targets), self.validation)
+            within = self.basis.of_leading(n_genes)
+            cutoff, trace = path_search(within, self.validation, alpha=first.alpha, alone=alone, rank=self.config.rank)
             scale = (n_genes - self.n_targets) / self.n_auxiliary
             trace["cutoff"] *= scale
-            if cutoff == 0:
-                alone = choose_alpha(self.basis.of_leading(self.n_targets), self.validation)
-                return replace(first, cutoff=0.0, alpha=alone), trace
-            return replace(first, cutoff=cutoff * scale), trace
+            return replace(first, cutoff=cutoff * scale, alpha=first.alpha if cutoff else alone), trace
         if self.config.search == "race":
 
             def at(cutoff: float, n_epochs: int) -> float:

@@ -92,7 +92,13 @@ def choose_rank(start: LowRank, validation: Validation) -> int:
 
 
 def path_search(
-    basis: RidgeBasis, validation: Validation, *, alpha: float, rank: int | None = None, n_cutoffs: int = 64
+    basis: RidgeBasis,
+    validation: Validation,
+    *,
+    alpha: float,
+    alone: float | None = None,
+    rank: int | None = None,
+    n_cutoffs: int = 64,
 ) -> tuple[float, pd.DataFrame]:
     """Cutoff from the closed-form fit at every number of auxiliary genes.
 
@@ -108,6 +114,8 @@ def path_search(
         Validation spots.
     alpha
         Ridge penalty on the features' scale, with auxiliary genes.
+    alone
+        The penalty without them; chosen on the validation spots if None.
     rank
         Width of the trunk; chosen on the validation spots if None.
     n_cutoffs
@@ -123,23 +131,24 @@ def path_search(
         return 0.0, no_trace()
     widest = min(len(basis.singular_values), RANKS[-1] if rank is None else rank)
     ranks = _ranks(widest) if rank is None else [widest]
-    alone = _targets_alone(basis.of_leading(n_targets), validation, ranks)
+    targets = basis.of_leading(n_targets)
+    without = _targets_alone(targets, validation, ranks, alpha=alone or choose_alpha(targets, validation))
     validation = _turned(validation, basis)
     k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))
     path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
     scores = np.stack([rank_pearson(solution, ranks, validation) for solution in path])
     smooth = _smooth(scores)
     best = _first_best(smooth.mean(axis=2).max(axis=0))
-    k, scores = np.append(0, k), np.vstack([alone, scores[:, best]])
+    k, scores = np.append(0, k), np.vstack([without, scores[:, best]])
     cutoffs = k / n_auxiliary
     trace = {"step": np.arange(len(k)), "cutoff": cutoffs, "k": k, "validation_pearson": scores.mean(axis=1)}
-    return float(cutoffs[_one_standard_error(np.vstack([alone, smooth[:, best]]))]), pd.DataFrame(trace)
+    return float(cutoffs[_one_standard_error(np.vstack([without, smooth[:, best]]))]), pd.DataFrame(trace)
 
 
-def _targets_alone(targets: RidgeBasis, validation: Validation, ranks: list[int]) -> FloatArray:
-    """Validation Pearson of every target without auxiliary genes, at the penalty and rank that are best then, (n_targets,)."""
+def _targets_alone(targets: RidgeBasis, validation: Validation, ranks: list[int], *, alpha: float) -> FloatArray:
+    """Validation Pearson of every target without auxiliary genes, at the rank that is best then, (n_targets,)."""
     weights = np.ones(targets.genes.shape[1])
-    solution = reduced_rank_ridge(targets, weights, alpha=choose_alpha(targets, validation), rank=ranks[-1])
+    solution = reduced_rank_ridge(targets, weights, alpha=alpha, rank=ranks[-1])
     scores = rank_pearson(solution, ranks, validation)
     best: FloatArray = scores[_first_best(scores.mean(axis=1))]
     return best

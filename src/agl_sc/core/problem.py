@@ -13,6 +13,7 @@ from agl_sc.core.expression import Expression, Floats, Measured
 from agl_sc.core.hypergradient import Parameters
 from agl_sc.core.network import Network
 from agl_sc.core.objective import Batch, Objective
+from agl_sc.core.scaling import depth_weights
 from agl_sc.core.search import Validation
 from agl_sc.core.sources import Source
 
@@ -31,6 +32,11 @@ class Spots:
     """Section of every spot, (n_spots,)."""
     counts: Counts | None = None
     """Raw counts of the same genes, for a likelihood."""
+
+    @property
+    def depth_weights(self) -> FloatArray | None:
+        """Weight of every spot by its depth, (n_spots,); None without counts."""
+        return None if self.counts is None else depth_weights(self.counts.library, self.sections)
 
 
 def usable_spots(features: Floats, counts: scipy.sparse.csr_matrix) -> NDArray[np.bool_]:

@@ -212,8 +212,8 @@ def finetune_data(
     """The same data with the tiles of training and validation spots and the encoder to fine-tune."""
     made_from = recorded(table, keys, "features")
     views = Views.recorded(made_from)
-    alone = Views().record()
-    beside = {name: value for name, value in replace(views, stages=False).record().items() if value != alone[name]}
+    alone = Views(stages=views.stages).record()
+    beside = {name: value for name, value in views.record().items() if value != alone[name]}
     if beside:
         said = ", ".join(f"{name}={value!r}" for name, value in beside.items())
         msg = f'finetune=True trains on the tiles alone, and obsm["{keys.features}"] was made with {said}; run agl_sc.pp.embed(sdata, context=(), orientations=1) first.'
