@@ -21,10 +21,11 @@ import scipy.sparse
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
-from agl_sc.core.closed_form import RidgeBasis, reduced_rank_ridge, ridge_basis
-from agl_sc.core.expression import Expression, Floats
-from agl_sc.core.path import path_search
-from agl_sc.core.search import Validation
+from agl_sc.core.arrays import Floats
+from agl_sc.core.linear.choose_by_validation import path_search
+from agl_sc.core.linear.closed_form import RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.spots.expression import Expression
+from agl_sc.core.spots.spots import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

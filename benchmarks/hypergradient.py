@@ -25,10 +25,11 @@ from pathlib import Path
 import timm
 import torch
 
-from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
-from agl_sc.core.hypergradient import SGD, Adam, Parameters, State, call, fresh_state, hypergradient, warm_state
-from agl_sc.core.losses import linear_pearson_loss, pearson_loss, weighted_mean
-from agl_sc.core.network import Network
+from agl_sc.core.network.network import Network
+from agl_sc.core.numerics.hypergradient import SGD, Adam, State, fresh_state, hypergradient, warm_state
+from agl_sc.core.numerics.losses import linear_pearson_loss, pearson_loss, weighted_mean
+from agl_sc.core.numerics.tensors import Parameters, call
+from agl_sc.core.weighting.gate import n_active, scaled_rank, soft_top_k
 
 N_TARGETS, CUTOFF, LR = 50, 0.5, 3e-5
 GOALS = {

@@ -42,14 +42,14 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
-from agl_sc._boundary import sections
-from agl_sc.core import tiles as reading
-from agl_sc.core.chunks import Chunk, Chunks
-from agl_sc.core.encoder import OFFLINE, Encoder, load_encoder
-from agl_sc.core.tiles import Boxes, tile_batches
+from agl_sc._sdata.sections import sections
+from agl_sc.core.encoders.load import OFFLINE, Encoder, load_encoder
+from agl_sc.core.tiles import reader as reading
+from agl_sc.core.tiles.chunks import Chunk, Chunks
+from agl_sc.core.tiles.reader import Boxes, tile_batches
 from agl_sc.io._image import CHUNK_PX, open_image
 from agl_sc.io._st import read_st_folder
-from agl_sc.pp._tiles import TileSpec, place
+from agl_sc.pp._features.tiles import TileSpec, place
 
 TILE_PX, MPP, BATCH = 224, 0.5, 32
 FEW, MANY = 5_000, 50_000

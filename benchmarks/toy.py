@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 import agl_sc
-from agl_sc._boundary import section_of
-from agl_sc._keys import Keys
-from agl_sc.core.baselines import ridge_cv
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.table import section_of
 from agl_sc.core.config import Method, Search
+from agl_sc.core.linear.baselines import ridge_cv
 from agl_sc.datasets import toy_tissue
 from agl_sc.tl import TrainConfig, train
-from agl_sc.tl._data import training_data
+from agl_sc.tl._model.data import training_data
 
 FloatArray = NDArray[np.float64]
 BLOCK_PX = 500.0  # at 1 um per pixel

@@ -18,16 +18,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from agl_sc.core.closed_form import LowRank
 from agl_sc.core.config import Method, Search, TrainConfig
-from agl_sc.core.epoch import batches_of, train_epoch
-from agl_sc.core.expression import Expression
-from agl_sc.core.fit import fit
-from agl_sc.core.losses import linear_pearson_loss, weighted_mean
-from agl_sc.core.network import Network
-from agl_sc.core.problem import Bilevel, Spots
-from agl_sc.core.search import Validation
-from agl_sc.core.setup import make_optimizer, make_problem
+from agl_sc.core.linear.closed_form import LowRank
+from agl_sc.core.network.bilevel import Bilevel
+from agl_sc.core.network.network import Network
+from agl_sc.core.numerics.losses import linear_pearson_loss, weighted_mean
+from agl_sc.core.spots.expression import Expression
+from agl_sc.core.spots.spots import Spots, Validation
+from agl_sc.core.training.build import make_optimizer, make_problem
+from agl_sc.core.training.epoch import batches_of, train_epoch
+from agl_sc.core.training.fit import fit
 from agl_sc.core.weighting import Fixed, gene_weights
 
 N_TARGETS, N_FEATURES, RANK, BATCH = 50, 1280, 64, 128

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from agl_sc import Model
 from agl_sc import model as models
-from agl_sc.core.encoder import OFFLINE, load_encoder
-from agl_sc.core.network import Network
+from agl_sc.core.encoders.load import OFFLINE, load_encoder
+from agl_sc.core.network.network import Network
 
 FloatArray = NDArray[np.float64]
 

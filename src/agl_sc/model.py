@@ -14,13 +14,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from agl_sc._paths import check_parent, replacing
-from agl_sc.core.checkpoint import part
-from agl_sc.core.counts import in_log_units
-from agl_sc.core.encoder import Encoder, load_encoder
-from agl_sc.core.network import network_from
-from agl_sc.core.scaling import center_per_section, scale_features
-
-FloatArray = NDArray[np.float64]
+from agl_sc.core.arrays import FloatArray
+from agl_sc.core.encoders.load import Encoder, load_encoder
+from agl_sc.core.network.network import network_from
+from agl_sc.core.numerics.tensors import part
+from agl_sc.core.spots.counts import in_log_units
+from agl_sc.core.spots.scaling import center_per_section, scale_features
 
 FORMAT = 2
 _CARD, _WEIGHTS = "model.json", "model.safetensors"

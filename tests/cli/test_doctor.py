@@ -16,7 +16,7 @@ from spatialdata.transformations import Identity, Translation, get_transformatio
 from typer.testing import Result
 
 from agl_sc.cli._check import Findings, check_data
-from agl_sc.pp._tiles import TileSpec
+from agl_sc.pp._features.tiles import TileSpec
 
 Run = Callable[..., Result]
 SPEC = TileSpec(32, 1.0)

@@ -74,7 +74,7 @@ def test_error_is_one_line_and_one_object(try_out: Run, *, error: BaseException,
 
 def test_refusal_of_the_library_is_bad_input_and_a_fault_is_not_hidden(try_out: Run) -> None:
     def refused() -> _frame.Result:
-        from agl_sc.pp._tiles import TileSpec
+        from agl_sc.pp._features.tiles import TileSpec
 
         TileSpec(tile_px=1)
         return _frame.Result({}, "")

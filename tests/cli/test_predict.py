@@ -9,7 +9,7 @@ import spatialdata
 from typer.testing import Result
 
 from agl_sc import Model, tl
-from agl_sc._boundary import levels_of
+from agl_sc._sdata.sections import levels_of
 
 Run = Callable[..., Result]
 

@@ -10,12 +10,12 @@ import scipy.sparse
 import torch
 
 from agl_sc.core.config import LossName
-from agl_sc.core.counts import Counts, count_law
-from agl_sc.core.network import Network
-from agl_sc.core.objective import Objective
-from agl_sc.core.problem import Bilevel, Problem
-from agl_sc.core.search import Validation
-from agl_sc.core.sources import CachedFeatures
+from agl_sc.core.network.bilevel import Bilevel, Problem
+from agl_sc.core.network.network import Network
+from agl_sc.core.network.objective import Objective
+from agl_sc.core.network.sources import CachedFeatures
+from agl_sc.core.spots.counts import Counts, count_law
+from agl_sc.core.spots.spots import Validation
 
 CPU = torch.device("cpu")
 N_FEATURES, N_TARGETS, N_SPOTS, N_HELD_OUT = 6, 3, 40, 30

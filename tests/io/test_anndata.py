@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
-from agl_sc._boundary import sections
+from agl_sc._sdata.sections import sections
 from agl_sc.io import from_anndata
 
 mpl.use("Agg")

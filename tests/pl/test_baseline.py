@@ -21,8 +21,9 @@ from matplotlib.testing.decorators import remove_ticks_and_titles
 from matplotlib.text import Text
 from spatialdata import SpatialData
 
-from agl_sc import _boundary, pl
-from agl_sc._boundary import Section
+from agl_sc import pl
+from agl_sc._sdata import sections as _boundary
+from agl_sc._sdata.sections import Section
 
 BASELINE = Path(__file__).parent / "baseline"
 TOLERANCE = {"spatial_pred": 5.0, "tiles": 5.0, "gene_metrics": 0.5, "benchmark": 0.5}

@@ -51,7 +51,7 @@ def test_all_spots_are_outlined_over_the_image(sdata: SpatialData) -> None:
 
 
 def test_tiles_are_resampled_as_the_encoder_sees_them(sdata: SpatialData) -> None:
-    from agl_sc.core.tiles import resize
+    from agl_sc.core.tiles.reader import resize
 
     section, tile = pl.tiles(sdata, n=1, tile_px=16, mpp=20.0)
     ((left, top, side),) = boxes(section)

@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
-from agl_sc._boundary import Section
+from agl_sc._sdata.sections import Section
 from agl_sc.pl._tissue import draw_scale_bar, draw_spots, view_of
 
 

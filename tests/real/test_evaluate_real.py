@@ -8,9 +8,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from spatialdata import SpatialData
 
+from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.io._st import read_st_folder
 from agl_sc.pp import split, target_genes
-from agl_sc.pp._genes import normalize_counts
 from agl_sc.tl import evaluate
 
 

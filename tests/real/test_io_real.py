@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agl_sc._geometry import spot_pitch_px
+from agl_sc._sdata.geometry import spot_pitch_px
 from agl_sc.io import _image, read_visium
 from agl_sc.io._st import read_st_folder
 

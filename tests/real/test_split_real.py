@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from spatialdata import SpatialData
 
-from agl_sc._boundary import section_of
+from agl_sc._sdata.table import section_of
 from agl_sc.io._st import read_st_folder
 from agl_sc.pp import split
-from agl_sc.pp._duplicates import same_profiles
-from agl_sc.pp._folds import FoldPlan, make_folds
+from agl_sc.pp._splits.duplicates import same_profiles
+from agl_sc.pp._splits.folds import FoldPlan, make_folds
 
 N_SPOTS = {"B4": 283, "C2": 187, "C3": 180, "C4": 184, "C5": 181, "C6": 178}
 

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agl_sc._boundary import check_unique_genes, counts_of, find_table, levels_of, region_of, sections
-from agl_sc._keys import Keys
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.sections import levels_of, sections
+from agl_sc._sdata.table import check_unique_genes, counts_of, find_table, region_of
 from agl_sc.cli._frame import REFUSALS, is_refusal, message_of
 from agl_sc.core.config import TrainConfig
-from agl_sc.pp._embed import place_section
-from agl_sc.pp._tiles import TileSpec
-from agl_sc.pp._units import patient_of
-from agl_sc.tl._train import check_enough, split_if_missing
+from agl_sc.pp._features.embed import place_section
+from agl_sc.pp._features.tiles import TileSpec
+from agl_sc.pp._splits.units import patient_of
+from agl_sc.tl._model.train import check_enough, split_if_missing
 
 if TYPE_CHECKING:
     from anndata import AnnData

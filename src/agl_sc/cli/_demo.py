@@ -48,7 +48,7 @@ def demo(
     import matplotlib as mpl
 
     from agl_sc import pl, pp
-    from agl_sc.tl._arms import compare_arms, summary
+    from agl_sc.tl._benchmark.arms import compare_arms, summary
 
     mpl.use("Agg")
     store, figure = (free_place(output / name, force=force) for name in (STORE, FIGURE))
@@ -79,7 +79,7 @@ def _sections(
 ) -> tuple["SpatialData", list[str]]:
     """The sections, and the names of those to hold out."""
     from agl_sc import datasets
-    from agl_sc._boundary import region_of
+    from agl_sc._sdata.table import region_of
     from agl_sc.io._st import read_st_folder
 
     sdata = datasets.toy_tissue(seed=seed) if data is None else read_st_folder(data, mpp=mpp)

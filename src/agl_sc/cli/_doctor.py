@@ -39,8 +39,8 @@ def doctor(
       agl-sc doctor STORE.zarr --image-mpp 0.69 --json
     """
     from agl_sc.cli._check import Findings, check_data
-    from agl_sc.core.encoder import OFFLINE, load_encoder
-    from agl_sc.pp._tiles import TileSpec
+    from agl_sc.core.encoders.load import OFFLINE, load_encoder
+    from agl_sc.pp._features.tiles import TileSpec
 
     findings = Findings()
     findings.attempt(load_encoder, OFFLINE)

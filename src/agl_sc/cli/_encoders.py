@@ -13,7 +13,7 @@ def encoders() -> Result:
       agl-sc encoders
       agl-sc encoders --json
     """
-    from agl_sc.core.encoder import OFFLINE
+    from agl_sc.core.encoders.load import OFFLINE
     from agl_sc.pp import encoders as table_of
 
     table = table_of()

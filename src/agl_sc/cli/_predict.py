@@ -42,7 +42,7 @@ def predict(
       agl-sc predict STORE.zarr model --output STORE.zarr --force
     """
     from agl_sc import Model, tl
-    from agl_sc._boundary import get_table
+    from agl_sc._sdata.table import get_table
 
     place = free_place(output, force=force)
     trained = Model.load(model)

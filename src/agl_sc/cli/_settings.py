@@ -25,7 +25,7 @@ def from_file(context: typer.Context, path: Path | None) -> Path | None:
     known = {_name(param): param for param in context.command.params if _name(param) not in _NOT_SETTINGS}
     unknown = [name for name in values if name not in known]
     if unknown:
-        from agl_sc._boundary import near_matches
+        from agl_sc._sdata.table import near_matches
 
         msg = (
             f"{unknown[0]!r} in {path} is not an option of {context.command_path}, which are "

@@ -140,7 +140,7 @@ def train_config(settings: list[str], preset: str | None) -> "TrainConfig":
     ValueError
         There is no such setting or preset, or the value is of another kind.
     """
-    from agl_sc._boundary import near_matches
+    from agl_sc._sdata.table import near_matches
     from agl_sc.tl import TrainConfig
 
     kinds = get_type_hints(TrainConfig)
@@ -204,9 +204,9 @@ def _prepare(
 ) -> None:
     """What the options for split, genes and tiles ask for; the rest is left to training."""
     from agl_sc import pp
-    from agl_sc._boundary import get_table
-    from agl_sc._keys import Keys
-    from agl_sc.tl._train import N_TARGETS, split_if_missing
+    from agl_sc._sdata.keys import Keys
+    from agl_sc._sdata.table import get_table
+    from agl_sc.tl._model.train import N_TARGETS, split_if_missing
 
     split, genes, tiles = options
     image_mpp, layer, seed = how

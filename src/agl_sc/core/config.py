@@ -3,14 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from agl_sc.core.gate import TEMPERATURE
-
 Method = Literal["pgl", "agl", "dkgsb", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"]
 Search = Literal["path", "gradient", "race"]
 Preset = Literal["paper", "released", "warmstart"]
 LossName = Literal["pearson", "mse", "poisson", "negative_binomial"]
 Start = Literal["closed_form", "random", "agl"]
 
+TEMPERATURE = 0.01
+"""Width of the soft edge on the rank axis, as in the paper."""
 _LR_FEATURES = 1280
 """Features up to which the learning rate is the one that is set: those of one tile through the offline encoder."""
 MIN_BATCH = 8

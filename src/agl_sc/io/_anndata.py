@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from agl_sc._geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp, is_positive_number
+from agl_sc._sdata.geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp, is_positive_number
 from agl_sc.io._image import Image, image_element, open_image, rgb_from_array
 from agl_sc.io._layout import (
     INSTANCE_KEY,

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
-from agl_sc._boundary import near_matches, section_of
-from agl_sc._geometry import PITCH_UM, check_mpp, spot_pitch_px
+from agl_sc._sdata.geometry import PITCH_UM, check_mpp, spot_pitch_px
+from agl_sc._sdata.table import near_matches, section_of
+from agl_sc.core.arrays import FloatArray
 from agl_sc.io._image import open_levels
 from agl_sc.io._layout import (
     ATTRS_KEY,
@@ -35,7 +36,6 @@ from agl_sc.io._patches import Patches, open_patches, readable, slide_of
 
 logger = logging.getLogger(__name__)
 
-FloatArray = NDArray[np.float64]
 ImageKind = Literal["wsi", "patches"]
 GeneNames = str | Mapping[str, str] | None
 
@@ -282,7 +282,7 @@ def _technology(source: _Source) -> str | None:
 
 def _refuse_same_profiles(table: AnnData) -> None:
     """HEST-1k holds some samples twice (TENX128 is TENX155), which leaks between folds."""
-    from agl_sc.pp._duplicates import same_profiles  # with torch behind it
+    from agl_sc.pp._splits.duplicates import same_profiles  # with torch behind it
 
     for one, other, share in same_profiles(table.X, section_of(table).to_numpy(dtype=str)):
         msg = f"{one} and {other} hold the same profiles ({share:.0%} of the spots of one), so one tells what the other is tested on; leave one out of ids."

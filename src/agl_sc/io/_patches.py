@@ -11,14 +11,13 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from agl_sc.core.arrays import FloatArray, IntArray
 from agl_sc.io._image import CHUNK_PX
 from agl_sc.io._layout import refuse_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 PATCH_UM = 112.0
 """Side of a patch of HEST-1k where its file does not tell: 224 pixels of 0.5 um."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
-from agl_sc._geometry import check_mpp
+from agl_sc._sdata.geometry import check_mpp
 from agl_sc.io._image import open_image
 from agl_sc.io._layout import SectionData, assemble, check_section_names, entries, per_section, refuse_duplicates
 

@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from agl_sc._boundary import near_matches
+from agl_sc._sdata.table import near_matches
 from agl_sc.pl._finish import check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, METRICS, ORANGE, SMALL, label_axes, legend_above
 
 if TYPE_CHECKING:
-    from agl_sc.tl._benchmark import Benchmark
+    from agl_sc.tl._benchmark.benchmark import Benchmark
 
 _FAINT = "#9A9A9A"
 _ROW_IN = 0.28

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
-from agl_sc import _boundary
-from agl_sc._boundary import Names
-from agl_sc._keys import Keys
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.sections import Names
+from agl_sc._sdata.table import get_table, region_of
+from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._style import BLUE, FONT, ORANGE, SMALL, draw_identity, label_axes
 from agl_sc.pl._tissue import MANY_SPOTS
@@ -28,7 +28,6 @@ from agl_sc.pl._values import (
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-FloatArray = NDArray[np.float64]
 
 _N_BINS = 10
 _FEWEST_PER_BIN = 5
@@ -104,10 +103,10 @@ def calibration(
     >>> agl_sc.pl.calibration(sdata, model.genes[:2], save="calibration.png")
     """
     path = check_save(save)
-    table, keys = _boundary.get_table(sdata, table_key), Keys(key_added)
+    table, keys = get_table(sdata, table_key), Keys(key_added)
     predictions = prediction_layer(table, keys, prediction)
     names = check_genes(table, genes, predictions)
-    regions = _boundary.region_of(table)
+    regions = region_of(table)
     rows = np.flatnonzero(regions.isin(check_sections(table, sections) or set(regions)).to_numpy())
     (values,) = expression_of(table, [rows], names, keys=keys, predictions=predictions, layer=layer)
     drawn = _new_axes(len(names)) if ax is None else axes_grid(ax, shape=(1, len(names)), what="genes")[0]

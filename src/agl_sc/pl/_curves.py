@@ -10,15 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
+from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, FONT, GREY, ORANGE, SMALL, label_axes, legend_above, size_pt
 
 if TYPE_CHECKING:
     from agl_sc.model import Model
 
-FloatArray = NDArray[np.float64]
 
 _NEGLIGIBLE = 0.01
 """Genes of a lower weight are not worth a name."""

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
-from numpy.typing import NDArray
 
-from agl_sc import _boundary
-from agl_sc._keys import Keys
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.table import counts_of, get_table
+from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, METRICS, SMALL, draw_identity, label_axes, legend_above, size_pt
 from agl_sc.pl._values import units_of
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-FloatArray = NDArray[np.float64]
 Against = Literal["mean", "noise_ceiling"]
 
 _N_NAMED_BARS = 40
@@ -101,7 +100,7 @@ def gene_metrics(
     """
     path = check_save(save)
     _check_against(metric, against, n_names)
-    table, keys = _boundary.get_table(sdata, table_key), Keys(key_added)
+    table, keys = get_table(sdata, table_key), Keys(key_added)
     values = _column(table, keys.metric(metric))
     other = _other(table, keys, against, layer=layer, index=values.index)
     axes = one_axes(ax, height_in=3.0)
@@ -152,14 +151,15 @@ def _other(
         return None
     if against == "noise_ceiling":
         return _column(table, keys.metric(against)).reindex(index)
-    from agl_sc.pp._genes import normalize_counts, normalize_of
-    from agl_sc.pp._split import split_of
+    from agl_sc.core.spots.genes import normalize_counts
+    from agl_sc.pp._genes.targets_and_ranks import normalize_of
+    from agl_sc.pp._splits.split import split_of
 
     is_test = split_of(table, keys) == "test"
     if not is_test.any():
         msg = f'obs["{keys.split}"] has no test spot to average over; pass against=None for sorted bars.'
         raise ValueError(msg)
-    counts = _boundary.counts_of(table, layer)[is_test]
+    counts = counts_of(table, layer)[is_test]
     expression = normalize_counts(counts, normalize_of(table, keys))[:, table.var_names.get_indexer(index)]
     return pd.Series(np.asarray(expression.mean(axis=0), dtype=np.float64).ravel(), index=index)
 

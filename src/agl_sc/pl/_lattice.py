@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agl_sc.core import lattice
-
-FloatArray = NDArray[np.float64]
+from agl_sc.core.arrays import FloatArray
+from agl_sc.core.evaluation import lattice
 
 _OFF_CENTRE = 0.25
 """Spots farther than this many steps from their place are not drawn as cells."""

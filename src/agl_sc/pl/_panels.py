@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 
-from agl_sc._boundary import Section
+from agl_sc._sdata.sections import Section
+from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid
 from agl_sc.pl._style import DIVERGING
-from agl_sc.pl._tissue import FloatArray, View, draw_scale_bar, draw_spots, draw_view
+from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view
 from agl_sc.pl._values import SEEN, Expression, pearson_text
 
 logger = logging.getLogger(__name__)

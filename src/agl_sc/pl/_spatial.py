@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.colors import Colormap
 
-from agl_sc import _boundary
-from agl_sc._boundary import Names
-from agl_sc._keys import Keys
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.sections import Names
+from agl_sc._sdata.table import get_table
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._panels import Shown, Style, draw_grid, draw_residuals
 from agl_sc.pl._style import DIVERGING
@@ -129,7 +129,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     path = check_save(save)
     colours = mpl.colormaps.get_cmap(cmap)
     check_style(size, image_alpha)
-    table, keys = _boundary.get_table(sdata, table_key), Keys(key_added)
+    table, keys = get_table(sdata, table_key), Keys(key_added)
     elements = {"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system}
     names, shown = _shown(
         sdata,
@@ -238,7 +238,7 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     """
     path = check_save(save)
     check_style(size, image_alpha)
-    table, keys = _boundary.get_table(sdata, table_key), Keys(key_added)
+    table, keys = get_table(sdata, table_key), Keys(key_added)
     elements = {"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system}
     names, shown = _shown(
         sdata,
@@ -275,7 +275,7 @@ def _shown(
     predictions = prediction_layer(table, keys, prediction)
     names = check_genes(table, genes, predictions)
     chosen = check_sections(table, sections, elements["shapes_key"])
-    found = _boundary.sections(sdata, table, **elements | {"shapes_key": chosen}, need_image=False)
+    found = sections_of(sdata, table, **elements | {"shapes_key": chosen}, need_image=False)
     rows = [each.rows for each in found]
     values = expression_of(
         table, rows, names, keys=keys, predictions=predictions, layer=layer, may_lack_counts=may_lack_counts

@@ -11,21 +11,20 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 
-from agl_sc import _boundary
-from agl_sc._boundary import Names, Section
+from agl_sc._sdata.sections import Names, Section, sections
+from agl_sc._sdata.table import get_table
+from agl_sc.core.arrays import IntArray, UInt8Array
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._style import FONT, ORANGE, SMALL
 from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view, view_of
 from agl_sc.pl._values import check_sections
-from agl_sc.pp._tiles import Mpp, TileSpec
+from agl_sc.pp._features.tiles import Mpp, TileSpec
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from agl_sc.core.tiles import Boxes
+    from agl_sc.core.tiles.reader import Boxes
 
-IntArray = NDArray[np.int64]
-UInt8Array = NDArray[np.uint8]
 
 _TITLE_IN = 0.15
 """Height of the number over a tile."""
@@ -112,17 +111,17 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     >>> import agl_sc
     >>> agl_sc.pl.tiles(agl_sc.datasets.toy_tissue(), tile_px=112, mpp=1.0, save="tiles.png")
     """
-    from agl_sc.pp._embed import place_section
+    from agl_sc.pp._features.embed import place_section
 
     path = check_save(save)
     spec = TileSpec(tile_px, mpp)
     if n < 1:
         msg = f"n={n!r} is not a positive number of tiles; 12 is usual."
         raise ValueError(msg)
-    table = _boundary.get_table(sdata, table_key)
+    table = get_table(sdata, table_key)
     chosen = check_sections(table, section, shapes_key)
     elements: dict[str, Any] = {"image_key": image_key, "shapes_key": chosen, "coordinate_system": coordinate_system}
-    first, *_ = _boundary.sections(sdata, table, **elements)
+    first, *_ = sections(sdata, table, **elements)
     placed, boxes = place_section(first, spec, image_mpp)
     spots = _choose(placed, n, seed=seed)
     some = replace(boxes, origins=boxes.origins[spots])
@@ -160,7 +159,7 @@ def _corners(section: Section, boxes: "Boxes") -> tuple[NDArray[np.float64], NDA
 
 def _cut(boxes: "Boxes", tile_px: int) -> UInt8Array:
     """Tiles as the encoder sees them, (n, tile_px, tile_px, 3)."""
-    from agl_sc.core.tiles import tile_batches
+    from agl_sc.core.tiles.reader import tile_batches
 
     pixels = np.empty((len(boxes.origins), tile_px, tile_px, 3), dtype=np.uint8)
     for numbers, batch in tile_batches(boxes, tile_px, len(boxes.origins)):

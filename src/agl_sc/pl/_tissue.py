@@ -12,11 +12,10 @@ from matplotlib.image import AxesImage
 from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
-from agl_sc._boundary import Section
-from agl_sc._geometry import HD
+from agl_sc._sdata.geometry import HD
+from agl_sc._sdata.sections import Section
+from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._lattice import Cells, cells_of
-
-FloatArray = NDArray[np.float64]
 
 _VIEW_PX = 1000
 """Pixels wanted along the longer side of what is shown."""

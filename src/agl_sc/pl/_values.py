@@ -8,15 +8,14 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc import _boundary
-from agl_sc._boundary import Names
-from agl_sc._keys import Keys
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.sections import Names
+from agl_sc._sdata.table import counts_of, near_matches, region_of
+from agl_sc.core.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 Prediction = Literal["model", "oof"]
 
 SEEN = {"train": "training", "validation": "validation", "unused": "unused"}
@@ -61,7 +60,7 @@ class Expression:
 
 def units_of(table: "AnnData", keys: Keys) -> str:
     """What an axis calls expression in the units of the prediction."""
-    from agl_sc.pp._genes import normalize_of
+    from agl_sc.pp._genes.targets_and_ranks import normalize_of
 
     normalize = normalize_of(table, keys)
     return _UNITS.get(normalize, normalize)
@@ -101,7 +100,7 @@ def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> lis
     names = listed(genes, "genes")
     unknown = [name for name in names if name not in table.var_names]
     if unknown:
-        msg = f"Gene {unknown[0]!r} is not in the table{_boundary.near_matches(unknown, table.var_names)}."
+        msg = f"Gene {unknown[0]!r} is not in the table{near_matches(unknown, table.var_names)}."
         raise KeyError(msg)
     predictions = np.asarray(table.layers[layer])
     columns = table.var_names.get_indexer(names)
@@ -111,7 +110,7 @@ def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> lis
         available = table.var_names[~np.isnan(predictions).all(axis=0)]
         msg = (
             f'Gene {missing[0]!r} was not predicted: layers["{layer}"] holds predictions of {len(available)} '
-            f"other genes{_boundary.near_matches(missing, available)}."
+            f"other genes{near_matches(missing, available)}."
         )
         raise ValueError(msg)
     return names
@@ -122,10 +121,10 @@ def check_sections(table: "AnnData", sections: Names, shapes_key: Names = None) 
     if sections is None:
         return None if shapes_key is None else listed(shapes_key, "shapes_key")
     names = listed(sections, "sections")
-    known = sorted(set(_boundary.region_of(table))) if shapes_key is None else listed(shapes_key, "shapes_key")
+    known = sorted(set(region_of(table))) if shapes_key is None else listed(shapes_key, "shapes_key")
     unknown = [name for name in names if name not in known]
     if unknown:
-        near = _boundary.near_matches(unknown, known)
+        near = near_matches(unknown, known)
         msg = f"Section {unknown[0]!r} is not among the regions of the table: {', '.join(known)}{near}."
         raise KeyError(msg)
     return names
@@ -191,9 +190,10 @@ def expression_of(
 
 def _measured(table: "AnnData", columns: NDArray[np.int64], *, keys: Keys, layer: str | None) -> FloatArray:
     """Normalised expression of some genes in all spots, (n_spots, n_genes); the others enter as one, for the totals."""
-    from agl_sc.pp._genes import normalize_counts, normalize_of
+    from agl_sc.core.spots.genes import normalize_counts
+    from agl_sc.pp._genes.targets_and_ranks import normalize_of
 
-    counts = _boundary.counts_of(table, layer)
+    counts = counts_of(table, layer)
     chosen = counts[:, columns]
     others = counts.sum(axis=1) - chosen.sum(axis=1)
     reduced = scipy.sparse.csr_matrix(scipy.sparse.hstack([chosen, others]))

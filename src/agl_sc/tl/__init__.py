@@ -1,12 +1,12 @@
 """Training, prediction and evaluation."""
 
 from agl_sc.core.config import TrainConfig
-from agl_sc.tl._benchmark import Benchmark, benchmark
-from agl_sc.tl._cross_validate import cross_validate
+from agl_sc.tl._benchmark.benchmark import Benchmark, benchmark
+from agl_sc.tl._benchmark.cross_validate import cross_validate
+from agl_sc.tl._benchmark.paper import paper_benchmark, paper_prepare, paper_summary
 from agl_sc.tl._evaluate import evaluate
-from agl_sc.tl._paper import paper_benchmark, paper_prepare, paper_summary
-from agl_sc.tl._predict import predict
-from agl_sc.tl._train import train
+from agl_sc.tl._model.predict import predict
+from agl_sc.tl._model.train import train
 
 __all__ = ["benchmark", "cross_validate", "evaluate", "predict", "train"]
 __all__ += ["paper_benchmark", "paper_prepare", "paper_summary"]

@@ -11,16 +11,18 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc._boundary import counts_of, get_table, recorded, section_of
-from agl_sc._keys import Keys
-from agl_sc.core.lattice import Lattice
-from agl_sc.core.metrics import overall_gene_structure, top_genes
-from agl_sc.core.noise_ceiling import RawCounts
-from agl_sc.core.section_metrics import NAMES, SPATIAL, check_names, section_metrics
-from agl_sc.core.shift_test import combined_p_values, false_discovery_rate
-from agl_sc.pp._genes import normalize_counts, normalize_of, places, role_of
-from agl_sc.pp._split import split_of
-from agl_sc.pp._units import SETS
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.record import recorded
+from agl_sc._sdata.table import counts_of, get_table, section_of
+from agl_sc.core.evaluation.lattice import Lattice
+from agl_sc.core.evaluation.metrics import overall_gene_structure, top_genes
+from agl_sc.core.evaluation.noise_ceiling import RawCounts
+from agl_sc.core.evaluation.section_metrics import NAMES, SPATIAL, check_names, section_metrics
+from agl_sc.core.evaluation.shift_test import combined_p_values, false_discovery_rate
+from agl_sc.core.spots.genes import normalize_counts
+from agl_sc.pp._genes.targets_and_ranks import normalize_of, places, role_of
+from agl_sc.pp._splits.split import split_of
+from agl_sc.pp._splits.units import SETS
 
 if TYPE_CHECKING:
     from anndata import AnnData

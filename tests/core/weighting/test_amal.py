@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from agl_sc.core.losses import pearson_loss
-from agl_sc.core.problem import Bilevel
+from agl_sc.core.network.bilevel import Bilevel
+from agl_sc.core.numerics.losses import pearson_loss
 from agl_sc.core.weighting import Amal
 
 Make = Callable[..., Bilevel]

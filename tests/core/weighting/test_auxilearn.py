@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agl_sc.core.problem import Bilevel
+from agl_sc.core.network.bilevel import Bilevel
 from agl_sc.core.weighting import AuxiLearn
 from agl_sc.core.weighting.auxilearn import AUTHORS, AuxiLearnConfig
 

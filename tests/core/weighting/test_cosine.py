@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agl_sc.core.problem import Bilevel
+from agl_sc.core.network.bilevel import Bilevel
 from agl_sc.core.weighting.cosine import GradientCosine
 
 Make = Callable[..., Bilevel]

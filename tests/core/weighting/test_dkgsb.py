@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from agl_sc.core.config import TrainConfig
-from agl_sc.core.gate import scaled_rank, soft_top_k
-from agl_sc.core.losses import pearson_loss
-from agl_sc.core.problem import Bilevel
+from agl_sc.core.network.bilevel import Bilevel
+from agl_sc.core.numerics.losses import pearson_loss
 from agl_sc.core.weighting import LearnedCutoff
+from agl_sc.core.weighting.gate import scaled_rank, soft_top_k
 
 Make = Callable[..., Bilevel]
 EVERYTHING = torch.arange(40)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from agl_sc.core.choices import Choices
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.gate import n_active
-from agl_sc.core.problem import Choices
 from agl_sc.core.weighting import (
     Amal,
     AuxiLearn,
@@ -18,6 +17,7 @@ from agl_sc.core.weighting import (
     weighting_for,
 )
 from agl_sc.core.weighting.cosine import GradientCosine
+from agl_sc.core.weighting.gate import n_active
 
 N_TARGETS, N_GENES = 3, 23
 

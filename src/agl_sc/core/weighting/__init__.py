@@ -1,7 +1,7 @@
 """How losses per gene become one training loss: one file per method, one protocol."""
 
+from agl_sc.core.choices import Choices
 from agl_sc.core.config import Method, TrainConfig
-from agl_sc.core.problem import Choices
 from agl_sc.core.weighting.amal import Amal
 from agl_sc.core.weighting.auxilearn import AuxiLearn
 from agl_sc.core.weighting.base import Weighting

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agl_sc.core.gate import TEMPERATURE
-from agl_sc.core.losses import weighted_mean
-from agl_sc.core.problem import Bilevel
+from agl_sc.core.config import TEMPERATURE
+from agl_sc.core.network.bilevel import Bilevel
+from agl_sc.core.numerics.losses import weighted_mean
 from agl_sc.core.weighting.base import Weighting
 
 EVERY, LR, INNER_LR = 20, 3e-3, 3e-2

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from agl_sc.core.problem import Bilevel
+from agl_sc.core.network.bilevel import Bilevel
 from agl_sc.core.weighting.base import Weighting
 
 _INITIAL = 0.2

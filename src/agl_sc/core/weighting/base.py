@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 if TYPE_CHECKING:
-    from agl_sc.core.problem import Bilevel
+    from agl_sc.core.network.bilevel import Bilevel
 
 
 class Weighting(nn.Module):

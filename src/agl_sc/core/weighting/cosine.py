@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agl_sc.core.losses import weighted_mean
-from agl_sc.core.problem import Bilevel
+from agl_sc.core.network.bilevel import Bilevel
+from agl_sc.core.numerics.losses import weighted_mean
 from agl_sc.core.weighting.base import Weighting
 
 

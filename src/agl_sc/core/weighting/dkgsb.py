@@ -8,12 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from agl_sc.core.config import MIN_BATCH, TrainConfig
-from agl_sc.core.gate import n_active, scaled_rank, soft_top_k
-from agl_sc.core.hypergradient import Adam, Parameters, State, fresh_state, hypergradient, warm_state
-from agl_sc.core.losses import weighted_mean
-from agl_sc.core.problem import Bilevel, leading
+from agl_sc.core.network.bilevel import Bilevel, leading
+from agl_sc.core.numerics.hypergradient import Adam, State, fresh_state, hypergradient, warm_state
+from agl_sc.core.numerics.losses import weighted_mean
+from agl_sc.core.numerics.tensors import Parameters
 from agl_sc.core.weighting.base import Weighting
 from agl_sc.core.weighting.fixed import gene_weights
+from agl_sc.core.weighting.gate import n_active, scaled_rank, soft_top_k
 
 logger = logging.getLogger(__name__)
 

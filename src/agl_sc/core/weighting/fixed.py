@@ -2,14 +2,12 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from agl_sc.core.config import Method
-from agl_sc.core.gate import TEMPERATURE, n_active, scaled_rank, soft_top_k
-from agl_sc.core.losses import weighted_mean
+from agl_sc.core.arrays import FloatArray
+from agl_sc.core.config import TEMPERATURE, Method
+from agl_sc.core.numerics.losses import weighted_mean
 from agl_sc.core.weighting.base import Weighting
-
-FloatArray = NDArray[np.float64]
+from agl_sc.core.weighting.gate import n_active, scaled_rank, soft_top_k
 
 FIXED_CUTOFFS = (0.05, 0.1, 0.17, 0.25, 0.5, 0.75)
 """Of ``fixed_k``; validation chooses."""

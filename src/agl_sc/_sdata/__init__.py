@@ -1,0 +1,1 @@
+"""What touches SpatialData: elements in as arrays, results out as slots."""

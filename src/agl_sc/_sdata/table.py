@@ -1,0 +1,115 @@
+"""The table of a SpatialData: its genes, regions, sections and counts."""
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
+    """``", did you mean A, B"`` for the names closest to the first of ``names``; empty when nothing is close."""
+    lower = {str(name).lower(): str(name) for name in known}
+    close = [lower[hit] for name in list(names)[:3] for hit in difflib.get_close_matches(name.lower(), lower, n=2)]
+    return f"; did you mean {', '.join(dict.fromkeys(close))}" if close else ""
+
+
+def get_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
+    """Table of the SpatialData; the only one when ``table_key`` is None."""
+    table = find_table(sdata, table_key)
+    check_unique_genes(table)
+    return table
+
+
+def find_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
+    """As :func:`get_table`, whatever its genes are."""
+    from spatialdata import SpatialData
+
+    if not isinstance(sdata, SpatialData):
+        msg = (
+            f"sdata is a {type(sdata).__name__}, not a SpatialData; read sections with agl_sc.io, "
+            "or convert an AnnData with agl_sc.io.from_anndata."
+        )
+        raise TypeError(msg)
+    tables = sorted(sdata.tables)
+    if not tables:
+        msg = "sdata has no table; add one that annotates the spots, e.g. with agl_sc.io.read_st or read_visium."
+        raise KeyError(msg)
+    if table_key is None and len(tables) > 1:
+        msg = f"sdata has several tables ({', '.join(tables)}); name one with table_key=."
+        raise ValueError(msg)
+    if table_key is not None and table_key not in tables:
+        msg = f"table_key={table_key!r} is not in sdata; its tables are {', '.join(tables)}."
+        raise KeyError(msg)
+    table: AnnData = sdata.tables[tables[0] if table_key is None else table_key]
+    return table
+
+
+def check_unique_genes(table: "AnnData") -> None:
+    """Refuse a table in which a gene name stands twice."""
+    if not table.var_names.is_unique:
+        twice = sorted(set(table.var_names[table.var_names.duplicated()]))
+        msg = (
+            f"{len(twice)} gene names stand twice in the table ({', '.join(twice[:3])}); "
+            "make them unique with table.var_names_make_unique()."
+        )
+        raise ValueError(msg)
+
+
+def region_of(table: "AnnData") -> "pd.Series[str]":
+    """Region of every spot, from ``uns["spatialdata_attrs"]``."""
+    attrs = table.uns.get("spatialdata_attrs")
+    if not attrs or attrs.get("region_key") not in table.obs:
+        msg = (
+            'The table annotates no shapes (no uns["spatialdata_attrs"] with a region_key); '
+            "set it with spatialdata.models.TableModel.parse(table, region=, region_key=, instance_key=)."
+        )
+        raise ValueError(msg)
+    regions: pd.Series[str] = table.obs[attrs["region_key"]].astype(str)
+    return regions
+
+
+def section_of(table: "AnnData") -> "pd.Series[str]":
+    """Section of every spot: ``obs["section"]``, or the region where there is no such column."""
+    if "section" not in table.obs:
+        return region_of(table)
+    named: pd.Series[str] = table.obs["section"].astype(str)
+    return named
+
+
+def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
+    """Raw counts of the table as CSR float32, (n_spots, n_genes); anything that is not raw counts is refused.
+
+    Parameters
+    ----------
+    table
+        The table.
+    layer
+        Layer with raw counts; X by default.
+    """
+    if layer is not None and layer not in table.layers:
+        msg = f"layer={layer!r} is not in the table; its layers are {', '.join(name for name in table.layers if name) or 'none'} (None means X)."
+        raise KeyError(msg)
+    matrix = table.X if layer is None else table.layers[layer]
+    where = "X" if layer is None else f"layers[{layer!r}]"
+    if matrix is None:
+        msg = "The table has no X; pass layer= with the layer of raw counts."
+        raise ValueError(msg)
+    counts = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
+    values = counts.data
+    if not np.isfinite(values).all():
+        fault = "NaN or infinite values"
+    elif (values < 0).any():
+        fault = "negative values"
+    elif (values != np.round(values)).any():
+        fault = "values that are not whole numbers, as after normalisation"
+    else:
+        return counts
+    msg = f"{where} holds {fault}; raw counts are needed, pass layer= with the layer that has them."
+    raise ValueError(msg)

@@ -1,0 +1,188 @@
+"""Features of the tiles in boxes, in blocks that come out the same however the work is divided."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from agl_sc.core.arrays import Float32Array, IntArray
+from agl_sc.core.encoders.load import Encoder
+from agl_sc.core.tiles.reader import Boxes, tile_batches
+
+EncodedBlock = tuple[int, Float32Array]
+
+BLOCK = 256
+"""Tiles of a block, the unit of resuming and of spreading."""
+_PARTS_PER_THREAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How tiles become features."""
+
+    encoder: Encoder
+    """Makes them."""
+    tile_px: int
+    """Side that tiles are resampled to, in pixels."""
+    orientations: int = 1
+    """Ways of laying every tile that are averaged over: 1 as it is, 2 half turns too, 4 quarter turns, 8 mirrored ones."""
+    batch_size: int = 32
+    """Tiles per forward pass."""
+    device: str | None = None
+    """The fastest there is where None."""
+    compiled: bool = False
+    """Pass the encoder through ``torch.compile`` first."""
+    precision: str | None = None
+    """What the device must compute in, as :func:`precision_of` names it, so that no blocks of another join; whatever it
+    does where None."""
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, or the fastest there is."""
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def precision_of(device: str | None, client: Any = None) -> str:
+    """What a device, or that of the workers of a ``dask.distributed.Client``, computes in: ``"float32"``, ``"bfloat16"``...
+
+    Raises
+    ------
+    ValueError
+        The workers differ.
+    """
+    if client is None:
+        return str(_dtype(pick_device(device))).removeprefix("torch.")
+    found: dict[str, str] = client.run(precision_of, device)
+    if len(set(found.values())) != 1:
+        listed = ", ".join(f"{worker}: {precision}" for worker, precision in sorted(found.items())) or "there are none"
+        msg = (
+            f"The workers of client do not compute in one precision ({listed}); pass device='cpu', or a client whose "
+            "workers have the same device."
+        )
+        raise ValueError(msg)
+    return next(iter(found.values()))
+
+
+def block_rows(boxes: Boxes) -> list[IntArray]:
+    """Indices of the boxes of every block: up to 256 that lie together, in the order of the image's chunks."""
+    edges = [np.cumsum(sizes) for sizes in boxes.image.chunks[1:]]
+    rows, columns = (np.searchsorted(edges[axis], boxes.origins[:, axis], "right") for axis in (0, 1))
+    order = np.lexsort((columns, rows))
+    return np.split(order, range(BLOCK, len(order), BLOCK))
+
+
+def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
+    """Encode blocks of boxes, reading all of them in one go.
+
+    A block's features are the same bytes whichever others are encoded with it: its tiles are gathered first and then
+    passed through the network in batches of its own.
+
+    Parameters
+    ----------
+    recipe
+        How.
+    boxes
+        The boxes of all blocks.
+    blocks
+        Which blocks, as numbered by :func:`block_rows`.
+
+    Yields
+    ------
+    Number of a block and its features, (n_rows, n_features), in the order of its rows.
+
+    Raises
+    ------
+    ValueError
+        The device computes in another precision than the recipe's.
+    """
+    device = pick_device(recipe.device)
+    if recipe.precision not in (None, precision := precision_of(recipe.device)):
+        msg = f"Features in {recipe.precision} cannot be made on device {device.type!r}, which computes in {precision}; name a device= that all have."
+        raise ValueError(msg)
+    module = recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
+    if recipe.compiled:
+        compiled = cast("torch.nn.Module", torch.compile(module, dynamic=False))
+        recipe = replace(recipe, encoder=replace(recipe.encoder, module=compiled))
+    rows = block_rows(boxes)
+    sizes = [len(rows[block]) for block in blocks]
+    block_of = np.repeat(blocks, sizes)
+    place = torch.from_numpy(np.concatenate([np.arange(size) for size in sizes]))
+    chosen = replace(boxes, origins=boxes.origins[np.concatenate([rows[block] for block in blocks])])
+    gathered: dict[int, torch.Tensor] = {}
+    left = dict(zip(blocks, sizes, strict=True))
+    for index, tiles in tile_batches(chosen, recipe.tile_px, recipe.batch_size):
+        for block in np.unique(block_of[index]).tolist():
+            inside = torch.from_numpy(block_of[index] == block)
+            held = gathered.setdefault(block, tiles.new_empty((len(rows[block]), *tiles.shape[1:])))
+            held[place[torch.from_numpy(index)[inside]]] = tiles[inside]
+            left[block] -= int(inside.sum())
+            if not left[block]:
+                yield block, _features(recipe, gathered.pop(block), device)
+
+
+class Workers:
+    """The workers of a ``dask.distributed.Client``, every one with the recipe."""
+
+    def __init__(self, client: Any, recipe: Recipe) -> None:
+        self.client = client
+        self.recipe = self._share(recipe)
+
+    def encoded_blocks(self, boxes: Boxes, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
+        """The same as :func:`encoded_blocks`, each worker on blocks that lie together."""
+        n_parts = min(len(blocks), _PARTS_PER_THREAD * sum(self.client.nthreads().values()))
+        there = self._share(boxes)
+        parts = [part.tolist() for part in np.array_split(np.asarray(blocks), n_parts)]
+        futures = [self.client.submit(_encoded_part, self.recipe, there, part, pure=False) for part in parts]
+        try:
+            while futures:
+                yield from futures[0].result()
+                del futures[0]
+        finally:
+            self.client.cancel(futures)
+
+    def _share(self, value: Recipe | Boxes) -> Any:
+        # Without hash=False what an earlier call sent has the same key, and its late release takes this one along.
+        return self.client.scatter(value, broadcast=True, hash=False)
+
+
+def _encoded_part(recipe: Recipe, boxes: Boxes, blocks: list[int]) -> list[EncodedBlock]:
+    return list(encoded_blocks(recipe, boxes, blocks))
+
+
+@torch.inference_mode()
+def _features(recipe: Recipe, tiles: torch.Tensor, device: torch.device) -> Float32Array:
+    """Features of a block's tiles, batch by batch."""
+    dtype = _dtype(device)
+    with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype):
+        batches = [_batch(recipe, batch.to(device)).float().cpu() for batch in torch.split(tiles, recipe.batch_size)]
+    features: Float32Array = torch.cat(batches).numpy()
+    return features
+
+
+def _batch(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
+    """Features of one batch; a compiled network sees all batches in one size, as it is compiled anew for every other."""
+    n_lacking = recipe.batch_size - len(tiles) if recipe.compiled else 0
+    filled = torch.cat([tiles, tiles.new_zeros(n_lacking, *tiles.shape[1:])]) if n_lacking else tiles
+    return _views(recipe, filled)[: len(tiles)]
+
+
+def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
+    if recipe.orientations == 1:
+        return recipe.encoder(tiles)
+    ways = [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: recipe.orientations]
+    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in ways)
+    return torch.stack([recipe.encoder(way).float() for way in laid]).mean(dim=0)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the device computes faster in it."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -1,0 +1,1 @@
+"""How good predictions are: metrics of genes in sections, their ceilings, p-values and differences."""

@@ -1,0 +1,1 @@
+"""The network, its inputs and losses, and the bi-level problem that they make."""

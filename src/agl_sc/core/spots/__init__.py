@@ -1,0 +1,1 @@
+"""Spots as arrays: counts, expression, scaling, and those that can be trained on."""

@@ -1,0 +1,138 @@
+"""Measured expression, kept sparse: centred and scaled on demand, by blocks of genes or by batches of spots."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+
+from agl_sc.core.arrays import FloatArray
+
+BLOCK_BYTES = 2**27
+"""Size of a dense block of genes."""
+DENSE_BYTES = 2**31
+"""Expression up to this size, in single precision, is made dense once for training."""
+_NO_VARIANCE = 1e-24
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Expression centred per section and scaled, which no array holds as a whole."""
+
+    values: scipy.sparse.csr_matrix
+    """In the units of the layer; targets first, then auxiliary genes by prior rank, (n_spots, n_genes)."""
+    sections: NDArray[np.int64]
+    """Row of ``means`` of every spot, (n_spots,)."""
+    means: FloatArray
+    """Of every gene in every section, (n_sections, n_genes)."""
+    scale: FloatArray
+    """What the centred genes of every section are divided by, (n_sections, n_genes)."""
+
+    @classmethod
+    def fitted(cls, values: scipy.sparse.csr_matrix, sections: NDArray[np.int64]) -> "Expression":
+        """Every section centred by its mean and divided by its spread, 1 where a gene is constant.
+
+        Per section, as Pearson is taken: otherwise a gene is learned from the sections in which it varies most, be it only
+        because they were sequenced less deeply.
+
+        Parameters
+        ----------
+        values
+            In the units of the layer, (n_spots, n_genes).
+        sections
+            Section of every spot, (n_spots,).
+        """
+        codes = np.unique(sections, return_inverse=True)[1]
+        member = scipy.sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+        share = scipy.sparse.diags(1 / np.bincount(codes)) @ member
+        means = (share @ values).toarray()
+        centred = cls(values, codes, means, np.ones_like(means))
+        variance = np.hstack([share @ block**2 for _, block in centred.blocks()])
+        return replace(centred, scale=np.where(variance > _NO_VARIANCE, np.sqrt(variance), 1.0))
+
+    @classmethod
+    def from_dense(cls, values: FloatArray) -> "Expression":
+        """Of an array that is centred and scaled already, (n_spots, n_genes)."""
+        n_spots, n_genes = values.shape
+        sections = np.zeros(n_spots, dtype=np.int64)
+        return cls(scipy.sparse.csr_matrix(values), sections, np.zeros((1, n_genes)), np.ones((1, n_genes)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of spots and genes."""
+        n_spots, n_genes = self.values.shape
+        return n_spots, n_genes
+
+    @property
+    def typical_scale(self) -> FloatArray:
+        """Spread of every gene within a section, the mean over spots, (n_genes,)."""
+        return np.bincount(self.sections) @ self.scale / len(self.sections)
+
+    def columns(self, start: int, stop: int) -> FloatArray:
+        """Genes ``start`` to ``stop``, centred and scaled, (n_spots, n)."""
+        return self._scaled(self.values[:, start:stop].astype(float).toarray(), slice(start, stop))
+
+    def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
+        """All genes, centred and scaled, a dense block (n_spots, n) of consecutive ones at a time."""
+        for genes, values in gene_blocks(self.values):
+            yield genes, self._scaled(values, genes)
+
+    def _scaled(self, values: FloatArray, genes: slice) -> FloatArray:
+        values -= self.means[self.sections, genes]
+        values /= self.scale[self.sections, genes]
+        return values
+
+
+def gene_blocks(values: scipy.sparse.csr_matrix) -> Iterator[tuple[slice, FloatArray]]:
+    """Dense blocks (n_spots, n) of consecutive genes, each of at most 128 MiB or one gene, and where they are."""
+    n_spots, n_genes = values.shape
+    width = max(1, BLOCK_BYTES // (8 * max(n_spots, 1)))
+    by_gene = values.tocsc()
+    for start in range(0, n_genes, width):
+        genes = slice(start, min(start + width, n_genes))
+        yield genes, by_gene[:, genes].astype(float).toarray()
+
+
+class Measured(Protocol):
+    """Expression of the training spots on a device."""
+
+    device: torch.device
+    """Where batches are."""
+
+    def batch(self, index: torch.Tensor, n_genes: int) -> torch.Tensor:
+        """First ``n_genes`` genes, centred and scaled, of the spots ``index``, (n, n_genes)."""
+        ...
+
+
+class Batches:
+    """Expression on one device, in single precision, batch by batch.
+
+    Dense where that takes at most 2 GiB, and otherwise made from the sparse matrix for every batch; the values are the same.
+    """
+
+    def __init__(self, expression: Expression, device: torch.device) -> None:
+        self.shape = expression.shape
+        self.device = device
+        self._values = expression.values
+        self._sections = torch.from_numpy(expression.sections)
+        self._means = torch.from_numpy(expression.means.astype(np.float32)).to(device)
+        self._scale = torch.from_numpy(expression.scale.astype(np.float32)).to(device)
+        self._dense: torch.Tensor | None = None
+        n_spots, n_genes = self.shape
+        if 4 * n_spots * n_genes <= DENSE_BYTES:
+            dense = torch.empty(self.shape, device=device)
+            for index in torch.split(torch.arange(n_spots), 1024):
+                dense[index] = self.batch(index, n_genes)
+            self._dense = dense
+
+    def batch(self, index: torch.Tensor, n_genes: int) -> torch.Tensor:
+        """First ``n_genes`` genes, centred and scaled, of the spots ``index``, (n, n_genes)."""
+        if self._dense is not None:
+            return self._dense[:, :n_genes].index_select(0, index.to(self.device))
+        rows = self._values[index.cpu().numpy()][:, :n_genes].astype(np.float32).toarray()
+        sections = self._sections[index.cpu()].to(self.device)
+        centred = torch.from_numpy(rows).to(self.device) - self._means[sections, :n_genes]
+        return centred / self._scale[sections, :n_genes]

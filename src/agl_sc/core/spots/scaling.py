@@ -1,0 +1,108 @@
+"""Centring per section, scaling, and calibration to the units of the measured layer."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agl_sc.core.arrays import FloatArray
+
+CLIP = 3.0
+"""Scaled features are kept within this many spreads of their section's mean."""
+
+
+def center_per_section(values: FloatArray, codes: NDArray[np.int64]) -> FloatArray:
+    """Subtract every section's mean; rows with a value that is not finite become NaN and do not count.
+
+    Parameters
+    ----------
+    values
+        (n_spots, n_columns).
+    codes
+        Section of every spot, (n_spots,).
+    """
+    centred = np.asarray(values, dtype=float).copy()
+    known = np.isfinite(centred).all(axis=1)
+    for code in np.unique(codes[known]):
+        inside = known & (codes == code)
+        centred[inside] -= centred[inside].mean(axis=0)
+    centred[~known] = np.nan
+    return centred
+
+
+def spread(values: FloatArray) -> FloatArray:
+    """Standard deviation of every column, 1 where it is constant, (n_columns,)."""
+    deviation = values.std(axis=0)
+    return np.where(deviation > 1e-12, deviation, 1.0)
+
+
+def scale_features(centred: FloatArray, scale: FloatArray) -> FloatArray:
+    """Divide by ``scale`` and clip at +-3.
+
+    Channels that are silent on the training sections and loud on another one would otherwise come out hundreds of
+    spreads away, and drown a linear prediction.
+    """
+    return np.clip(centred / scale, -CLIP, CLIP)
+
+
+def depth_weights(library: FloatArray, sections: NDArray[np.int64]) -> FloatArray:
+    """Weight of every spot: the root of its total counts, with mean 1 in every section, (n_spots,).
+
+    The counting noise of log-normalised expression falls with depth, what morphology does not tell stays. The root is a
+    middle between no weights, right if there were no counting noise, and counts, right if there were nothing else.
+
+    Parameters
+    ----------
+    library
+        Total counts of every spot, (n_spots,).
+    sections
+        Section of every spot, (n_spots,).
+    """
+    weights: FloatArray = np.sqrt(library)
+    codes = np.unique(sections, return_inverse=True)[1]
+    return weights / (np.bincount(codes, weights) / np.bincount(codes))[codes]
+
+
+def calibrate(predicted: FloatArray, measured: FloatArray, *, shrinkage: float = 1.0) -> tuple[FloatArray, FloatArray]:
+    """Least-squares slope, shrunk, and intercept of measured on predicted, per gene.
+
+    A Pearson loss leaves location and scale free; this puts predictions into the units of the measured layer. The slope
+    is 0 where the prediction is constant, and never negative.
+
+    Parameters
+    ----------
+    predicted
+        Training spots, (n_spots, n_genes).
+    measured
+        The same spots, (n_spots, n_genes).
+    shrinkage
+        What the slope is multiplied by, in [0, 1]; see :func:`held_out_slope`.
+
+    Returns
+    -------
+    Slope and intercept, (n_genes,) each.
+    """
+    centred = predicted - predicted.mean(axis=0)
+    square = (centred**2).sum(axis=0)
+    product = (centred * (measured - measured.mean(axis=0))).sum(axis=0)
+    varies = np.ptp(predicted, axis=0) > 0  # of a constant, the mean may miss the value by a rounding error
+    slope = np.maximum(np.where(varies, product / np.where(varies, square, 1.0), 0.0), 0.0) * shrinkage
+    return slope, measured.mean(axis=0) - slope * predicted.mean(axis=0)
+
+
+def held_out_slope(calibrated: FloatArray, measured: FloatArray, codes: NDArray[np.int64]) -> float:
+    """Slope of measured on calibrated expression of spots that were not fitted to, all genes together, in [0, 1].
+
+    A fit is surer of the spots it was fitted to than of others: on those, the calibrated predictions vary too much.
+
+    Parameters
+    ----------
+    calibrated
+        (n_spots, n_genes).
+    measured
+        The same spots, (n_spots, n_genes).
+    codes
+        Section of every spot, within which both are centred, (n_spots,).
+    """
+    scale = spread(center_per_section(measured, codes))
+    predicted, wanted = (center_per_section(values / scale, codes) for values in (calibrated, measured))
+    square = float((predicted**2).sum())
+    return float(np.clip((predicted * wanted).sum() / square, 0.0, 1.0)) if square > 0 else 1.0

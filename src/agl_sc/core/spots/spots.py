@@ -1,0 +1,65 @@
+"""Spots ready for training, and spots that judge it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from agl_sc.core.arrays import FloatArray, Floats
+from agl_sc.core.evaluation import metrics
+from agl_sc.core.spots.counts import Counts
+from agl_sc.core.spots.expression import Expression
+from agl_sc.core.spots.scaling import depth_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Spots:
+    """Spots ready for training."""
+
+    features: Floats
+    """Centred per section and scaled, (n_spots, n_features)."""
+    expression: Expression
+    """Centred per section and scaled; targets first, then auxiliary genes by prior rank, (n_spots, n_genes)."""
+    sections: NDArray[np.int64]
+    """Section of every spot, (n_spots,)."""
+    counts: Counts | None = None
+    """Raw counts of the same genes, for a likelihood."""
+
+    @property
+    def depth_weights(self) -> FloatArray | None:
+        """Weight of every spot by its depth, (n_spots,); None without counts."""
+        return None if self.counts is None else depth_weights(self.counts.library, self.sections)
+
+
+def usable_spots(features: Floats, counts: scipy.sparse.csr_matrix) -> NDArray[np.bool_]:
+    """Spots with features and counts, which can be trained on, (n_obs,)."""
+    usable: NDArray[np.bool_] = np.isfinite(features).all(axis=1) & (np.asarray(counts.sum(axis=1)).ravel() > 0)
+    return usable
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Validation spots of the target genes."""
+
+    features: Floats
+    """Scaled as the training features, (n_spots, n_features)."""
+    targets: FloatArray
+    """Measured expression, (n_spots, n_targets)."""
+    sections: NDArray[np.int64]
+    """Section of every spot, (n_spots,)."""
+
+    def per_gene(self, predicted: FloatArray) -> FloatArray:
+        """Pearson of every target within sections, averaged over sections, (n_targets,); NaN where undefined."""
+        return section_pearson(self.targets, predicted, self.sections)
+
+    def score(self, predicted: FloatArray) -> float:
+        """Mean Pearson over targets; an undefined one counts 0."""
+        return float(np.nan_to_num(self.per_gene(predicted)).mean())
+
+
+def section_pearson(measured: FloatArray, predicted: FloatArray, codes: NDArray[np.int64]) -> FloatArray:
+    """Pearson of every gene within sections, averaged over the sections where it is defined, (n_genes,)."""
+    per_section = np.stack([metrics.pearson(measured[codes == c], predicted[codes == c]) for c in np.unique(codes)])
+    defined = np.isfinite(per_section).sum(axis=0)
+    return np.where(defined > 0, np.nansum(per_section, axis=0) / np.maximum(defined, 1), np.nan)

@@ -1,0 +1,1 @@
+"""Tiles read from lazy images, each chunk decoded once."""

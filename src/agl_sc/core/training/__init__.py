@@ -1,0 +1,1 @@
+"""The training recipe: plan, loop, rounds, checkpoints, processes."""

@@ -1,0 +1,161 @@
+"""What validation picks before training: penalty, width, cutoff, target weight."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from agl_sc.core.choices import TRACE_COLUMNS, Choices, no_trace
+from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.linear.choose_by_validation import RANKS, choose_alpha, choose_rank, own_penalty, path_search
+from agl_sc.core.linear.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.spots.spots import Spots, Validation
+from agl_sc.core.training.race import RACE_CUTOFFS, race_search
+from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
+
+Train = Callable[[LowRank, Choices], float]
+"""From a start and choices, its number of epochs among them, to the best validation Pearson of a training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where training starts."""
+
+    start: LowRank
+    """Closed-form trunk and head."""
+    choices: Choices
+    """What was picked."""
+    trace: pd.DataFrame
+    """step, cutoff, k, validation_pearson of the search before training; empty without one."""
+
+    def plain(self) -> dict[str, Any]:
+        """Choices and trace as plain JSON values."""
+        return {"choices": asdict(self.choices), "trace": self.trace.to_dict(orient="list")}
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Closed-form fits of one set of spots."""
+
+    basis: RidgeBasis
+    """Of the training spots."""
+    validation: Validation | None
+    """Validation spots; None where the choices are given."""
+    n_targets: int
+    """Number of leading genes that are targets."""
+    method: Method
+    """As :func:`agl_sc.core.training.fit.fit` takes it."""
+    config: TrainConfig
+    """Settings."""
+    own_alpha: float | None = None
+    """Ridge penalty of the targets' own directions; None where the settings want none or the choices are given."""
+
+    @classmethod
+    def of(
+        cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
+    ) -> "Planner":
+        """Decompose the features once."""
+        weights = spots.depth_weights if config.depth_weights else None
+        basis, own_alpha = ridge_basis(spots.features, spots.expression, weights), None
+        if validation is not None and config.own_directions and config.start == "closed_form":
+            targets = spots.expression.columns(0, n_targets)
+            own_alpha = own_penalty(basis, spots.features, targets, weights=weights)
+        return cls(basis, validation, n_targets, method, config, own_alpha)
+
+    @property
+    def n_auxiliary(self) -> int:
+        """Number of auxiliary genes."""
+        return int(self.basis.genes.shape[1]) - self.n_targets
+
+    def start(self, choices: Choices, *, pick_rank: bool = False) -> tuple[LowRank, Choices]:
+        """Closed-form start under the chosen weights, and its rank: as chosen, or the best up to that on validation."""
+        n_genes = self.basis.genes.shape[1]
+        weights = gene_weights(
+            self.method, choices.cutoff, n_targets=self.n_targets, n_genes=n_genes, temperature=self.config.temperature
+        )
+        weights[: self.n_targets] *= choices.target_weight
+        widest = min(choices.rank, len(self.basis.singular_values))
+        start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
+        if pick_rank and self.validation is not None and self.config.rank is None:
+            start = start.cut(choose_rank(start, self.validation))
+        choices = replace(choices, rank=start.trunk.shape[1])
+        if choices.own_alpha is not None:
+            targets = self.basis.of_leading(self.n_targets)
+            own = reduced_rank_ridge(targets, np.ones(self.n_targets), alpha=choices.own_alpha, rank=self.n_targets)
+            start = start.averaged_with(own)
+        return start, choices
+
+    def plan(self, train: Train) -> Plan:
+        """Pick what can be picked before training, by closed form or by ``train`` where the method asks for that.
+
+        Raises
+        ------
+        ValueError
+            There are no validation spots.
+        """
+        if self.validation is None:
+            msg = "Without validation spots, choices= must say which penalty, cutoff and number of epochs to use."
+            raise ValueError(msg)
+        first = Choices(
+            alpha=choose_alpha(self.basis, self.validation),
+            rank=self.config.rank or RANKS[-1],
+            cutoff=1.0,
+            n_epochs=0,
+            own_alpha=self.own_alpha,
+        )
+        choices, trace = first, no_trace()
+        if self.method == "pgl":
+            choices = replace(first, cutoff=0.0)
+        elif self.method in ("fixed_k", "target_weight"):
+            choices, trace = self._best_of(first, train)
+        elif self.method == "dkgsb":
+            choices, trace = self._cutoff(first, train)
+        start, choices = self.start(choices, pick_rank=True)
+        return Plan(start, choices, trace)
+
+    def saved(self, plain: dict[str, Any]) -> Plan:
+        """The plan that :meth:`Plan.plain` came from."""
+        start, choices = self.start(Choices(**plain["choices"]))
+        trace = pd.DataFrame(plain["trace"]) if any(plain["trace"].values()) else no_trace()
+        return Plan(start, choices, trace)
+
+    def _cutoff(self, first: Choices, train: Train) -> tuple[Choices, pd.DataFrame]:
+        """By the search that the settings name."""
+        limit = self.config.hard_limit
+        if self.config.search == "path" and self.validation is not None:
+            n_genes = self.n_targets + max(round(limit * self.n_auxiliary), 1)
+            alone = choose_alpha(self.basis.of_leading(self.n_targets), self.validation)
+            within = self.basis.of_leading(n_genes)
+            cutoff, trace = path_search(within, self.validation, alpha=first.alpha, alone=alone, rank=self.config.rank)
+            scale = (n_genes - self.n_targets) / self.n_auxiliary
+            trace["cutoff"] *= scale
+            return replace(first, cutoff=cutoff * scale, alpha=first.alpha if cutoff else alone), trace
+        if self.config.search == "race":
+
+            def at(cutoff: float, n_epochs: int) -> float:
+                return train(*self.start(replace(first, cutoff=cutoff, n_epochs=n_epochs), pick_rank=True))
+
+            cutoffs = [cutoff for cutoff in RACE_CUTOFFS if cutoff <= limit] or [limit]
+            cutoff, trace = race_search(at, cutoffs=cutoffs)
+            trace["k"] = np.round(trace["cutoff"] * self.n_auxiliary).astype(int)
+            return replace(first, cutoff=cutoff), trace[list(TRACE_COLUMNS)]
+        return replace(first, cutoff=min(self.config.start_cutoff, limit)), no_trace()
+
+    def _best_of(self, first: Choices, train: Train) -> tuple[Choices, pd.DataFrame]:
+        """Train every candidate to its end; the first of the best."""
+        if self.method == "fixed_k":
+            candidates = [replace(first, cutoff=cutoff) for cutoff in FIXED_CUTOFFS]
+        else:
+            candidates = [replace(first, target_weight=weight) for weight in TARGET_WEIGHTS]
+        whole = [self.start(replace(each, n_epochs=self.config.max_epochs), pick_rank=True) for each in candidates]
+        scores = [train(*each) for each in whole]
+        cutoffs = np.array([each.cutoff for each in candidates])
+        trace = {
+            "step": np.arange(len(scores)),
+            "cutoff": cutoffs,
+            "k": np.round(cutoffs * self.n_auxiliary).astype(int),
+            "validation_pearson": scores,
+        }
+        return candidates[int(np.argmax(scores))], pd.DataFrame(trace)

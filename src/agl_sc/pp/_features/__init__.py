@@ -1,0 +1,1 @@
+"""Tile geometry, features and where they are kept."""

@@ -1,0 +1,308 @@
+"""Encoder features of every tile, kept in ``obsm`` and computed again only when something they depend on changed."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.record import record, recorded
+from agl_sc._sdata.sections import Names, Section, sections
+from agl_sc._sdata.table import get_table
+from agl_sc.core.arrays import Float32Array
+from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
+from agl_sc.core.encoders.load import OFFLINE, Encoder, load_encoder
+from agl_sc.core.tiles.reader import Boxes
+from agl_sc.pp._features.cache import FeatureCache, cache_folder
+from agl_sc.pp._features.context import WIDER, Views, ring_means
+from agl_sc.pp._features.tiles import Mpp, TileSpec, place
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from distributed import Client
+    from spatialdata import SpatialData
+
+Placed = list[tuple[Section, Boxes]]
+Run = Callable[[Boxes, Sequence[int]], Iterator[EncodedBlock]]
+
+logger = logging.getLogger(__name__)
+_FIELDS_AT_ONCE = 8
+
+
+def embed(  # noqa: PLR0913 -- an entry point
+    sdata: "SpatialData",
+    *,
+    encoder: str = OFFLINE,
+    tile_px: int = 224,
+    mpp: Mpp = 0.5,
+    image_mpp: float | None = None,
+    stages: bool = True,
+    context: Sequence[float] = WIDER,
+    neighbors: int = 0,
+    orientations: int = 2,
+    batch_size: int = 32,
+    device: str | None = None,
+    compile: bool = False,
+    client: "Client | None" = None,
+    table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    key_added: str = "agl",
+) -> None:
+    """Compute the encoder features of the tile around every spot.
+
+    Nothing is computed when features of the same image, tiles, encoder weights and precision are there already. While
+    they are computed, those of a SpatialData in a zarr store are kept in ``STORE.agl_features`` beside it, so that an
+    interrupted call goes on where it stopped; the folder may be deleted.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    encoder
+        ``"efficientnet_lite0"`` (ImageNet weights that need no network), a pathology encoder of
+        :func:`agl_sc.pp.encoders`, any timm or ``hf-hub:`` name, a folder laid out as on the hub (``"NAME@FOLDER"`` for a
+        pathology encoder), or ``"ARCHITECTURE@FILE"`` for weights of a timm architecture. Tiles are resized to the side
+        it takes.
+    tile_px
+        Side of a tile in pixels.
+    mpp
+        Microns per pixel of a tile, or ``"image"`` for the image's own resolution whatever it is.
+    image_mpp
+        Microns per pixel of the full image; from metadata or spot pitch by default.
+    stages
+        Add mean and spread of the feature maps of every stage of a convolutional encoder, which tell of colour and texture;
+        encoders of :func:`agl_sc.pp.encoders` and vision transformers keep their own features alone.
+    context
+        Wider fields of view whose features are added, in sides of the tile: ``(2, 4)`` sees twice and four times as far.
+        Every one takes as long as the tiles themselves. Beyond the image there is background.
+    neighbors
+        Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
+    orientations
+        Ways of laying every tile that its features are averaged over: 1, as it is; 2, upside down too; 4, by quarter turns;
+        8, mirrored too. As many times the time of one.
+    batch_size
+        Tiles per forward pass.
+    device
+        ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default.
+    compile
+        Pass the encoder through ``torch.compile`` first, which needs a C++ compiler and a minute or more at the start; it
+        gains from some thousands of tiles on.
+    client
+        ``dask.distributed.Client`` over whose workers the tiles are spread; they must reach the image. By default this
+        process does all.
+    table_key
+        Table to use; the only one by default.
+    image_key
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    key_added
+        Prefix of all slots.
+
+    Returns
+    -------
+    Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN where a spot has no position: features of
+    the tile, then of each field of view in ``context``, then the mean of the neighbours' (their own tiles'); and
+    ``uns["agl"]["features"]``, what they were made from.
+
+    Raises
+    ------
+    ValueError
+        The scale of an image is unknown, contradicts the spot pitch, or is too coarse; several images or coordinate
+        systems fit; an image is not 3-channel uint8; the workers of ``client`` compute in several precisions.
+    KeyError
+        An element does not exist.
+    TypeError
+        ``client`` is none.
+    PermissionError
+        Access to the encoder's weights has to be requested.
+    OSError
+        The disk is full while features are kept; what is finished stays valid.
+    """
+    views = Views(context, neighbors, orientations, stages)
+    spec = TileSpec(tile_px, mpp)
+    if batch_size < 1:
+        msg = f"batch_size={batch_size} is not a positive number of tiles; 32 is usual."
+        raise ValueError(msg)
+    if client is not None and not hasattr(client, "scatter"):
+        msg = f"client is a {type(client).__name__}, not a dask.distributed.Client; pass distributed.Client(address)."
+        raise TypeError(msg)
+    table = get_table(sdata, table_key)
+    keys = Keys(key_added)
+    found = sections(sdata, table, image_key=image_key, shapes_key=shapes_key, coordinate_system=coordinate_system)
+    placed = [place_section(section, spec, image_mpp) for section in found]
+    network = load_encoder(encoder, stages=stages)
+    if network.input_px not in (None, tile_px):
+        logger.info("Tiles of %d px are resized to the %d px that %s takes.", tile_px, network.input_px, network.name)
+    precision = precision_of(device, client)
+    made_from = {**provenance(network, spec, placed), **views.record(), "precision": precision}
+    if keys.features in table.obsm and {**Views().record(), **(recorded(table, keys, "features") or {})} == made_from:
+        logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
+        return
+    recipe = Recipe(network, tile_px, orientations, batch_size, device, compile, precision)
+    features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=cache_folder(sdata), client=client)
+    table.obsm[keys.features] = features
+    record(table, keys, {"features": made_from})
+    logger.info('Wrote obsm["%s"]: %d x %d from %s.', keys.features, *features.shape, network.name)
+
+
+def place_section(section: Section, spec: TileSpec, image_mpp: float | None) -> tuple[Section, Boxes]:
+    """A section reduced to the spots with a position, its scale resolved, and its boxes; tells of padded tiles."""
+    known = np.isfinite(section.centres).all(axis=1)
+    if not known.all():
+        logger.warning(
+            "%d spots of %s have no position and get no features. Mend their shapes, or drop them from the table.",
+            (~known).sum(),
+            section.name,
+        )
+    image_mpp = section.mpp(image_mpp)
+    section = replace(section, rows=section.rows[known], centres=section.centres[known], image_mpp=image_mpp)
+    boxes = place(section, spec, image_mpp)
+    n_outside = section.n_outside()
+    if n_outside:
+        logger.warning(
+            "%d of %d spots of %s lie outside the image; check its transformation, or name another coordinate_system=.",
+            n_outside,
+            len(section.rows),
+            section.name,
+        )
+    n_padded = int(boxes.padded.sum())
+    if n_padded:
+        logger.warning(
+            "%d of %d tiles of %s reach beyond the image and are padded with its background.",
+            n_padded,
+            len(section.rows),
+            section.name,
+        )
+    return section, boxes
+
+
+def provenance(network: Encoder, spec: TileSpec, placed: Sequence[tuple[Section, Boxes]]) -> dict[str, Any]:
+    """What features depend on: encoder, tiles, and per section the scale and digests of the image and of the tiles."""
+    return {
+        "encoder": network.name,
+        "weights_digest": network.digest,
+        "tile_px": spec.tile_px,
+        "mpp": float(np.mean([boxes.mpp for _, boxes in placed])) if spec.mpp == "image" else spec.mpp,
+        "image_mpp": {section.name: section.image_mpp for section, _ in placed},
+        "images": {section.name: boxes.overview_digest for section, boxes in placed},
+        "sections": {section.name: _tiles_digest(boxes) for section, boxes in placed},
+    }
+
+
+def _tiles_digest(boxes: Boxes) -> str:
+    sha = hashlib.sha256(f"{boxes.image.shape} {boxes.side} {boxes.overview_digest}".encode())
+    sha.update(boxes.origins.tobytes())
+    return sha.hexdigest()
+
+
+def placed_again(sdata: "SpatialData", table: "AnnData", keys: Keys, *, elements: dict[str, Any]) -> Placed:
+    """Sections and boxes of the tiles that the features in place were made from."""
+    made_from = recorded(table, keys, "features")
+    spec = TileSpec(int(made_from["tile_px"]), float(made_from["mpp"]))
+    scales = made_from["image_mpp"]
+    return [place_section(section, spec, scales.get(section.name)) for section in sections(sdata, table, **elements)]
+
+
+def check_provenance(made_from: dict[str, Any], network: Encoder) -> None:
+    """Refuse an encoder whose weights are not those that features were made with."""
+    if made_from["weights_digest"] != network.digest:
+        msg = f"The weights of encoder={network.name!r} are not those the features were made with; run agl_sc.pp.embed again."
+        raise ValueError(msg)
+
+
+def encode(
+    recipe: Recipe,
+    placed: Placed,
+    *,
+    n_obs: int,
+    views: Views | None = None,
+    folder: Path | None = None,
+    client: Any = None,
+) -> Float32Array:
+    """Features (n_obs, n_features) of all placed spots: of their tile, of wider fields of view, of their neighbours.
+
+    Parameters
+    ----------
+    recipe
+        From tiles to features.
+    placed
+        Sections and the boxes of their tiles.
+    n_obs
+        Rows of the table.
+    views
+        What is added to the features of the tile itself.
+    folder
+        Where features are kept while they are computed; nowhere if None.
+    client
+        Whose workers compute them; this process if None.
+    """
+    views = views or Views()
+    fields = [
+        [boxes, *(_wider(section, boxes, recipe.tile_px, factor=factor) for factor in views.context)]
+        for section, boxes in placed
+    ]
+    width = recipe.encoder.n_features * views.n_views
+    features = np.full((n_obs, width), np.nan, dtype=np.float32)
+    total = sum(len(boxes.origins) for each in fields for boxes in each)
+    run: Run = partial(encoded_blocks, recipe) if client is None else Workers(client, recipe).encoded_blocks
+    with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar, ThreadPoolExecutor(_FIELDS_AT_ONCE) as pool:
+        features_of = partial(_features_of, recipe, run=run, folder=folder, bar=bar)
+        # This process goes through the sections one by one; a cluster gets work of several, so that none of it waits.
+        parts = (map if client is None else pool.map)(features_of, [boxes for each in fields for boxes in each])
+        for (section, _), each in zip(placed, fields, strict=True):
+            own = list(islice(parts, len(each)))
+            if views.neighbors:
+                own.append(ring_means(own[0], section.centres, views.neighbors))
+            features[section.rows] = np.hstack(own)
+    return features
+
+
+def _wider(section: Section, boxes: Boxes, tile_px: int, *, factor: float) -> Boxes:
+    """Boxes of a wider field of view around the same spots."""
+    return place(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp), may_exceed=True)
+
+
+def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None, bar: "tqdm[Any]") -> Float32Array:
+    """Features (n_boxes, n_features); blocks in the cache are read from there, the others computed and put there."""
+    shape = (len(boxes.origins), recipe.encoder.n_features)
+    features = np.empty(shape, dtype=np.float32)
+    if not len(features):
+        return features
+    rows = block_rows(boxes)
+    missing = set(range(len(rows)))
+    with nullcontext() if folder is None else FeatureCache(folder, _cache_key(recipe, boxes), shape) as cache:
+        for block, values in cache.finished() if cache else ():
+            features[rows[block]] = values
+            missing.remove(block)
+            bar.update(len(values))
+        blocks = sorted(missing)
+        if not blocks:
+            return features
+        for block, values in run(boxes, blocks):
+            features[rows[block]] = values
+            if cache:
+                cache.add(block, values)
+            bar.update(len(values))
+    return features
+
+
+def _cache_key(recipe: Recipe, boxes: Boxes) -> str:
+    """Digest of what the features of a set of tiles depend on: pixels, boxes, weights, transform and arithmetic."""
+    encoder = recipe.encoder
+    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.orientations)
+    way = (recipe.precision, recipe.compiled, BLOCK)
+    return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Target genes, and prior ranks of auxiliary genes."""

@@ -1,0 +1,309 @@
+"""Normalisation, target genes and prior ranks of auxiliary genes, fitted on training spots only."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from numpy.typing import NDArray
+
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.record import record, recorded
+from agl_sc._sdata.sections import sections
+from agl_sc._sdata.table import counts_of, get_table, near_matches, section_of
+from agl_sc.core.arrays import FloatArray
+from agl_sc.core.linear.predictability import MOST_SPOTS, predictability
+from agl_sc.core.spots.expression import Expression
+from agl_sc.core.spots.genes import Normalize, moments, normalize_counts, ranks, target_correlation
+from agl_sc.core.spots.scaling import center_per_section, depth_weights, scale_features, spread
+from agl_sc.core.spots.spots import usable_spots
+from agl_sc.pp._genes.scores import morans_i
+from agl_sc.pp._splits.split import check_fitted_on, record_fitted_on, training_spots
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+ChooseBy = Literal["variance", "dispersion"]
+ROLES = ("target", "auxiliary", "excluded")
+Score = Literal["predictability", "dispersion", "mean", "variance", "moran", "correlation", "random"]
+_MIN_SPOTS = 3
+
+logger = logging.getLogger(__name__)
+
+
+def target_genes(
+    sdata: "SpatialData",
+    *,
+    genes: int | Sequence[str] = 50,
+    choose_by: ChooseBy = "variance",
+    min_detected: float = 0.3,
+    normalize: Normalize = "log1p_cp10k",
+    table_key: str | None = None,
+    layer: str | None = None,
+    key_added: str = "agl",
+) -> None:
+    """Choose the genes to be predicted and evaluated; all other usable genes become auxiliary.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    genes
+        How many genes to take, or their names.
+    choose_by
+        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper. That is scanpy's normalised
+        dispersion, flavour seurat; it picks noisier genes.
+    min_detected
+        Genes chosen by variance are detected in more than this fraction of the training spots.
+    normalize
+        Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
+    table_key
+        Table to use; the only one by default.
+    layer
+        Layer with raw counts; X by default.
+    key_added
+        Prefix of all slots.
+
+    Returns
+    -------
+    Nothing; writes ``var["agl_role"]``, categorical: target, auxiliary, or excluded (in fewer than 3 training spots, or
+    constant there).
+
+    Raises
+    ------
+    KeyError
+        A named gene is not in the table; near matches are suggested.
+    ValueError
+        The counts are not raw, ``choose_by`` is unknown, or a named gene is constant over the training spots.
+    """
+    table = get_table(sdata, table_key)
+    keys = Keys(key_added)
+    check_targets(table, genes)
+    check_choose_by(choose_by)
+    expression = training_expression(table, keys, layer=layer, normalize=normalize)
+    role = assign_roles(expression, table.var_names, genes=genes, choose_by=choose_by, min_detected=min_detected)
+    table.var[keys.role] = pd.Categorical(role, categories=list(ROLES))
+    record(table, keys, {"params": {**(recorded(table, keys, "params") or {}), "normalize": normalize}})
+    record_fitted_on(table, keys, "role")
+    logger.info('Wrote var["%s"]: %s.', keys.role, ", ".join(f"{(role == name).sum()} {name}" for name in ROLES))
+
+
+def rank_auxiliary(
+    sdata: "SpatialData",
+    *,
+    score: str = "predictability",
+    table_key: str | None = None,
+    layer: str | None = None,
+    key_added: str = "agl",
+    seed: int = 0,
+) -> None:
+    """Rank auxiliary genes by how promising they look before training, 0 = most promising.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    score
+        Prior ranking of the auxiliary genes. ``"predictability"`` (Pearson with a ridge prediction from the features, every
+        spot left out in turn, of at most 4,096 training spots), ``"dispersion"`` (scanpy's normalised dispersion, flavour
+        seurat, as in the paper), ``"mean"``, ``"variance"``, ``"moran"`` (Moran's I on squidpy's graph of every section),
+        ``"correlation"`` (mean absolute Pearson correlation with the targets), ``"random"``, or a numeric column of ``var``.
+        The highest score is ranked first, NaN last.
+    table_key
+        Table to use; the only one by default.
+    layer
+        Layer with raw counts; X by default.
+    key_added
+        Prefix of all slots.
+    seed
+        Seed of the random score.
+
+    Returns
+    -------
+    Nothing; writes ``var["agl_prior_rank"]``, 0 .. n_auxiliary - 1, NaN for other genes.
+
+    Raises
+    ------
+    KeyError
+        ``score`` is unknown, :func:`target_genes` has not run, or ``"predictability"`` finds no features.
+    ValueError
+        No section has enough training spots for Moran's I.
+    """
+    table = get_table(sdata, table_key)
+    keys = Keys(key_added)
+    check_score(table, score)
+    role = role_of(table, keys)
+    values = _scores(sdata, table, score, keys=keys, layer=layer, seed=seed)
+    table.var[keys.prior_rank] = ranks(values, role == "auxiliary")
+    record_fitted_on(table, keys, "prior_rank")
+    logger.info('Wrote var["%s"] by %s: %d auxiliary genes.', keys.prior_rank, score, (role == "auxiliary").sum())
+
+
+def training_expression(
+    table: "AnnData", keys: Keys, *, layer: str | None, normalize: Normalize
+) -> scipy.sparse.csr_matrix:
+    """Normalised expression of the training spots only, (n_train, n_genes)."""
+    return normalize_counts(counts_of(table, layer)[training_spots(table, keys)], normalize)
+
+
+def normalize_of(table: "AnnData", keys: Keys) -> Normalize:
+    """Units in which genes are modelled, as :func:`target_genes`, training or prediction recorded them."""
+    params = recorded(table, keys, "params") or {}
+    normalize: Normalize = params.get("normalize", "log1p_cp10k")
+    return normalize
+
+
+def role_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
+    """Role of every gene, (n_genes,) of str."""
+    if keys.role not in table.var:
+        msg = f'var["{keys.role}"] is missing; run agl_sc.pp.target_genes(sdata) first.'
+        raise KeyError(msg)
+    check_fitted_on(table, keys, "role", by="target_genes")
+    role: NDArray[Any] = table.var[keys.role].astype(str).to_numpy()
+    return role
+
+
+def check_targets(table: "AnnData", genes: int | Sequence[str]) -> None:
+    """Refuse names that are not in the table, and counts that make no sense."""
+    if isinstance(genes, int | np.integer):
+        if not 1 <= genes <= table.n_vars:
+            msg = f"genes={genes} is not between 1 and the {table.n_vars} genes of the table."
+            raise ValueError(msg)
+        return
+    names = [genes] if isinstance(genes, str) else list(genes)
+    unknown = [name for name in names if name not in table.var_names]
+    if unknown or not names:
+        which = f"{', '.join(unknown[:3])} not in the table" if unknown else "no gene named"
+        msg = f"{len(unknown)} target genes are missing: {which}{near_matches(unknown, table.var_names)}."
+        raise KeyError(msg)
+
+
+def check_choose_by(choose_by: str) -> None:
+    """Refuse an unknown way of choosing target genes."""
+    if choose_by not in get_args(ChooseBy):
+        msg = f"choose_by={choose_by!r} is not one of {', '.join(map(repr, get_args(ChooseBy)))}."
+        raise ValueError(msg)
+
+
+def check_score(table: "AnnData", score: str) -> None:
+    """Refuse an unknown score."""
+    columns = [str(name) for name in table.var.columns if pd.api.types.is_numeric_dtype(table.var[name])]
+    if score not in (*get_args(Score), *columns):
+        msg = f"score={score!r} is neither one of {', '.join(get_args(Score))} nor a numeric column of var ({', '.join(columns) or 'there is none'})."
+        raise KeyError(msg)
+
+
+def assign_roles(
+    expression: scipy.sparse.csr_matrix,
+    names: Sequence[str],
+    *,
+    genes: int | Sequence[str],
+    choose_by: ChooseBy = "variance",
+    min_detected: float = 0.0,
+) -> NDArray[Any]:
+    """Role of every gene from the expression of training spots (n_train, n_genes)."""
+    _, variance, detected = moments(expression)
+    usable = (detected * expression.shape[0] >= _MIN_SPOTS) & (variance > 0)
+    if isinstance(genes, int | np.integer):
+        score, least = (variance, min_detected) if choose_by == "variance" else (dispersion(expression), 0.0)
+        eligible = np.flatnonzero(usable & (detected > least) & ~np.isnan(score))
+        chosen = eligible[np.argsort(-score[eligible], kind="stable")][:genes]
+        _tell_shortage(len(chosen), genes, least)
+    else:
+        chosen = np.array([list(names).index(name) for name in ([genes] if isinstance(genes, str) else genes)])
+        constant = [str(names[i]) for i in chosen if variance[i] == 0]
+        if constant:
+            msg = f"Target genes {', '.join(constant[:3])} are constant over the training spots; leave them out."
+            raise ValueError(msg)
+    role = np.where(usable, "auxiliary", "excluded")
+    role[chosen] = "target"
+    return role
+
+
+def _tell_shortage(n_found: int, n_wanted: int, min_detected: float) -> None:
+    if n_found == 0:
+        msg = f"No gene is detected in more than {min_detected:.0%} of the training spots; lower min_detected, or name the genes."
+        raise ValueError(msg)
+    if n_found < n_wanted:
+        logger.warning(
+            "Only %d of %d target genes are detected in more than %.0f %% of spots.",
+            n_found,
+            n_wanted,
+            100 * min_detected,
+        )
+
+
+def _scores(
+    sdata: "SpatialData", table: "AnnData", score: str, *, keys: Keys, layer: str | None, seed: int
+) -> FloatArray:
+    if score == "random":
+        drawn: FloatArray = np.random.default_rng(seed).random(table.n_vars)
+        return drawn
+    if score not in get_args(Score):
+        column: FloatArray = table.var[score].to_numpy(dtype=float, na_value=np.nan)
+        return column
+    expression = training_expression(table, keys, layer=layer, normalize=normalize_of(table, keys))
+    if score == "dispersion":
+        return dispersion(expression)
+    if score == "predictability":
+        return _predictability(table, expression, keys=keys, layer=layer)
+    if score == "moran":
+        training = training_spots(table, keys)
+        centres, codes = places(sdata, table)
+        return morans_i(expression, centres[training], codes[training])
+    if score == "correlation":
+        codes = pd.factorize(section_of(table)[training_spots(table, keys)])[0].astype(np.int64)
+        return target_correlation(expression, role_of(table, keys) == "target", codes)
+    mean, variance, _ = moments(expression)
+    return mean if score == "mean" else variance
+
+
+def _predictability(
+    table: "AnnData", expression: scipy.sparse.csr_matrix, *, keys: Keys, layer: str | None
+) -> FloatArray:
+    """Of all genes, from the features of the training spots and their expression (n_train, n_genes)."""
+    if keys.features not in table.obsm:
+        msg = f"score='predictability' needs obsm[\"{keys.features}\"], which is missing; run agl_sc.pp.embed(sdata) first, or rank by another score such as 'dispersion'."
+        raise KeyError(msg)
+    training = np.flatnonzero(training_spots(table, keys))
+    features = np.asarray(table.obsm[keys.features])[training]
+    counts = counts_of(table, layer)[training]
+    usable = np.flatnonzero(usable_spots(features, counts))
+    if len(usable) > MOST_SPOTS:
+        usable = np.sort(np.random.default_rng(0).choice(usable, MOST_SPOTS, replace=False))
+    codes = pd.factorize(section_of(table).to_numpy()[training[usable]], sort=True)[0].astype(np.int64)
+    centred = center_per_section(features[usable], codes)
+    is_target = role_of(table, keys) == "target"
+    order = np.argsort(~is_target, kind="stable")
+    values = np.empty(table.n_vars)
+    values[order] = predictability(
+        scale_features(centred, spread(centred)).astype(np.float32),
+        Expression.fitted(expression[usable][:, order], codes),
+        int(is_target.sum()),
+        weights=depth_weights(np.asarray(counts[usable].sum(axis=1), dtype=float).ravel(), codes),
+    )
+    return values
+
+
+def places(sdata: "SpatialData", table: "AnnData") -> tuple[FloatArray, NDArray[np.int64]]:
+    """Centre of every spot in pixels of its section's image, (n_obs, 2), and the number of that section, (n_obs,)."""
+    centres, codes = np.full((table.n_obs, 2), np.nan), np.full(table.n_obs, -1)
+    for number, section in enumerate(sections(sdata, table)):
+        centres[section.rows], codes[section.rows] = section.centres, number
+    return centres, codes
+
+
+def dispersion(expression: scipy.sparse.csr_matrix) -> FloatArray:
+    """Normalised dispersion (scanpy, flavour seurat: log variance / mean in 20 bins of the mean); NaN where undefined."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    detected = np.flatnonzero(expression.getnnz(axis=0))
+    subset = AnnData(scipy.sparse.csr_matrix(expression[:, detected]))
+    table = sc.pp.highly_variable_genes(subset, flavor="seurat", inplace=False)
+    values = np.full(expression.shape[1], np.nan)
+    values[detected] = table["dispersions_norm"].to_numpy()
+    return values

@@ -1,0 +1,1 @@
+"""Training, validation and test spots, folds, and what they still share."""

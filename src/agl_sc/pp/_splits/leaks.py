@@ -1,0 +1,89 @@
+"""What the sets of a split still share: patients, sections under two names, pixels."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.record import recorded
+from agl_sc._sdata.table import section_of
+from agl_sc.core.arrays import StrArray
+from agl_sc.pp._features.context import Views
+from agl_sc.pp._splits.blocks import locate, shared_pixels
+from agl_sc.pp._splits.duplicates import same_profiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+_USUAL_TILE_UM = 112.0
+
+logger = logging.getLogger(__name__)
+
+
+def tell_patients(table: "AnnData", splits: Sequence[StrArray]) -> None:
+    """Warn of patients that are test while other spots of theirs train or pick."""
+    if "patient" not in table.obs:
+        return
+    named = table.obs["patient"].notna().to_numpy()
+    patients, sections = table.obs["patient"].astype(str).to_numpy(dtype=str), section_of(table).to_numpy(dtype=str)
+    both: set[str] = set()
+    for assigned in splits:
+        fitted = named & np.isin(assigned, ("train", "validation"))
+        both |= set(patients[fitted].tolist()) & set(patients[named & (assigned == "test")].tolist())
+    for patient in sorted(both):
+        logger.warning(
+            "Sections of patient %r are in training and test (%s): sections of one tumour are not independent; "
+            "divide by='patient' to hold out patients.",
+            patient,
+            ", ".join(sorted(set(sections[patients == patient].tolist()))),
+        )
+
+
+def tell_duplicates(table: "AnnData", splits: Sequence[StrArray]) -> None:
+    """Warn of two sections of the same spots that are in different sets of a split."""
+    sections = section_of(table).to_numpy(dtype=str)
+    for first, second, share in [] if table.X is None else same_profiles(table.X, sections):
+        pair = np.isin(sections, (first, second))
+        if any(len(set(assigned[pair].tolist()) - {"unused"}) > 1 for assigned in splits):
+            logger.warning(
+                "%s and %s hold the same spots (%.0f %% have the same expression profile) and are in different sets: drop "
+                "one of the two, or what is tested was trained on; see agl_sc.pp.duplicates(sdata).",
+                first,
+                second,
+                100 * share,
+            )
+
+
+def count_shared_pixels(
+    sdata: "SpatialData", table: "AnnData", keys: Keys, *, splits: Sequence[StrArray], image_mpp: float | None
+) -> dict[str, Any]:
+    """Count the tiles of different sets that share pixels, in each of the splits; entries of their manifest.
+
+    Without a scale or an image, where only whole sections are divided, nothing is counted.
+    """
+    side = tile_um(table, keys)
+    try:
+        places = locate(sdata, table, image_mpp)
+    except (KeyError, ValueError) as error:
+        logger.warning("Tiles of different sets that share pixels were not counted: %s", error.args[0])
+        return {}
+    found = [shared_pixels(places.centres_um, places.images, assigned, tile_um=side) for assigned in splits]
+    counts = {name: sum(shared[name] for shared in found) for name in ("test", "validation")}
+    for name, others in (("test", "training or validation"), ("validation", "training")):
+        if counts[name]:
+            n_tiles = sum(int((assigned == name).sum()) for assigned in splits)
+            logger.warning(
+                "%d of %d %s tiles of %g um share pixels with a %s tile.", counts[name], n_tiles, name, side, others
+            )
+    return {"tile_um": side, "shared_pixels": counts}
+
+
+def tile_um(table: "AnnData", keys: Keys) -> float:
+    """Side of the widest field of view of the features in place, of a usual tile where there are none, in microns."""
+    made_from = recorded(table, keys, "features")
+    if made_from is None:
+        return _USUAL_TILE_UM
+    return float(made_from["tile_px"] * made_from["mpp"] * max([1.0, *Views.recorded(made_from).context]))

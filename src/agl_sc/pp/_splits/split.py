@@ -1,0 +1,290 @@
+"""Training, validation and test spots that share nothing they should not."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.record import record, recorded
+from agl_sc._sdata.table import get_table, near_matches
+from agl_sc.core.arrays import StrArray
+from agl_sc.pp._splits.blocks import Places, locate
+from agl_sc.pp._splits.folds import FoldPlan, make_folds, write_folds
+from agl_sc.pp._splits.given import given_sets
+from agl_sc.pp._splits.leaks import count_shared_pixels, tell_duplicates, tell_patients
+from agl_sc.pp._splits.manifest import checked_manifest, hash_of
+from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, draw, units_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+Units = float | str | Sequence[str]
+_SHARE = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+def split(
+    sdata: "SpatialData",
+    *,
+    by: By = "section",
+    test: Units = _SHARE,
+    validation: Units = _SHARE,
+    n_folds: int | None = None,
+    assignments: Mapping[str, str] | str | None = None,
+    block_um: float = 500.0,
+    buffer_um: float = 150.0,
+    image_mpp: float | None = None,
+    table_key: str | None = None,
+    key_added: str = "agl",
+    seed: int = 0,
+) -> None:
+    """Divide the spots into training, validation and test, or into folds.
+
+    Validation picks (the cutoff, the epoch, the ridge penalty); test is only ever evaluated. When fewer than two sections
+    (patients) are left after ``test`` has been taken out, a fraction for validation is drawn from spatial blocks of what is
+    left. What sets still share is told: tiles with the same pixels, a patient's sections in training and test, one section
+    under two names.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    by
+        Whole sections, all sections of a patient (``obs["patient"]``), spatial blocks within sections, or single spots.
+        Spots of one section share pixels and are correlated with their neighbours, so ``"spot"`` flatters every method; it
+        works, and warns.
+    test
+        Fraction of the units in [0, 1), or, with ``by="section"`` or ``"patient"``, names of sections or patients.
+    validation
+        What picks. A fraction or names, as ``test``.
+    n_folds
+        Number of folds. For :func:`agl_sc.tl.cross_validate`, instead of one split: every spot is test in one of them, and
+        ``validation`` is a fraction.
+    assignments
+        Sets of your own instead of drawn ones: a mapping from section (or patient, with ``by="patient"``) to train,
+        validation, test or unused, or the column of ``obs`` that holds them for every spot.
+    block_um
+        Side of a spatial block in microns.
+    buffer_um
+        With blocks, training and validation spots closer than this to a spot of another set are left out of both,
+        in microns. The default is wider than a tile of 112 um.
+    image_mpp
+        Microns per pixel of the full image; from metadata or spot pitch by default.
+    table_key
+        Table to use; the only one by default.
+    key_added
+        Prefix of all slots.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    Nothing; writes ``obs["agl_split"]``, categorical: train, validation, test, or unused (in a buffer), or with ``n_folds``
+    the number of the fold that a spot is test in; and ``uns["agl"]["split"]``, the settings with a hash over all
+    assignments, how many test and validation tiles share pixels with a set they are to be kept from (of the size of the
+    recorded features', 112 um without), and with ``n_folds`` the sets of every fold.
+
+    Raises
+    ------
+    KeyError
+        A named section or patient does not exist, or there is no column ``patient``.
+    TypeError
+        ``assignments`` is neither a mapping nor a name.
+    ValueError
+        A fraction is out of range, a section is asked for twice, a set would be empty, or assignments put a patient in two
+        sets.
+    """
+    table = get_table(sdata, table_key)
+    keys = Keys(key_added)
+    settings: dict[str, Any] = {"by": by, "seed": seed, "block_um": block_um, "buffer_um": buffer_um}
+    if n_folds is not None:
+        _check_unused(f"n_folds={n_folds}", test=test, assignments=assignments)
+        plan = FoldPlan(n_folds=n_folds, validation=validation, **settings)  # type: ignore[arg-type]  # refuses names
+        folds = make_folds(sdata, table, plan, image_mpp=image_mpp)
+        seen = count_shared_pixels(sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=image_mpp)
+        write_folds(table, keys, folds=folds, plan=plan, seen=seen)
+        return
+    _check(by, test, validation)
+    if assignments is None:
+        places = partial(locate, sdata, table, image_mpp)
+        assigned = _drawn(table, test, validation=validation, settings=settings, places=places)
+        _check_sets(assigned, test=test, validation=validation)
+    else:
+        _check_unused("assignments", test=test, validation=validation)
+        assigned = given_sets(table, assignments, by)
+        settings = {"by": by, "assignments": assignments if isinstance(assignments, str) else "mapping"}
+    if by == "section":
+        tell_patients(table, [assigned])
+    tell_duplicates(table, [assigned])
+    seen = count_shared_pixels(sdata, table, keys, splits=[assigned], image_mpp=image_mpp)
+    _write(table, keys, assigned=assigned, settings={**settings, **seen})
+
+
+def split_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
+    """Set of every spot, (n_spots,) of str, checked against its manifest."""
+    assigned, manifest = checked_manifest(table, keys)
+    if "sets" in manifest:
+        msg = (
+            f'obs["{keys.split}"] holds {len(manifest["sets"])} folds, not one split; run agl_sc.tl.cross_validate(sdata) over '
+            "them, or agl_sc.pp.split(sdata) for one split."
+        )
+        raise ValueError(msg)
+    unknown = sorted(set(assigned) - set(SETS))
+    if unknown:
+        msg = f'obs["{keys.split}"] holds {unknown[0]!r}; the sets are {", ".join(SETS)}.'
+        raise ValueError(msg)
+    return assigned
+
+
+def split_hash(table: "AnnData", keys: Keys) -> str:
+    """Hash over the set of every spot, whoever wrote it."""
+    return hash_of(table, split_of(table, keys))
+
+
+def check_fitted_on(table: "AnnData", keys: Keys, what: str, *, by: str) -> None:
+    """Refuse what was fitted on the training spots of an earlier split."""
+    fitted_on = (recorded(table, keys, "fitted_on") or {}).get(what)
+    if fitted_on is not None and fitted_on != split_hash(table, keys):
+        msg = f'var["{keys.metric(what)}"] was fitted on the training spots of another split; run agl_sc.pp.{by}(sdata) again.'
+        raise ValueError(msg)
+
+
+def record_fitted_on(table: "AnnData", keys: Keys, what: str) -> None:
+    """Remember the split that something was fitted on."""
+    fitted_on = {**(recorded(table, keys, "fitted_on") or {}), what: split_hash(table, keys)}
+    record(table, keys, {"fitted_on": fitted_on})
+
+
+def training_spots(table: "AnnData", keys: Keys) -> NDArray[np.bool_]:
+    """Training spots, (n_spots,); refused when there are none."""
+    training: NDArray[np.bool_] = split_of(table, keys) == "train"
+    if not training.any():
+        msg = f'obs["{keys.split}"] has no training spot; run agl_sc.pp.split(sdata) with smaller test and validation.'
+        raise ValueError(msg)
+    return training
+
+
+def _check(by: str, test: Units, validation: Units) -> None:
+    if by not in get_args(By):
+        msg = f"by={by!r} is not one of {', '.join(map(repr, get_args(By)))}."
+        raise ValueError(msg)
+    total = 0.0
+    for argument, value in (("test", test), ("validation", validation)):
+        if isinstance(value, float | int):
+            if not 0 <= value < 1:
+                msg = f"{argument}={value!r} is not a fraction in [0, 1) nor section names."
+                raise ValueError(msg)
+            total += value
+        elif by not in ("section", "patient"):
+            msg = f"{argument}={value!r} names sections, but by={by!r}; pass a fraction in [0, 1), or by='section'."
+            raise ValueError(msg)
+    if total >= 1:
+        msg = f"test={test!r} and validation={validation!r} leave nothing for training; their sum must be below 1."
+        raise ValueError(msg)
+
+
+def _check_unused(other: str, **given: object) -> None:
+    """Refuse what is asked for beside something that decides it already."""
+    for argument, value in given.items():
+        if value not in (None, _SHARE):
+            msg = f"{argument}={value!r} is not used with {other}; leave one of the two out."
+            raise ValueError(msg)
+
+
+def _drawn(
+    table: "AnnData", test: Units, *, validation: Units, settings: Mapping[str, Any], places: Callable[[], Places]
+) -> StrArray:
+    """Set of every spot, drawn or by the names given."""
+    by, generator = settings["by"], np.random.default_rng(settings["seed"])
+    microns = (settings["block_um"], settings["buffer_um"])
+    shares = {"test": _fraction(test), "validation": _fraction(validation)}
+    if by == "spot":
+        logger.warning(SPOTS_WARNING)
+        return draw(np.arange(table.n_obs).astype(str), **shares, generator=generator)
+    if by == "block":
+        everywhere = np.ones(table.n_obs, dtype=bool)
+        return _by_block(places(), everywhere, shares=shares, microns=microns, generator=generator)
+    assigned = _by_units(units_of(table, by), test, validation=validation, by=by, generator=generator)
+    if (assigned == "validation").any() or not shares["validation"]:
+        return assigned
+    logger.info("Only one %s is left for training: validation takes spatial blocks of it.", by)
+    left = assigned == "train"
+    within = {"test": 0.0, "validation": shares["validation"]}
+    blocks = _by_block(places(), left, shares=within, microns=microns, generator=generator)
+    return np.where(left, blocks, assigned)
+
+
+def _by_block(
+    places: Places,
+    among: NDArray[np.bool_],
+    *,
+    shares: Mapping[str, float],
+    microns: tuple[float, float],
+    generator: np.random.Generator,
+) -> StrArray:
+    """Assign the spots ``among`` all by blocks; the others, and those without a position, stay unused."""
+    block_um, buffer_um = microns
+    among = among & places.known
+    assigned = np.full(len(among), "unused", dtype="<U10")
+    assigned[among] = draw(places.blocks(block_um)[among], **shares, generator=generator)
+    return places.with_buffer(assigned, buffer_um)
+
+
+def _fraction(value: Units) -> float:
+    return float(value) if isinstance(value, float | int) else 0.0
+
+
+def _check_sets(assigned: NDArray[Any], *, test: Units, validation: Units) -> None:
+    for name, asked in (("train", True), ("validation", validation), ("test", test)):
+        if asked and not (assigned == name).any():
+            msg = f"No spot is left for {name}; change the fractions test and validation, or divide by='block' with a smaller block_um."
+            raise ValueError(msg)
+
+
+def _named(argument: str, value: Units, known: Sequence[str], *, by: str) -> list[str]:
+    chosen = [value] if isinstance(value, str) else list(value)  # type: ignore[arg-type]
+    for name in chosen:
+        if name not in known:
+            msg = f"{argument}={name!r} is not a {by}; the {by}s are {', '.join(known)}{near_matches([name], known)}."
+            raise KeyError(msg)
+    return chosen
+
+
+def _by_units(names: StrArray, test: Units, *, validation: Units, by: str, generator: np.random.Generator) -> StrArray:
+    """Whole sections or patients."""
+    known = sorted(set(names.tolist()))
+    pool = list(generator.permutation(known))
+    sets: dict[str, list[str]] = {}
+    for argument, value in (("test", test), ("validation", validation)):
+        if not isinstance(value, float | int):
+            sets[argument] = _named(argument, value, known, by=by)
+            pool = [name for name in pool if name not in sets[argument]]
+    both = set(sets.get("test", [])) & set(sets.get("validation", []))
+    if both:
+        msg = f"{by.capitalize()} {sorted(both)[0]!r} is named for both test and validation; name it once."
+        raise ValueError(msg)
+    for argument, value in (("test", test), ("validation", validation)):
+        if isinstance(value, float | int):
+            n_units = max(1, round(value * len(known))) if value > 0 else 0
+            sets[argument] = pool[: min(n_units, len(pool) - 1)]
+            pool = pool[len(sets[argument]) :]
+    if isinstance(test, float) and test > 0 and not sets["test"]:
+        msg = f"There is only one {by} ({', '.join(known)}), which cannot be both training and test; divide by={FINER[by]}."
+        raise ValueError(msg)
+    return np.select(
+        [np.isin(names, sets["test"]), np.isin(names, sets["validation"])], ["test", "validation"], "train"
+    )
+
+
+def _write(table: "AnnData", keys: Keys, *, assigned: NDArray[Any], settings: dict[str, Any]) -> None:
+    table.obs[keys.split] = pd.Categorical(assigned, categories=list(SETS))
+    record(table, keys, {"split": {**settings, "hash": hash_of(table, assigned)}})
+    counts = ", ".join(f"{(assigned == name).sum()} {name}" for name in SETS if (assigned == name).any())
+    logger.info('Wrote obs["%s"]: %s spots.', keys.split, counts)

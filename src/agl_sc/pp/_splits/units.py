@@ -1,0 +1,99 @@
+"""What is divided: sections, patients, blocks or spots, drawn into sets or dealt to folds."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agl_sc._sdata.table import section_of
+from agl_sc.core.arrays import IntArray, StrArray
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+By = Literal["section", "patient", "block", "spot"]
+SETS = ("train", "validation", "test", "unused")
+FINER = {"patient": "'section' or 'block'", "section": "'block'"}
+SPOTS_WARNING = (
+    "Spots of one section share pixels and expression with their neighbours: by='spot' flatters every method."
+)
+
+
+def units_of(table: "AnnData", by: Literal["section", "patient"]) -> StrArray:
+    """Section or patient of every spot, (n_obs,)."""
+    if by == "patient":
+        return patient_of(table)
+    names: StrArray = section_of(table).to_numpy(dtype=str)
+    return names
+
+
+def patient_of(table: "AnnData") -> StrArray:
+    """Patient of every spot, (n_obs,), from ``obs["patient"]``."""
+    if "patient" not in table.obs:
+        msg = (
+            f"obs has no column 'patient' (its columns are {', '.join(map(str, table.obs.columns))}); add one, e.g. "
+            "table.obs['patient'] = table.obs['section'].map({section: patient, ...}), or divide by='section'."
+        )
+        raise KeyError(msg)
+    column = table.obs["patient"]
+    if column.isna().any():
+        without = ", ".join(sorted(set(section_of(table)[column.isna()])))
+        msg = f"obs['patient'] is missing for {int(column.isna().sum())} spots (of {without}); name the patient of every spot."
+        raise ValueError(msg)
+    names: StrArray = column.astype(str).to_numpy(dtype=str)
+    return names
+
+
+def straddling(units: StrArray, assigned: NDArray[Any]) -> dict[str, list[str]]:
+    """Units with spots in several of train, validation and test, and in which."""
+    found = {}
+    for unit in np.unique(units):
+        inside = np.unique(assigned[units == unit])
+        sets = [name for name in SETS[:-1] if name in inside]
+        if len(sets) > 1:
+            found[str(unit)] = sets
+    return found
+
+
+def draw(units: StrArray, *, test: float, validation: float, generator: np.random.Generator) -> StrArray:
+    """Assign every spot by its unit, whole units in random order until a set has its fraction of the spots."""
+    names, sizes = np.unique(units, return_counts=True)
+    order = generator.permutation(len(names))
+    filled = np.concatenate([[0], np.cumsum(sizes[order])]) / max(len(units), 1)
+    # The number of units whose share of the spots is nearest to what is asked for: units differ in size.
+    n_test = int(np.argmin(np.abs(filled - test)))
+    n_both = int(np.argmin(np.abs(filled - filled[n_test] - validation))) if validation else n_test
+    in_test, in_validation = (np.isin(units, names[order[part]]) for part in (slice(n_test), slice(n_test, n_both)))
+    return np.select([in_test, in_validation], ["test", "validation"], "train")
+
+
+def deal(units: StrArray, strata: StrArray, *, n_folds: int, generator: np.random.Generator) -> IntArray:
+    """Number of the fold of every spot: whole units, largest first, each to the fold with fewest spots.
+
+    Spots are counted within the unit's stratum first, so that every fold gets its share of each section.
+
+    Parameters
+    ----------
+    units
+        Unit of every spot, (n_spots,).
+    strata
+        Stratum of every spot, (n_spots,), the same for all spots of a unit.
+    n_folds
+        Number of folds, at most that of units.
+    generator
+        Draws the order of units of the same size.
+    """
+    names, first, inverse, sizes = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
+    order = generator.permutation(len(names))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    total = [0] * n_folds
+    within = {str(stratum): [0] * n_folds for stratum in np.unique(strata)}
+    fold_of = np.empty(len(names), dtype=np.int64)
+    for unit in order:
+        here = within[str(strata[first[unit]])]
+        counts = list(zip(here, total, strict=True))
+        fold = counts.index(min(counts))
+        fold_of[unit] = fold
+        here[fold] += int(sizes[unit])
+        total[fold] += int(sizes[unit])
+    return fold_of[inverse]

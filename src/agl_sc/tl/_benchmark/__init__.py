@@ -1,0 +1,1 @@
+"""Cross-validation, arms, reports, and the protocol of the paper."""

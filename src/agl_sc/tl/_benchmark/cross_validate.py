@@ -1,0 +1,371 @@
+"""Every spot predicted out of fold, everything that is fitted fitted anew in every fold."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from agl_sc._sdata.record import record, recorded, unchanged_on_failure
+from agl_sc._sdata.sections import Names
+from agl_sc._sdata.table import counts_of, get_table, section_of
+from agl_sc.core.config import TrainConfig
+from agl_sc.core.evaluation.section_metrics import SPATIAL
+from agl_sc.core.linear.baselines import WITH_AUXILIARY
+from agl_sc.core.spots.genes import Normalize, normalize_counts
+from agl_sc.pp._genes.targets_and_ranks import ChooseBy, Score, check_choose_by, check_score, check_targets
+from agl_sc.pp._splits.folds import Fold, folds_of, make_folds
+from agl_sc.pp._splits.leaks import count_shared_pixels
+from agl_sc.pp._splits.manifest import hash_of
+from agl_sc.pp._splits.units import SETS, By
+from agl_sc.tl._benchmark.arms import ARMS, check_methods
+from agl_sc.tl._benchmark.request import Request, requested
+from agl_sc.tl._benchmark.runs import Outcome, Protocol, Source, run, run_path
+from agl_sc.tl._evaluate import Measured, lattices_of
+from agl_sc.tl._model.train import PACKAGES, ensure_features, smaller_batch
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+Runs = dict[tuple[int, str, int], Outcome]
+"""By number of the fold, method and seed."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CrossValidation:
+    """What came out."""
+
+    results: pd.DataFrame
+    """method, fold, seed, section, gene, metric, value."""
+    provenance: dict[str, Any]
+    """How the folds were made, their hash, and what was run, as JSON values."""
+    shared: dict[str, Any]
+    """How many tiles of different sets share pixels, over all folds, as :func:`agl_sc.pp.split` counts them."""
+    n_updates: dict[str, float]
+    """Mean number of updates over folds and seeds, by method."""
+    targets: list[str]
+    """Genes that are a target in some fold, in the order of the table."""
+
+
+def cross_validate(  # noqa: PLR0913 -- an entry point
+    sdata: "SpatialData",
+    *,
+    methods: str | Sequence[str] = "dkgsb",
+    by: By | None = "section",
+    n_folds: int | None = None,
+    validation: float = 0.2,
+    block_um: float = 500.0,
+    buffer_um: float = 150.0,
+    image_mpp: float | None = None,
+    genes: int | Sequence[str] = 50,
+    choose_by: ChooseBy = "variance",
+    score: str = "predictability",
+    normalize: Normalize = "log1p_cp10k",
+    seeds: int = 1,
+    metrics: Sequence[str] = ("pearson", "spearman", "mse"),
+    finetune: bool = False,
+    config: TrainConfig | None = None,
+    checkpoint: str | Path | None = None,
+    table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    layer: str | None = None,
+    key_added: str = "agl",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Predict every spot out of fold, with everything that is fitted fitted anew in every fold.
+
+    Target genes, prior ranks, scaling, penalties and calibration come from the training spots of the fold; validation
+    spots pick; test spots are predicted once. A fold is what :func:`agl_sc.pp.split` and :func:`agl_sc.tl.train` would make
+    of it. Features of the encoder, which is not fitted, are shared; features of the frozen encoder are computed where there
+    are none.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with one table that annotates the spots of all sections.
+    methods
+        One arm or several. Those of :func:`agl_sc.tl.train`; ``"dkgsb_dispersion"``, ``"dkgsb_mean"``, ``"dkgsb_moran"``,
+        ``"dkgsb_correlation"`` (other prior rankings), ``"random_k"`` (as many genes as DkGSB chooses, drawn at random);
+        ``"dkgsb_paper"``, ``"dkgsb_released"``, ``"dkgsb_warmstart"`` (the published variants with their own settings); and
+        the baselines ``"mean"``, ``"knn"``, ``"ridge"``, ``"weighted_ridge"`` (spots weighted by depth), ``"pca_ridge"``,
+        ``"reduced_rank_ridge"``, ``"random_forest"``, ``"gradient_boosting"``.
+    by
+        Whole sections, all sections of a patient (``obs["patient"]``), spatial blocks within sections, or single spots.
+        None takes the folds that :func:`agl_sc.pp.split` wrote.
+    n_folds
+        Number of folds. One per section or patient, 5 of blocks or spots, by default.
+    validation
+        What picks. A fraction of the units, or with blocks and spots of the spots, in every fold.
+    block_um
+        Side of a spatial block in microns.
+    buffer_um
+        With blocks, training and validation spots closer than this to a spot of another set are left out of both,
+        in microns.
+    image_mpp
+        Microns per pixel of the full image; from metadata or spot pitch by default.
+    genes
+        How many genes are targets, chosen on the training spots of a fold, so that they differ between folds; or names, the
+        same in all.
+    choose_by
+        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper.
+    score
+        Prior ranking of the auxiliary genes. As :func:`agl_sc.pp.rank_auxiliary` takes it, by every fold's training spots; a
+        column of ``var`` is taken as it is, so it must not come from these sections.
+    normalize
+        Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
+    seeds
+        Number of seeds, counted from ``seed``; arms that draw nothing run once.
+    metrics
+        Metrics to compute. Any of :func:`agl_sc.tl.evaluate`, over the test spots of a fold in a section: with blocks or
+        spots held out, those that go by neighbours see only neighbours that are test spots too.
+    finetune
+        Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
+    config
+        Settings of training; :class:`agl_sc.tl.TrainConfig` with its defaults if None.
+    checkpoint
+        Folder from which an interrupted run continues, to end with the same bytes as if nothing had stopped it. It holds
+        an ``npz`` file for every fold, method and seed that is finished, named by a digest of data and settings.
+    table_key
+        Table to use; the only one by default.
+    image_key
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    layer
+        Layer with raw counts; X by default.
+    key_added
+        Prefix of all slots.
+    seed
+        Seed of folds, initial weights and batches.
+
+    Returns
+    -------
+    One row per method, fold, seed, section, gene and metric, with its value over the test spots of the fold in the section;
+    NaN where undefined. Writes ``layers["agl_oof"]``, the prediction of every spot when it was test by the first method,
+    the mean over seeds, float32 in the units of the layer, NaN for genes that were no target in its fold;
+    ``obs["agl_fold"]``, the fold in which a spot was test; ``uns["agl"]["cross_validation"]``; and
+    ``obsm["agl_features"]`` where there were none. On an error or an interrupt every slot is as it was.
+
+    Raises
+    ------
+    ValueError
+        A method or metric is unknown, the counts are not raw, a fold would be empty, or has fewer training spots than a
+        batch or no validation spots where a method needs them.
+    KeyError
+        A table, layer, element or gene does not exist, or there is no ``obs["patient"]``.
+    """
+    request = requested(
+        check_methods(methods),
+        by=by,
+        plan={"n_folds": n_folds, "validation": validation, "block_um": block_um, "buffer_um": buffer_um},
+        protocol={
+            "config": config,
+            "genes": genes,
+            "choose_by": choose_by,
+            "score": score,
+            "normalize": normalize,
+            "finetune": finetune,
+        },
+        where={"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system},
+        metrics=metrics,
+        n_seeds=seeds,
+        seed=seed,
+        checkpoint=checkpoint,
+        key_added=key_added,
+        image_mpp=image_mpp,
+    )
+    return run_all(sdata, request, table_key=table_key, layer=layer).results
+
+
+def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, layer: str | None) -> CrossValidation:
+    """Fit every arm to every fold, and write what the first one predicts."""
+    protocol = request.protocol
+    keys = protocol.keys
+    table = get_table(sdata, table_key)
+    counts = counts_of(table, layer)
+    check_targets(table, protocol.genes)
+    check_choose_by(protocol.choose_by)
+    check_score(table, protocol.score)
+    if layer == keys.oof:
+        msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
+        raise ValueError(msg)
+    folds = (
+        folds_of(table, keys)
+        if request.plan is None
+        else make_folds(sdata, table, request.plan, image_mpp=request.image_mpp)
+    )
+    lattices = lattices_of(sdata, table, optional=False) if set(request.metrics) & set(SPATIAL) else {}
+    columns = [] if protocol.score in get_args(Score) else [protocol.score]
+    sections = section_of(table).to_numpy(dtype=str)
+    _check_folds(folds, request, sections)
+    measured = Measured(counts, partial(normalize_counts, normalize=protocol.normalize), sections, lattices)
+    _check_genes(folds, protocol, table.var_names, measured=measured.expression)
+    with unchanged_on_failure(table, keys):
+        ensure_features(
+            sdata, table, keys=keys, where={**protocol.where, "table_key": table_key}, finetune=protocol.finetune
+        )
+        shared = count_shared_pixels(
+            sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=request.image_mpp
+        )
+        if request.folder is not None:
+            request.folder.mkdir(exist_ok=True)
+        runs = _run_all(Source(sdata, table, counts, columns), folds, request)
+        results = _results(measured, table.var_names, folds, request=request, runs=runs)
+        provenance = _provenance(table, folds, request)
+        _write(table, folds, request, runs=runs, provenance=provenance)
+    of_method = {name: [r.n_updates for (_, own, _), r in runs.items() if own == name] for name in request.methods}
+    known = {gene for outcome in runs.values() for gene in outcome.genes}
+    return CrossValidation(
+        results,
+        provenance,
+        shared,
+        {name: float(np.mean(n)) for name, n in of_method.items()},
+        [name for name in table.var_names if name in known],
+    )
+
+
+def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]) -> None:
+    """Refuse folds that an arm could not be fitted to, before any of them is."""
+    networks = [name for name in request.methods if ARMS[name].method is not None]
+    picking = [*networks, *(name for name in request.methods if name in WITH_AUXILIARY)]
+    for fold in folds:
+        n_train = int((fold.assigned == "train").sum())
+        batch_size = request.protocol.config.batch_size
+        if networks and n_train < batch_size:
+            msg = f"Fold {fold.name!r} has {n_train} training spots, fewer than batch_size={batch_size}; {smaller_batch(n_train)}."
+            raise ValueError(msg)
+        _, n_picking = np.unique(sections[fold.assigned == "validation"], return_counts=True)
+        if picking and n_picking.max(initial=0) < 2:
+            msg = f"Fold {fold.name!r} has no two validation spots in one section, and {picking[0]!r} picks by Pearson on them; pass validation=0.2."
+            raise ValueError(msg)
+
+
+def _check_genes(
+    folds: Sequence[Fold], protocol: Protocol, names: "pd.Index[str]", *, measured: scipy.sparse.csr_matrix
+) -> None:
+    """Refuse named genes that are constant over the training spots of a fold."""
+    if isinstance(protocol.genes, int | np.integer):
+        return
+    genes = [protocol.genes] if isinstance(protocol.genes, str) else list(protocol.genes)
+    own = measured[:, names.get_indexer(pd.Index(genes))].tocsr()
+    for fold in folds:
+        training = own[fold.assigned == "train"].toarray()
+        constant = np.array(genes)[np.ptp(training, axis=0) == 0]
+        if len(constant):
+            msg = f"Target genes {', '.join(constant[:3])} are constant over the training spots of fold {fold.name!r}; leave them out."
+            raise ValueError(msg)
+
+
+def _run_all(source: Source, folds: Sequence[Fold], request: Request) -> Runs:
+    """Outcomes of all runs; those that are finished are read."""
+    protocol, finished = request.protocol, {}
+    made_from = {"data": source.digest(protocol.keys), "protocol": protocol.plain(), "versions": versions()}
+    seconds = dict.fromkeys(request.methods, 0.0)
+    prepared: tuple[int, SpatialData] | None = None
+    for fold, name, seed in tqdm(request.runs(folds), desc="runs", unit="run", disable=None):
+        path = None
+        if request.folder is not None:
+            path = run_path(request.folder, fold, name=name, seed=seed, made_from=made_from)
+        if path is not None and path.exists():
+            finished[fold.number, name, seed] = Outcome.read(path)
+            continue
+        if prepared is None or prepared[0] != fold.number:
+            prepared = fold.number, source.prepared(fold, protocol)
+        start = time.perf_counter()
+        outcome = run(prepared[1], fold, name=name, seed=seed, protocol=protocol)
+        seconds[name] += time.perf_counter() - start
+        if path is not None:
+            outcome.write(path)
+        finished[fold.number, name, seed] = outcome
+    for name, spent in seconds.items():
+        logger.info("%s took %.1f s over all folds and seeds.", ARMS[name].label, spent)
+    return finished
+
+
+def _results(
+    of: Measured, names: "pd.Index[str]", folds: Sequence[Fold], *, request: Request, runs: Runs
+) -> pd.DataFrame:
+    """Metrics of every run, by section."""
+    frames = []
+    for (number, name, seed), outcome in runs.items():
+        fold = folds[number]
+        rows = np.flatnonzero(fold.assigned == "test")
+        known = np.isfinite(outcome.predicted).all(axis=1)
+        columns = names.get_indexer(pd.Index(outcome.genes))
+        for section in np.unique(of.sections[rows[known]]):
+            inside = known & (of.sections[rows] == section)
+            values = of.metrics(outcome.predicted[inside], rows=rows[inside], columns=columns, names=request.metrics)
+            long = values.assign(gene=outcome.genes).melt("gene", var_name="metric")
+            frames.append(long.assign(method=name, fold=fold.name, seed=seed, section=section))
+    results = pd.concat(frames, ignore_index=True)
+    undefined = int(results["value"].isna().sum())
+    if undefined:
+        logger.warning(
+            "%d of %d values are undefined, where a measured or predicted gene is constant over the test spots of a section.",
+            undefined,
+            len(results),
+        )
+    return results[["method", "fold", "seed", "section", "gene", "metric", "value"]]
+
+
+def _provenance(table: "AnnData", folds: Sequence[Fold], request: Request) -> dict[str, Any]:
+    """Plain values that say what was run."""
+    codes = np.array([pd.Categorical(fold.assigned, categories=list(SETS)).codes for fold in folds])
+    plan = recorded(table, request.protocol.keys, "split") if request.plan is None else asdict(request.plan)
+    return {
+        **{name: plan[name] for name in ("by", "validation", "block_um", "buffer_um")},
+        "n_folds": len(folds),
+        "hash": hash_of(table, _fold_of(folds, [str(fold.number) for fold in folds]), codes),
+        "folds": [fold.name for fold in folds],
+        "methods": request.methods,
+        "seeds": list(range(request.seed, request.seed + request.n_seeds)),
+        **request.protocol.plain(),
+        "versions": versions(),
+    }
+
+
+def _fold_of(folds: Sequence[Fold], names: Sequence[str]) -> NDArray[Any]:
+    """The name of the fold that every spot is test in, or unused, (n_obs,)."""
+    tests = np.array([fold.assigned == "test" for fold in folds])
+    return np.where(tests.any(axis=0), np.array(names)[tests.argmax(axis=0)], "unused")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the numbers depend on."""
+    return {name: version(name) for name in sorted((*PACKAGES, "scikit-learn", "scipy"))}
+
+
+def _write(
+    table: "AnnData", folds: Sequence[Fold], request: Request, *, runs: Runs, provenance: Mapping[str, Any]
+) -> None:
+    keys, name = request.protocol.keys, request.methods[0]
+    predicted = np.full(table.shape, np.nan, dtype=np.float32)
+    for fold in folds:
+        outcomes = [runs[fold.number, name, seed] for seed in request.seeds_of(name)]
+        rows = np.flatnonzero(fold.assigned == "test")
+        mean = np.mean([outcome.predicted for outcome in outcomes], axis=0, dtype=np.float64)
+        predicted[np.ix_(rows, table.var_names.get_indexer(outcomes[0].genes))] = mean
+    table.layers[keys.oof] = predicted
+    names = [fold.name for fold in folds]
+    table.obs[keys.fold] = pd.Categorical(_fold_of(folds, names), categories=names)
+    lists = {key: np.array(value) for key, value in provenance.items() if isinstance(value, list)}
+    record(table, keys, {"cross_validation": {**provenance, **lists}})
+    logger.info(
+        'Wrote layers["%s"] and obs["%s"]: out-of-fold predictions of %s.', keys.oof, keys.fold, ARMS[name].label
+    )

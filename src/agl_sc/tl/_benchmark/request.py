@@ -1,0 +1,81 @@
+"""What a cross-validation or a benchmark is asked for, checked before any work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agl_sc._paths import check_folder
+from agl_sc._sdata.keys import Keys
+from agl_sc.core.config import TrainConfig
+from agl_sc.core.evaluation.section_metrics import check_names
+from agl_sc.pp._splits.folds import Fold, FoldPlan
+from agl_sc.pp._splits.units import By
+from agl_sc.tl._benchmark.arms import ARMS, check_methods
+from agl_sc.tl._benchmark.runs import Protocol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What is asked for, checked before any work."""
+
+    methods: list[str]
+    """Names of arms."""
+    metrics: Sequence[str]
+    """Names of metrics."""
+    plan: FoldPlan | None
+    """How spots are divided into folds; None for those in place."""
+    n_seeds: int
+    """Seeds of every arm that draws anything."""
+    seed: int
+    """The first of them."""
+    protocol: Protocol
+    """What all runs have in common."""
+    folder: Path | None
+    """Where finished runs are kept."""
+    image_mpp: float | None = None
+    """Microns per pixel of the full image, where the plan needs them."""
+
+    def __post_init__(self) -> None:
+        check_methods(self.methods)
+        check_names(self.metrics)
+        if not isinstance(self.n_seeds, int) or self.n_seeds < 1:
+            msg = f"seeds={self.n_seeds!r} is not a number of seeds from 1; the first of them is seed=."
+            raise ValueError(msg)
+
+    def seeds_of(self, name: str) -> range:
+        """Seeds of an arm; one where nothing is drawn."""
+        return range(self.seed, self.seed + (self.n_seeds if ARMS[name].drawn else 1))
+
+    def runs(self, folds: Sequence[Fold]) -> list[tuple[Fold, str, int]]:
+        """Every fold with every arm and seed."""
+        return [(fold, name, seed) for fold in folds for name in self.methods for seed in self.seeds_of(name)]
+
+
+def requested(
+    methods: list[str],
+    *,
+    by: By | None,
+    plan: dict[str, Any],
+    protocol: dict[str, Any],
+    where: dict[str, Any],
+    metrics: Sequence[str],
+    checkpoint: str | Path | None,
+    key_added: str,
+    seed: int,
+    **rest: Any,
+) -> Request:
+    """What the arguments of an entry point ask for, refused where it makes no sense."""
+    if by is None and plan["n_folds"] is not None:
+        msg = f"n_folds={plan['n_folds']} says how to divide, but by=None takes the folds that are there; pass one of the two."
+        raise ValueError(msg)
+    config = protocol["config"] or TrainConfig()
+    return Request(
+        methods,
+        metrics=metrics,
+        plan=None if by is None else FoldPlan(by, seed=seed, **plan),
+        protocol=Protocol(**{**protocol, "config": config}, where=where, keys=Keys(key_added)),
+        folder=None if checkpoint is None else check_folder(checkpoint),
+        seed=seed,
+        **rest,
+    )

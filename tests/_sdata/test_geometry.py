@@ -1,0 +1,142 @@
+"""Physical scale from the spot pitch."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from agl_sc._sdata.geometry import Bins, bin_side_um, check_mpp, spot_pitch_px
+
+Centres = NDArray[np.float64]
+
+
+def square_grid(pitch_px: float, n: int = 14) -> Centres:
+    columns, rows = np.meshgrid(np.arange(n), np.arange(n))
+    return np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.float64) * pitch_px + 100.0
+
+
+def hexagonal_grid(pitch_px: float, n: int = 14) -> Centres:
+    columns, rows = np.meshgrid(np.arange(n, dtype=float), np.arange(n, dtype=float))
+    columns[1::2] += 0.5
+    return np.stack([columns.ravel(), rows.ravel() * np.sqrt(0.75)], axis=1) * pitch_px + 100.0
+
+
+GRIDS = [pytest.param("st", square_grid(250.0), id="st"), pytest.param("visium", hexagonal_grid(250.0), id="visium")]
+
+
+@pytest.mark.parametrize(("technology", "centres"), GRIDS)
+def test_pitch_of_a_perfect_grid(technology: str, centres: Centres) -> None:
+    assert spot_pitch_px(centres, technology) == pytest.approx(250.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("technology", "centres"), GRIDS)
+def test_pitch_survives_jitter_and_holes(technology: str, centres: Centres, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kept = centres[rng.random(len(centres)) < 0.8] + rng.normal(0, 8.0, (1, 2))
+    assert spot_pitch_px(kept + rng.normal(0, 8.0, kept.shape), technology) == pytest.approx(250.0, rel=0.02)
+
+
+def test_diagonal_neighbours_at_the_edge_do_not_count() -> None:
+    strip = square_grid(250.0)[:28]  # two rows: every spot is at an edge, and has 3 adjacent neighbours at most
+    assert spot_pitch_px(strip, "st") == pytest.approx(250.0, rel=1e-9)
+
+
+def test_rows_without_position_are_left_out() -> None:
+    centres = np.concatenate([square_grid(250.0), [[np.nan, 3.0]]])
+    assert spot_pitch_px(centres, "st") == pytest.approx(250.0)
+
+
+@pytest.mark.parametrize("n_spots", [0, 1])
+def test_too_few_spots_have_no_pitch(n_spots: int) -> None:
+    assert np.isnan(spot_pitch_px(square_grid(250.0)[:n_spots], "st"))
+
+
+def test_pitch_of_an_unknown_technology() -> None:
+    with pytest.raises(
+        ValueError, match=r"technology='slideseq' is unknown; use one of \['st', 'visium', 'visium_hd'\]"
+    ):
+        spot_pitch_px(square_grid(250.0), "slideseq")
+
+
+@pytest.mark.parametrize(
+    ("technology", "centres", "mpp"), [("st", square_grid(250.0), 0.8), ("visium", hexagonal_grid(250.0), 0.4)]
+)
+def test_mpp_follows_from_the_pitch(technology: str, centres: Centres, mpp: float) -> None:
+    assert check_mpp(None, centres, technology, name="A") == pytest.approx(mpp)
+
+
+@pytest.mark.parametrize("stated", [0.8 * 0.96, 0.8, 0.8 * 1.04])
+def test_stated_mpp_within_five_percent_is_kept(stated: float) -> None:
+    assert check_mpp(stated, square_grid(250.0), "st", name="A") == stated
+
+
+@pytest.mark.parametrize("stated", [0.4, 0.75, 0.86, 1.6])
+def test_mpp_that_contradicts_the_pitch(stated: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"image_mpp={stated} of 'A' contradicts the st spot pitch of 200 um .*0\.8 um/px"
+    ):
+        check_mpp(stated, square_grid(250.0), "st", name="A")
+
+
+def test_mpp_without_technology_is_believed() -> None:
+    assert check_mpp(0.5, square_grid(250.0), None, name="A") == 0.5
+
+
+def test_single_spot_believes_what_is_stated() -> None:
+    assert check_mpp(0.5, square_grid(250.0)[:1], "st", name="A") == 0.5
+
+
+def test_nothing_known() -> None:
+    with pytest.raises(ValueError, match="microns per pixel of 'A' are unknown; pass image_mpp="):
+        check_mpp(None, square_grid(250.0), None, name="A")
+
+
+@pytest.mark.parametrize("centres", [square_grid(250.0)[:1], np.ones((5, 2))], ids=["one spot", "one place"])
+def test_too_few_spots_to_derive(centres: Centres) -> None:
+    with pytest.raises(ValueError, match="'A' has fewer than two distinct spots"):
+        check_mpp(None, centres, "st", name="A")
+
+
+@pytest.mark.parametrize("stated", [0, -0.5, float("nan"), float("inf"), "0.5", True])
+def test_mpp_that_is_no_positive_number(stated: float) -> None:
+    with pytest.raises(ValueError, match="of 'A' is not a positive number of microns per pixel"):
+        check_mpp(stated, square_grid(250.0), "st", name="A")
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("square_008um", 8.0),
+        ("sample_square_002um", 2.0),
+        ("Visium_HD_square_016um", 16.0),
+        ("square_8um", None),
+        ("S", None),
+    ],
+)
+def test_the_name_of_a_region_tells_the_side_of_its_bins(name: str, side: float | None) -> None:
+    assert bin_side_um(name) == side
+
+
+def test_mpp_of_bins_follows_from_their_side_even_where_most_are_left_out() -> None:
+    bins = Bins(side_um=8.0, side_px=16.0)
+    sparse = square_grid(48.0)  # every third bin of each axis
+    assert check_mpp(None, sparse, "visium_hd", name="A", bins=bins) == pytest.approx(0.5)
+    assert check_mpp(0.51, sparse, "visium_hd", name="A", bins=bins) == 0.51
+    with pytest.raises(
+        ValueError, match=r"image_mpp=0\.25 of 'A' contradicts the visium_hd spot pitch of 8 um \(16\.0 px"
+    ):
+        check_mpp(0.25, sparse, "visium_hd", name="A", bins=bins)
+
+
+def test_mpp_of_bins_that_are_points_follows_from_their_grid() -> None:
+    bins = Bins(side_um=8.0, side_px=None)
+    assert check_mpp(None, square_grid(16.0), "visium_hd", name="A", bins=bins) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bins", [None, Bins(None, 16.0)], ids=["no bins", "no side"])
+def test_bins_of_unknown_side_need_a_stated_mpp(bins: Bins | None) -> None:
+    assert check_mpp(0.5, square_grid(16.0), "visium_hd", name="A", bins=bins) == 0.5
+    with pytest.raises(
+        ValueError, match=r"of 'A' are unknown; pass image_mpp= .*, or name the region .*'square_008um'"
+    ):
+        check_mpp(None, square_grid(16.0), "visium_hd", name="A", bins=bins)

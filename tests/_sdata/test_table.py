@@ -1,0 +1,226 @@
+"""Tables in as arrays: which table, which counts, which scale, and no trace of what failed."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import shapely
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.record import record, recorded, unchanged_on_failure
+from agl_sc._sdata.sections import Section
+from agl_sc._sdata.table import counts_of, get_table, near_matches, region_of, section_of
+
+Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
+STOP = "stop"
+
+
+def table(genes: str = "ABC") -> AnnData:
+    counts = scipy.sparse.csr_matrix(np.arange(15, dtype=np.float32).reshape(5, 3))
+    obs = pd.DataFrame({"region": pd.Categorical(["spots"] * 5), "spot_id": list("vwxyz")}, index=list("12345"))
+    adata = AnnData(counts, obs=obs)
+    adata.var_names = list(genes)
+    return TableModel.parse(adata, region="spots", region_key="region", instance_key="spot_id")
+
+
+def wrap(**tables: AnnData) -> SpatialData:
+    frame = gpd.GeoDataFrame({"geometry": shapely.points(np.eye(5)[:, :2]), "radius": 1.0}, index=list("vwxyz"))
+    return SpatialData(shapes={"spots": ShapesModel.parse(frame)}, tables=tables)
+
+
+BAD_TABLES = [
+    pytest.param(
+        table,
+        {},
+        TypeError,
+        "sdata is a AnnData, not a SpatialData; .* convert an AnnData with agl_sc.io.from_anndata",
+        id="AnnData",
+    ),
+    pytest.param(wrap, {}, KeyError, "sdata has no table; add one", id="no table"),
+    pytest.param(
+        lambda: wrap(table=table(), more=table()),
+        {},
+        ValueError,
+        r"several tables \(more, table\); name one with table_key=",
+        id="two tables",
+    ),
+    pytest.param(
+        lambda: wrap(table=table()),
+        {"table_key": "tables"},
+        KeyError,
+        "table_key='tables' is not in sdata; its tables are table",
+        id="table unknown",
+    ),
+    pytest.param(
+        lambda: wrap(table=table("ABA")),
+        {},
+        ValueError,
+        r"1 gene names stand twice in the table \(A\); make them unique",
+        id="duplicate genes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "error", "match"), BAD_TABLES)
+def test_tables_that_cannot_be_used_are_refused(
+    *, make: Callable[[], Any], options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        get_table(make(), **{"table_key": None, **options})
+
+
+def test_a_table_is_taken_by_name_or_because_it_is_the_only_one() -> None:
+    sdata = wrap(table=table(), more=table())
+    assert get_table(sdata, "more") is sdata["more"]
+    only_one = wrap(table=table())
+    assert get_table(only_one, None) is only_one["table"]
+
+
+def test_a_section_is_a_region_unless_obs_says_otherwise() -> None:
+    adata = table()
+    assert section_of(adata).tolist() == region_of(adata).tolist() == ["spots"] * 5
+    adata.obs["section"] = list("vwxyz")
+    assert section_of(adata).tolist() == list("vwxyz")
+
+
+def make_section(**changes: Any) -> Section:
+    square = np.array([[x, y] for x in range(5) for y in range(5)], dtype=float) * 100
+    given = {"image_mpp": None, "technology": None, **changes}
+    return Section(name="S", rows=np.arange(25), image_key="S_image", levels=(), centres=square, radius=1.0, **given)
+
+
+def test_microns_per_pixel_stated_by_the_user_go_before_metadata_and_pitch() -> None:
+    section = make_section(image_mpp=2.0)
+    assert (section.mpp(), section.mpp(0.5)) == (2.0, 0.5)
+    assert make_section(technology="st").mpp() == pytest.approx(2.0)
+    assert make_section(image_mpp=1.96, technology="st").mpp(2.02) == 2.02
+
+
+@pytest.mark.parametrize(
+    ("changes", "stated", "match"),
+    [
+        pytest.param({}, None, "microns per pixel of 'S_image' are unknown; pass image_mpp=", id="unknown"),
+        pytest.param(
+            {"technology": "st"},
+            1.0,
+            "image_mpp=1 of 'S_image' contradicts the st spot pitch of 200 um",
+            id="contradicted by pitch",
+        ),
+        pytest.param(
+            {"technology": "st", "image_mpp": 3.0}, None, "image_mpp=3 .* that is 2 um/px", id="metadata contradicted"
+        ),
+        pytest.param({}, -1.0, "image_mpp=-1.0 of 'S_image' is not a positive number", id="negative"),
+    ],
+)
+def test_a_scale_that_is_unknown_or_contradicted_is_refused(
+    changes: dict[str, Any], stated: float | None, match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        make_section(**changes).mpp(stated)
+
+
+@pytest.mark.parametrize(
+    "as_stored", [scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, np.asarray, scipy.sparse.csr_array]
+)
+@pytest.mark.parametrize("dtype", ["int64", "uint16", "float64"])
+def test_counts_are_csr_float32_however_they_are_stored(as_stored: Callable[[Any], Any], dtype: str) -> None:
+    adata, dense = table(), np.arange(15).reshape(5, 3).astype(dtype)
+    adata.X, adata.layers["raw"] = as_stored(dense), as_stored(dense + 1)
+    for layer, expected in ((None, dense), ("raw", dense + 1)):
+        counts = counts_of(adata, layer)
+        assert isinstance(counts, scipy.sparse.csr_matrix)
+        assert counts.dtype == np.float32
+        np.testing.assert_array_equal(counts.toarray(), expected)
+
+
+def test_counts_are_not_the_users_own_to_write_to() -> None:
+    adata = table()
+    adata.X = adata.X.astype(np.float32)
+    before = adata.X.copy()
+    counts_of(adata, None).toarray()[:] = 7
+    np.testing.assert_array_equal(adata.X.toarray(), before.toarray())
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        pytest.param(np.nan, "NaN or infinite values", id="NaN"),
+        pytest.param(np.inf, "NaN or infinite values", id="infinite"),
+        pytest.param(-1.0, "negative values", id="negative"),
+        pytest.param(0.37, "values that are not whole numbers, as after normalisation", id="normalised"),
+    ],
+)
+@pytest.mark.parametrize("layer", [None, "raw"])
+def test_what_is_not_raw_counts_is_refused(layer: str | None, value: float, fault: str) -> None:
+    adata = table()
+    wrong = adata.X.toarray()
+    wrong[2, 1] = value
+    if layer is None:
+        adata.X = scipy.sparse.csr_matrix(wrong)
+    else:
+        adata.layers[layer] = wrong
+    where = "X" if layer is None else r"layers\['raw'\]"
+    with pytest.raises(ValueError, match=f"{where} holds {fault}; raw counts are needed, pass layer="):
+        counts_of(adata, layer)
+
+
+def test_a_missing_layer_is_refused_with_those_there_are() -> None:
+    adata = table()
+    with pytest.raises(KeyError, match=r"layer='raw' is not in the table; its layers are none \(None means X\)"):
+        counts_of(adata, "raw")
+    adata.layers["counts"], adata.X = adata.X, None
+    with pytest.raises(KeyError, match="its layers are counts"):
+        counts_of(adata, "raw")
+    with pytest.raises(ValueError, match="The table has no X; pass layer= with the layer of raw counts"):
+        counts_of(adata, None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_no_trace(error: type[BaseException], unchanged: Unchanged) -> None:
+    sdata = wrap(table=table())
+    adata, keys = sdata["table"], Keys()
+    adata.layers["agl"] = np.ones(adata.shape)
+    adata.obs["agl_split"], adata.uns["agl"] = "train", {"params": {"seed": 1}}
+    with pytest.raises(error, match=STOP), unchanged(sdata), unchanged_on_failure(adata, keys):  # noqa: PT012
+        adata.layers["agl"] = np.zeros(adata.shape)
+        adata.obsm["agl_features"] = np.zeros((5, 2))
+        adata.obs["agl_split"], adata.var["agl_role"] = "test", "target"
+        record(adata, keys, {"params": {"seed": 2}, "more": 1})
+        raise error(STOP)
+
+
+def test_a_failure_before_anything_was_there_leaves_nothing(unchanged: Unchanged) -> None:
+    sdata = wrap(table=table())
+    with pytest.raises(RuntimeError, match=STOP), unchanged(sdata), unchanged_on_failure(sdata["table"], Keys()):  # noqa: PT012
+        record(sdata["table"], Keys(), {"more": 1})
+        raise RuntimeError(STOP)
+
+
+def test_success_keeps_what_was_written() -> None:
+    adata, keys = table(), Keys()
+    record(adata, keys, {"kept": 0})
+    with unchanged_on_failure(adata, keys):
+        adata.layers["agl"] = np.zeros(adata.shape)
+        record(adata, keys, {"more": 1})
+    assert "agl" in adata.layers
+    assert [recorded(adata, keys, name) for name in ("kept", "more", "none")] == [0, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        pytest.param("erbb2", ["ERBB2", "KRT8"], "; did you mean ERBB2", id="case"),
+        pytest.param("ERBB22", ["ERBB2", "ERBB3", "KRT8"], "; did you mean ERBB2, ERBB3", id="two"),
+        pytest.param("ZZZ", ["ERBB2"], "", id="nothing close"),
+    ],
+)
+def test_near_matches(name: str, known: list[str], expected: str) -> None:
+    assert near_matches([name], known) == expected

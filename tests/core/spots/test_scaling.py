@@ -1,0 +1,150 @@
+"""Centring, scaling and calibration."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from agl_sc.core.spots.scaling import (
+    CLIP,
+    calibrate,
+    center_per_section,
+    depth_weights,
+    held_out_slope,
+    scale_features,
+    spread,
+)
+
+FloatArray = NDArray[np.float64]
+
+
+@pytest.fixture
+def values() -> FloatArray:
+    return np.random.default_rng(0).normal(5.0, 2.0, (12, 4))
+
+
+CODES = np.array([0, 1, 2] * 4)
+
+
+def test_every_section_has_mean_0_and_keeps_its_differences(values: FloatArray) -> None:
+    centred = center_per_section(values, CODES)
+    for code in range(3):
+        inside = np.equal(CODES, code)
+        np.testing.assert_allclose(centred[inside].mean(axis=0), 0, atol=1e-12)
+        np.testing.assert_allclose(np.diff(centred[inside], axis=0), np.diff(values[inside], axis=0))
+
+
+def test_shift_of_a_section_does_not_matter(values: FloatArray) -> None:
+    shifted = values + np.array([0.0, 100.0, -7.0])[CODES][:, None]
+    np.testing.assert_allclose(center_per_section(shifted, CODES), center_per_section(values, CODES), atol=1e-12)
+
+
+def test_centring_does_not_change_its_argument(values: FloatArray) -> None:
+    before = values.copy()
+    center_per_section(values, CODES)
+    np.testing.assert_array_equal(values, before)
+
+
+def test_rows_with_nan_stay_nan_and_do_not_count(values: FloatArray) -> None:
+    values[[0, 4]] = np.nan
+    centred = center_per_section(values, CODES)
+    known = ~np.isin(np.arange(12), [0, 4])
+    assert np.isnan(centred[~known]).all()
+    np.testing.assert_allclose(centred[known], center_per_section(values[known], CODES[known]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_row_with_one_undefined_value_is_nan_as_a_whole(values: FloatArray, value: float) -> None:
+    values[4, 2] = value
+    centred = center_per_section(values, CODES)
+    assert np.isnan(centred[4]).all()
+    known = np.arange(12) != 4
+    np.testing.assert_allclose(centred[known], center_per_section(values[known], CODES[known]))
+
+
+def test_section_of_nothing_but_nan(values: FloatArray) -> None:
+    values[CODES == 1] = np.nan
+    centred = center_per_section(values, CODES)
+    assert np.isnan(centred[CODES == 1]).all()
+    assert np.isfinite(centred[CODES != 1]).all()
+
+
+def test_section_of_one_spot_is_0() -> None:
+    assert center_per_section(np.array([[3.0, 4.0]]), np.array([7])).tolist() == [[0.0, 0.0]]
+
+
+def test_spread_is_the_standard_deviation_and_1_where_constant(values: FloatArray) -> None:
+    values[:, 2] = 0.1
+    expected = np.std(values, axis=0)
+    expected[2] = 1.0
+    np.testing.assert_allclose(spread(values), expected)
+
+
+def test_features_are_divided_and_clipped() -> None:
+    scaled = scale_features(np.array([[1.0, -8.0], [-2.0, 80.0], [np.nan, 0.0]]), np.array([2.0, 4.0]))
+    np.testing.assert_array_equal(scaled, [[0.5, -2.0], [-1.0, CLIP], [np.nan, 0.0]])
+    assert CLIP == 3
+
+
+def test_calibration_is_the_least_squares_line_of_every_gene(values: FloatArray) -> None:
+    measured = values * [0.5, 2.0, 1.0, 3.0] + np.random.default_rng(1).normal(3.0, 1.0, values.shape)
+    slope, intercept = calibrate(values, measured)
+    for gene in range(4):
+        expected = np.polyfit(values[:, gene], measured[:, gene], 1)
+        assert expected[0] > 0
+        np.testing.assert_allclose([slope[gene], intercept[gene]], expected, rtol=1e-9)
+
+
+def test_calibration_never_turns_a_prediction_round(values: FloatArray) -> None:
+    measured = values * [1.0, -1.0, 1.0, 1.0]
+    slope, intercept = calibrate(values, measured)
+    np.testing.assert_allclose(slope, [1, 0, 1, 1])
+    assert intercept[1] == pytest.approx(measured[:, 1].mean())
+
+
+@pytest.mark.parametrize("n_spots", [12, 100, 333])
+@pytest.mark.parametrize("constant", [0.0, 0.1, 0.3, 1e6 + 0.1])  # most are not the mean of their copies
+def test_constant_prediction_becomes_the_mean(constant: float, n_spots: int) -> None:
+    measured = np.random.default_rng(0).normal(5.0, 2.0, (n_spots, 4))
+    predicted = measured.copy()
+    predicted[:, 0] = constant
+    slope, intercept = calibrate(predicted, measured)
+    assert slope[0] == 0
+    assert intercept[0] == pytest.approx(measured[:, 0].mean())
+    np.testing.assert_allclose((slope * predicted + intercept)[:, 1:], measured[:, 1:])
+
+
+def test_constant_measurement_is_met(values: FloatArray) -> None:
+    slope, intercept = calibrate(values, np.full_like(values, 2.5))
+    np.testing.assert_allclose(slope * values + intercept, 2.5)
+
+
+def test_depth_weights_are_roots_with_mean_one_in_every_section() -> None:
+    library, sections = np.array([4.0, 16.0, 100.0, 900.0, 100.0]), np.array([7, 7, 2, 2, 2])
+    weights = depth_weights(library, sections)
+    np.testing.assert_allclose(weights[:2], [2 / 3, 4 / 3])
+    np.testing.assert_allclose(weights[2:], np.array([10, 30, 10]) / (50 / 3))
+
+
+def test_held_out_slope_is_that_of_all_genes_within_sections() -> None:
+    rng = np.random.default_rng(0)
+    codes = np.repeat([3, 8], 200)
+    predicted = rng.normal(size=(400, 5))
+    measured = 0.4 * predicted + 0.1 * rng.normal(size=(400, 5)) + 10 * codes[:, None]
+    assert held_out_slope(predicted, measured, codes) == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(2.0, 1.0), (-1.0, 0.0), (0.0, 1.0)])
+def test_held_out_slope_neither_stretches_nor_turns(factor: float, expected: float) -> None:
+    """Nor is it defined of predictions that do not vary."""
+    measured = np.random.default_rng(1).normal(size=(50, 3))
+    predicted = np.zeros_like(measured) if factor == 0 else measured / factor
+    assert held_out_slope(predicted, measured, np.zeros(50, dtype=np.int64)) == expected
+
+
+def test_shrunk_slopes_keep_the_mean() -> None:
+    rng = np.random.default_rng(2)
+    predicted = rng.normal(size=(60, 4))
+    measured = predicted + rng.normal(size=(60, 4)) + 3
+    slope, intercept = calibrate(predicted, measured, shrinkage=0.5)
+    np.testing.assert_allclose(slope, calibrate(predicted, measured)[0] / 2)
+    np.testing.assert_allclose((slope * predicted + intercept).mean(axis=0), measured.mean(axis=0))

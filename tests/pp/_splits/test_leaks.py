@@ -1,0 +1,95 @@
+"""What sets share is counted and told."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from spatialdata import SpatialData
+
+from agl_sc._sdata.keys import Keys
+from agl_sc.pp import split
+from agl_sc.pp._splits.leaks import tile_um
+
+
+def test_tiles_of_a_random_split_share_pixels(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    table = tissue["table"]
+    with caplog.at_level(logging.WARNING):
+        split(tissue, by="spot", test=0.3, validation=0.0)
+    test = (table.obs["agl_split"] == "test").to_numpy()
+    xy, section = table.obsm["spatial"], table.obs["section"].to_numpy()
+    shares = (cdist(xy, xy, "chebyshev") < 112) & (section[:, None] == section)
+    n_shared = int((test & shares[:, ~test].any(axis=1)).sum())
+    assert n_shared > 20  # of 48: spots lie 100 um apart
+    manifest = table.uns["agl"]["split"]
+    assert manifest["shared_pixels"] == {"test": n_shared, "validation": 0}
+    assert manifest["tile_um"] == 112
+    assert f"{n_shared} of 48 test tiles of 112 um share pixels with a training or validation tile." in caplog.text
+
+
+def test_a_buffer_wider_than_a_tile_leaves_no_shared_pixel(tissue: SpatialData) -> None:
+    for buffer_um, shared in ((0.0, True), (160.0, False)):
+        split(tissue, by="block", test=0.15, validation=0.15, block_um=250, buffer_um=buffer_um)
+        counts = tissue["table"].uns["agl"]["split"]["shared_pixels"]
+        assert all((n > 0) == shared for n in counts.values())
+
+
+def test_sections_on_one_image_share_its_pixels(tissue: SpatialData) -> None:
+    """Regions of one slide, closer than a tile: whole sections, and yet the same pixels."""
+    from spatialdata.transformations import get_transformation, set_transformation
+
+    system = get_transformation(tissue.images["section_1_image"], get_all=True)
+    set_transformation(tissue["section_2"], system, set_all=True)
+    del tissue.images["section_2_image"]
+    split(tissue, test="section_2", validation="section_3")
+    assert tissue["table"].uns["agl"]["split"]["shared_pixels"] == {"test": 53, "validation": 0}
+
+
+@pytest.mark.parametrize(
+    ("made_from", "expected"),
+    [
+        pytest.param(None, 112.0, id="no features"),
+        pytest.param({"tile_px": 32, "mpp": 1.5}, 48.0, id="own tile"),
+        pytest.param({"tile_px": 32, "mpp": 1.5, "context": "2 4"}, 192.0, id="widest field of view"),
+    ],
+)
+def test_the_tile_is_that_of_the_features(tissue: SpatialData, made_from: Any, expected: float) -> None:
+    table = tissue["table"]
+    if made_from is not None:
+        table.uns["agl"] = {"features": made_from}
+    assert tile_um(table, Keys()) == expected
+
+
+def test_without_an_image_nothing_is_counted_and_that_is_told(
+    tissue: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in list(tissue.images):
+        del tissue.images[name]
+    with caplog.at_level(logging.WARNING):
+        split(tissue)
+    assert "Tiles of different sets that share pixels were not counted: sdata has no image" in caplog.text
+    assert "shared_pixels" not in tissue["table"].uns["agl"]["split"]
+
+
+def test_sections_of_one_patient_in_training_and_test(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    table = tissue["table"]
+    table.obs["patient"] = np.where(table.obs["section"] == "section_1", "B", "C")
+    with caplog.at_level(logging.WARNING):
+        split(tissue, test="section_1", validation="section_2")
+        assert not caplog.records
+        split(tissue, test="section_3", validation="section_1")
+    assert "Sections of patient 'C' are in training and test (section_2, section_3)" in caplog.text
+
+
+def test_one_section_under_two_names(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    table = tissue["table"]
+    dense = table.X.toarray()
+    dense[table.obs["section"] == "section_3"] = dense[table.obs["section"] == "section_2"][::-1]
+    table.X = dense
+    with caplog.at_level(logging.WARNING):
+        split(tissue, assignments={"section_1": "test", "section_2": "train", "section_3": "train"})
+        assert not caplog.records
+        split(tissue, test="section_2", validation="section_1")
+    assert "section_2 and section_3 hold the same spots (100 % have the same expression profile)" in caplog.text
+    assert "are in different sets: drop one of the two" in caplog.text
