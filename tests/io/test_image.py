@@ -157,6 +157,8 @@ def test_pillow_limit_on_pixels_is_neither_applied_nor_changed(
 )
 def test_modes_that_are_refused(tmp_path: Path, pixels: Pixels, *, name: str, mode: str, found: str) -> None:
     image = Image.new(mode, (9, 9)) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    if mode == "RGBA":
+        image.putpixel((600, 699), (1, 2, 3, 254))
     image.save(tmp_path / name)
     with pytest.raises(ValueError, match=rf"{name}' has mode {found}.* not 8-bit RGB; convert it .*convert\('RGB'\)"):
         open_image(tmp_path / name)

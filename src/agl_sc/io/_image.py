@@ -1,6 +1,5 @@
 """Opening images lazily, and the multiscale element every reader writes."""
 
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-import tifffile
-import zarr
 from numpy.typing import NDArray
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -19,32 +16,37 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity, set_transformation
 from xarray import DataArray, Dataset, DataTree
 
-CHUNK_PX = 512
+from agl_sc.io._readable import COMPLETE, readable, refuse_beyond_memory
+from agl_sc.io._tiff import CHUNK_PX, count_levels, open_tiff, stamp, without_alpha
+
 _SMALLEST_LEVEL_PX = 1024
 _META = np.empty((0, 0, 0), np.uint8)
 _MEND = "convert it to 8-bit RGB first, e.g. PIL.Image.open(path).convert('RGB').save('rgb.png')"
-_MEND_TIFF = (
-    "convert it to 8-bit RGB first, e.g. tifffile.imwrite('rgb.tif', pixels, photometric='rgb', tile=(512, 512))"
+_MEND_ALPHA = (
+    "convert it on a white ground first, e.g. rgba = PIL.Image.open(path); "
+    "PIL.Image.alpha_composite(PIL.Image.new('RGBA', rgba.size, 'white'), rgba).convert('RGB').save('rgb.png')"
 )
 _TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 # Pillow's Image.open refuses images beyond a global pixel limit ("decompression bomb"), which nearly every slide
 # exceeds. Its per-format classes read the same header without that check, so the user's global limit stays as it is.
 _PILLOW_CLASSES: dict[bytes, type[ImageFile]] = {b"\xff\xd8\xff": JpegImageFile, b"\x89PNG": PngImageFile}
+_ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
+_TAIL = 2**20
 
 Image = NDArray[np.uint8] | da.Array
 
 _from_array: Callable[..., da.Array] = da.from_array
 _rechunk: Callable[..., da.Array] = da.rechunk
-_transpose: Callable[..., da.Array] = da.transpose
 
 
 def open_image(path: Path | str) -> da.Array:
-    """Open a JPEG, PNG or TIFF file as a lazy array; only its header is read.
+    """Open a JPEG, PNG or TIFF file as a lazy array; only its header is read, unless it has an alpha channel.
 
     Parameters
     ----------
     path
-        File holding one 3-channel 8-bit image.
+        File holding a 3-channel 8-bit image; the largest image of a TIFF file is taken. A fourth channel is dropped if it
+        is opaque everywhere.
 
     Returns
     -------
@@ -55,21 +57,25 @@ def open_image(path: Path | str) -> da.Array:
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is not JPEG, PNG or TIFF, or its image is not 3-channel uint8.
+        The file is not JPEG, PNG or TIFF, or damaged; its image is not 3-channel uint8, or does not fit into memory.
     """
     path = Path(path)
-    if not path.is_file():
-        msg = f"The image file '{path}' does not exist."
-        raise FileNotFoundError(msg)
-    with path.open("rb") as file:
-        magic = file.read(4)
+    magic = _magic(path)
     if magic in _TIFF_MAGIC:
-        return _open_tiff(path)
+        return open_tiff(path)
     for prefix in _PILLOW_CLASSES:
         if magic.startswith(prefix):
             return _open_pillow(path, prefix)
     msg = f"'{path}' is not a JPEG, PNG or TIFF image (it starts with {magic!r}); convert it to one of these."
     raise ValueError(msg)
+
+
+def _magic(path: Path) -> bytes:
+    if not path.is_file():
+        msg = f"The image file '{path}' does not exist."
+        raise FileNotFoundError(msg)
+    with readable(path, kind=" as an image"), path.open("rb") as file:
+        return file.read(4)
 
 
 def open_levels(path: Path | str) -> list[da.Array]:
@@ -91,17 +97,13 @@ def open_levels(path: Path | str) -> list[da.Array]:
     ValueError
         As :func:`open_image`.
     """
+    path = Path(path)
     levels = [open_image(path)]
-    with Path(path).open("rb") as file:
-        is_tiff = file.read(4) in _TIFF_MAGIC
-    n_levels = 1
-    if is_tiff:
-        with tifffile.TiffFile(path) as tiff:
-            n_levels = len(tiff.series[0].levels)
+    n_levels = count_levels(path) if _magic(path) in _TIFF_MAGIC else 1
     for level in range(1, n_levels):
         if max(levels[-1].shape) < _SMALLEST_LEVEL_PX:
             break
-        levels.append(_open_tiff(Path(path), level))
+        levels.append(open_tiff(path, level))
     return levels
 
 
@@ -234,7 +236,7 @@ class _PillowImage:
     stamp: tuple[int, int]
     """Modification time and size of the file: a replaced file is another image."""
     shape: tuple[int, int, int]
-    """(3, y, x)."""
+    """(c, y, x), with three channels or four."""
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
@@ -249,7 +251,8 @@ class _PillowImage:
         return np.array(_last_decoded.get(self).transpose(2, 0, 1)[index], order="C")
 
     def decode(self) -> NDArray[np.uint8]:
-        with _PILLOW_CLASSES[self.prefix](str(self.path)) as image:
+        _refuse_bomb(self.path, self.shape)
+        with readable(self.path, kind=" as an image"), _PILLOW_CLASSES[self.prefix](str(self.path)) as image:
             return np.asarray(image)
 
 
@@ -277,81 +280,42 @@ _last_decoded = _LastDecoded()
 
 
 def _open_pillow(path: Path, prefix: bytes) -> da.Array:
-    try:
-        with _PILLOW_CLASSES[prefix](str(path)) as image:
-            mode, (width, height), rawmode = image.mode, image.size, _rawmode(image)
-    except (SyntaxError, OSError, struct.error) as error:  # what Pillow raises for a broken header
-        msg = f"'{path}' cannot be read as an image ({error}); is the file complete?"
-        raise ValueError(msg) from error
-    if mode != "RGB" or "16" in rawmode:  # Pillow would quietly drop the low byte of 16-bit RGB
+    with readable(path, kind=" as an image"), _PILLOW_CLASSES[prefix](str(path)) as image:
+        mode, (width, height), rawmode = image.mode, image.size, _rawmode(image)
+    _refuse_cut(path, prefix)
+    if mode not in ("RGB", "RGBA") or "16" in rawmode:  # Pillow would quietly drop the low byte of 16-bit RGB
         found = f"{rawmode} (16 bit)" if "16" in rawmode else mode
         msg = f"The image '{path}' has mode {found}, not 8-bit RGB; {_MEND}."
         raise ValueError(msg)
-    source = _PillowImage(path.resolve(), prefix, _stamp(path), (3, height, width))
-    return _from_array(source, chunks=(3, CHUNK_PX, CHUNK_PX), fancy=False, meta=_META)
+    shape = (len(mode), height, width)
+    _refuse_bomb(path, shape)
+    source = _PillowImage(path.resolve(), prefix, stamp(path), shape)
+    pixels = _from_array(source, chunks=(len(mode), CHUNK_PX, CHUNK_PX), fancy=False, meta=_META)
+    if mode == "RGB":
+        return pixels
+    msg = f"The image '{path}' has mode RGBA with transparent pixels, not 8-bit RGB; {_MEND_ALPHA}."
+    return without_alpha(pixels, msg)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
+def _refuse_cut(path: Path, prefix: bytes) -> None:
+    """Look for the mark that ends every JPEG and PNG file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _TAIL))
+        is_whole = _ENDS[prefix] in file.read()
+    if not is_whole:
+        msg = f"'{path}' ends before its pixels do (after {size} bytes); {COMPLETE}"
+        raise ValueError(msg)
+
+
+def _refuse_bomb(path: Path, shape: tuple[int, int, int]) -> None:
+    n_channels, height, width = shape
+    # Pillow holds 4 bytes a pixel, and hands over as many as there are channels, twice while it joins them.
+    needed = (4 + 2 * n_channels) * height * width
+    mend = "save it as a TIFF in tiles, of which only parts are decoded, or work on a machine with more memory"
+    refuse_beyond_memory(path, needed, what=f"the {width:,} x {height:,} px", mend=mend)
 
 
 def _rawmode(image: ImageFile) -> str:
     args = image.tile[0].args if image.tile else ""
     return str(args if isinstance(args, str) else args[0] if args else "")
-
-
-def _open_tiff(path: Path, level: int = 0) -> da.Array:
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0].levels[level]
-            axes, shape, dtype, is_tiled = series.axes, series.shape, series.dtype, series.keyframe.is_tiled
-            page = series.keyframe
-            end = max((sum(part) for part in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
-    except (tifffile.TiffFileError, IndexError, struct.error) as error:
-        msg = f"'{path}' cannot be read as a TIFF ({error}); is the file complete?"
-        raise ValueError(msg) from error
-    if end > path.stat().st_size:
-        msg = f"'{path}' ends before its pixels do ({path.stat().st_size} of {end} bytes); is the file complete?"
-        raise ValueError(msg)
-    channel = next((axis for axis in "SC" if axis in axes), "")
-    is_rgb = sorted(axes) == sorted(f"YX{channel}") and channel and shape[axes.index(channel)] == 3
-    if not is_rgb or dtype != np.uint8:
-        msg = f"The image '{path}' has axes {axes}, shape {shape} and dtype {dtype}, not 3 channels of uint8; {_MEND_TIFF}."
-        raise ValueError(msg)
-    sizes = dict(zip(axes, shape, strict=True))
-    source = _TiffImage(path.resolve(), _stamp(path), axes, (3, sizes["Y"], sizes["X"]), level)
-    # A strip spans the width of the slide: read bands of rows, and cut them afterwards.
-    bands = _from_array(source, chunks=(3, CHUNK_PX, CHUNK_PX if is_tiled else -1), fancy=False, meta=_META)
-    return _rechunk(bands, (3, CHUNK_PX, CHUNK_PX))
-
-
-@dataclass(frozen=True, slots=True)
-class _TiffImage:
-    """What dask slices: pixels of a TIFF file, of which only the tiles or strips in question are decoded."""
-
-    path: Path
-    """The file; opened for every chunk, so that no handle stays open and the array can travel to other machines."""
-    stamp: tuple[int, int]
-    """Modification time and size of the file: a replaced file is another image."""
-    axes: str
-    """Order of the axes in the file: Y, X and either S or C, in tifffile's letters."""
-    shape: tuple[int, int, int]
-    """(3, y, x)."""
-    level: int
-    """Of the file's pyramid; 0 is the finest."""
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8]:
-        return np.dtype(np.uint8)
-
-    @property
-    def ndim(self) -> int:
-        return 3
-
-    def __getitem__(self, index: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
-        order = [self.axes.index(axis) for axis in ("S" if "S" in self.axes else "C", "Y", "X")]
-        native = dict(zip(order, index, strict=True))
-        with tifffile.imread(self.path, aszarr=True, series=0, level=self.level) as store:
-            pixels = zarr.open_array(store, mode="r")[tuple(native[axis] for axis in range(3))]
-        return np.ascontiguousarray(np.transpose(np.asarray(pixels), order))

@@ -1,0 +1,62 @@
+"""What other libraries say of a damaged file, as one sentence that names it; and what does not fit into memory."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+# What h5py, zarr, tifffile, imagecodecs, Pillow, pandas and json raise for a damaged file; never MemoryError.
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SyntaxError),
+    *(ArithmeticError, AssertionError, struct.error, zlib.error),
+)
+COMPLETE = "is the file complete?"
+
+
+@contextmanager
+def readable(path: Path, *, kind: str = "", mend: str = COMPLETE) -> Iterator[None]:
+    """Turn what a library says of a damaged file into one sentence.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        What it should be, such as ``" as an image"``.
+    mend
+        What to do about it.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        msg = f"'{path}' cannot be read{kind} ({said}); {mend}"
+        raise ValueError(msg) from error
+
+
+def refuse_beyond_memory(path: Path, needed: int, *, what: str, mend: str) -> None:
+    """Refuse to decode what needs more bytes than there are.
+
+    Parameters
+    ----------
+    path
+        The file.
+    needed
+        Bytes that decoding takes.
+    what
+        What is decoded, in words.
+    mend
+        What to do about it.
+    """
+    available = psutil.virtual_memory().available
+    if needed > available:
+        msg = f"Decoding {what} of '{path}' takes {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available; {mend}."
+        raise ValueError(msg)
