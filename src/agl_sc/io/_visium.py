@@ -1,29 +1,25 @@
-"""Reader of Space Ranger folders, over spatialdata-io."""
+"""Reader of Space Ranger folders."""
 
-import json
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import dask.array as da
-import h5py  # type: ignore[import-untyped]
-import numpy as np
-from anndata import AnnData
-from numpy.typing import NDArray
+import pandas as pd
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
 from agl_sc._sdata.geometry import check_mpp
-from agl_sc.io._image import open_image
+from agl_sc.core.arrays import FloatArray
 from agl_sc.io._layout import TABLE_KEY, SectionData, assemble, check_section_names, per_section, refuse_duplicates
+from agl_sc.io._positions import read_positions
+from agl_sc.io._spaceranger import COUNTS_FILE, Source, find, refuse_hd
+from agl_sc.io._tenx import Counts, read_counts
 
 logger = logging.getLogger(__name__)
 
-_SCALEFACTORS = "spatial/scalefactors_json.json"
-_POSITIONS = ("spatial/tissue_positions.csv", "spatial/tissue_positions_list.csv")
-_IMAGES = {"hires": "spatial/tissue_hires_image.png", "lowres": "spatial/tissue_lowres_image.png"}
+_OUTSIDE = 0.05
+"""Share of the spots in tissue that may lie outside the image, which is cropped then."""
 
 
 def read_visium(
@@ -33,18 +29,20 @@ def read_visium(
     fullres_image: str | Path | Mapping[str, str | Path] | None = None,
     image_mpp: float | Mapping[str, float] | None = None,
     patient: str | Mapping[str, str] | None = None,
-    counts_file: str = "filtered_feature_bc_matrix.h5",
+    counts_file: str = COUNTS_FILE,
 ) -> SpatialData:
     """Read one or several Space Ranger folders of 10x Visium (100 um pitch, 55 um spots) into one SpatialData.
 
     One image is kept per section: the full-resolution one where given, else ``tissue_hires_image.png``, else
-    ``tissue_lowres_image.png``; the log says which. Only spots in tissue are kept. A gene symbol that several gene
-    ids share stays with the first id; the others are named ``"{symbol}_{id}"``.
+    ``tissue_lowres_image.png``; the log says which. Only spots in tissue are kept, and of the features only genes:
+    antibodies are left out. A gene symbol that several gene ids share stays with the first id; the others are named
+    ``"{symbol}_{id}"``. The folders of Space Ranger 1 to 4 are read, with positions in any of their forms.
 
     Parameters
     ----------
     path
-        Folder that holds the counts and ``spatial/``, or a mapping from section name to such a folder.
+        Folder that holds the counts and ``spatial/`` (Space Ranger's ``outs``, or the folder around it), or a mapping from
+        section name to such a folder. Names of files may begin with that of a sample, as in downloads.
     name
         Name of the section when ``path`` is one folder. None takes the folder's name.
     fullres_image
@@ -52,12 +50,13 @@ def read_visium(
         mapping may leave sections out.
     image_mpp
         Microns per pixel of the image that is kept, for all sections or as a mapping from section. None derives it
-        from the spot pitch of 100 um.
+        from the pitch of 100 um of all spots of the array, in tissue or not.
     patient
         Person or animal the sections are from, for all sections or as a mapping from section. None takes each
         section as its own patient.
     counts_file
-        Name of the HDF5 count file inside the folder.
+        Name of the HDF5 count file inside the folder, or of a folder with counts in Matrix Market format, which is also
+        read where the file is missing.
 
     Returns
     -------
@@ -71,9 +70,11 @@ def read_visium(
     FileNotFoundError
         A folder or file is missing, or a section has no image at all.
     KeyError
-        A section has no entry in a mapping, or a scale factor is missing.
+        A section has no entry in a mapping, or a scale factor or a column is missing.
     ValueError
-        ``image_mpp`` contradicts the spot pitch by more than 5 %; an image is not 3-channel uint8; names repeat.
+        A file is damaged, or does not belong to the others: barcodes without a position, spots outside the image, a
+        full-resolution image of another size; ``image_mpp`` contradicts the spot pitch by more than 5 %; an image is not
+        3-channel uint8; names repeat; the folder is of Visium HD.
 
     Examples
     --------
@@ -84,7 +85,8 @@ def read_visium(
     names = list(folders)
     stated_mpp = per_section(image_mpp, names, argument="image_mpp")
     patients = per_section(patient, names, argument="patient")
-    sources = {name: _find(name, folders[name], fullres_image=fullres_image, counts_file=counts_file) for name in names}
+    fullres = fullres_image if isinstance(fullres_image, Mapping) else dict.fromkeys(names, fullres_image)
+    sources = {name: find(name, folders[name], fullres=fullres.get(name), counts_file=counts_file) for name in names}
     read = {name: _read_section(sources[name]) for name in names}
     gene_names = _unique_gene_names([section.symbols for section in read.values()])
     sections = [
@@ -100,26 +102,10 @@ def read_visium(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Source:
-    """What a section is read from."""
-
-    name: str
-    """Section."""
-    folder: Path
-    """Space Ranger's output."""
-    counts_file: str
-    """Name of the count file."""
-    image: da.Array
-    """The image to keep, lazy."""
-    scale: float
-    """Pixels of that image per full-resolution pixel."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Section:
     """Spots in tissue, not yet named across sections."""
 
-    source: _Source
+    source: Source
     """Where they are from."""
     counts: csr_matrix
     """(n_spots, n_genes)."""
@@ -127,10 +113,10 @@ class _Section:
     """Gene id to symbol, in the order of the columns."""
     spots: list[str]
     """Barcodes."""
-    centres_px: NDArray[np.float64]
+    centres_px: FloatArray
     """(n_spots, 2), x and y in pixels of the image kept."""
-    radius_px: float
-    """In pixels of the image kept."""
+    array_px: FloatArray
+    """The same for all spots of the array that the positions file names, whose pitch tells the scale."""
 
 
 def _folders(path: str | Path | Mapping[str, str | Path], name: str | None) -> dict[str, Path]:
@@ -147,88 +133,48 @@ def _folders(path: str | Path | Mapping[str, str | Path], name: str | None) -> d
     return folders
 
 
-def _find(
-    name: str, folder: Path, *, fullres_image: str | Path | Mapping[str, str | Path] | None, counts_file: str
-) -> _Source:
-    """Make sure that everything is there, and choose the image."""
-    _require(folder, folder / counts_file, folder / _SCALEFACTORS)
-    if not any((folder / positions).is_file() for positions in _POSITIONS):
-        msg = f"'{folder}' has neither {' nor '.join(_POSITIONS)}; give the folder that Space Ranger wrote."
-        raise FileNotFoundError(msg)
-    fullres = fullres_image.get(name) if isinstance(fullres_image, Mapping) else fullres_image
-    present = {kind: folder / file for kind, file in _IMAGES.items() if (folder / file).is_file()}
-    if fullres is not None:
-        kind, file = "full-resolution", Path(fullres)
-    elif present:
-        kind, file = next(iter(present.items()))
-    else:
-        msg = f"'{folder}' has neither {' nor '.join(_IMAGES.values())}; pass fullres_image=."
-        raise FileNotFoundError(msg)
-    scale = 1.0 if fullres is not None else _scale_factor(folder, f"tissue_{kind}_scalef")
-    image = open_image(file)
-    logger.info("%s: keeping the %s image '%s', %d x %d px", name, kind, file, image.shape[2], image.shape[1])
-    return _Source(name, folder, counts_file, image, scale)
-
-
-def _require(folder: Path, *files: Path) -> None:
-    if not folder.is_dir():
-        msg = f"The folder '{folder}' does not exist."
-        raise FileNotFoundError(msg)
-    for file in files:
-        if not file.is_file():
-            msg = f"'{file}' does not exist; give the folder that Space Ranger wrote (its 'outs')."
-            raise FileNotFoundError(msg)
-
-
-def _scale_factor(folder: Path, key: str) -> float:
-    factors = json.loads((folder / _SCALEFACTORS).read_text(encoding="utf-8"))
-    if key not in factors:
-        msg = f"'{folder / _SCALEFACTORS}' has no {key!r}; it has {', '.join(map(repr, factors))}."
-        raise KeyError(msg)
-    return float(factors[key])
-
-
-def _read_section(source: _Source) -> _Section:
-    table = _spots_with_spatialdata_io(source)
-    is_inside = (table.obs["in_tissue"] == 1).to_numpy()
+def _read_section(source: Source) -> _Section:
+    counts, positions = read_counts(source.counts), read_positions(source.positions)
+    refuse_hd(source.counts.parent, counts.barcodes[0] if counts.barcodes else "")
+    _refuse_unplaced(source, counts, positions)
+    refuse_duplicates(counts.gene_ids, f"gene ids of section {source.name!r}")
+    is_inside = (positions["in_tissue"].loc[counts.barcodes] == 1).to_numpy()
     if not is_inside.any():
-        msg = f"No spot of section {source.name!r} is in tissue according to its positions file."
+        msg = f"No spot of section {source.name!r} is in tissue according to its positions file, '{source.positions}'."
         raise ValueError(msg)
     if not is_inside.all():
         logger.info("%s: dropped %d spots outside the tissue", source.name, (~is_inside).sum())
-    kept = table[is_inside]
-    gene_ids = kept.var["gene_ids"].astype(str).tolist()
-    refuse_duplicates(gene_ids, f"gene ids of section {source.name!r}")
-    symbol_of = _symbols(source.folder / source.counts_file)
-    return _Section(
-        source=source,
-        counts=csr_matrix(kept.X),
-        symbols={gene_id: symbol_of[gene_id] for gene_id in gene_ids},
-        spots=kept.obs_names.tolist(),
-        centres_px=np.asarray(kept.obsm["spatial"], dtype=np.float64) * source.scale,
-        radius_px=_scale_factor(source.folder, "spot_diameter_fullres") / 2 * source.scale,
-    )
+    n_uncounted = int((positions["in_tissue"] == 1).sum() - is_inside.sum())
+    if n_uncounted:
+        logger.info("%s: left out %d spots in tissue that '%s' does not have", source.name, n_uncounted, source.counts)
+    spots = [barcode for barcode, inside in zip(counts.barcodes, is_inside, strict=True) if inside]
+    array_px = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]] * source.scale
+    centres_px = array_px.loc[spots].to_numpy()
+    _refuse_outside(source, centres_px)
+    symbols = dict(zip(counts.gene_ids, counts.symbols, strict=True))
+    return _Section(source, counts.matrix[is_inside], symbols, spots, centres_px, array_px.to_numpy())
 
 
-def _spots_with_spatialdata_io(source: _Source) -> AnnData:
-    """Counts, ``obs["in_tissue"]`` and full-resolution centres of all spots in the count file."""
-    from spatialdata_io import visium  # with scanpy behind it, 4 s
-
-    for key in ("tissue_hires_scalef", "tissue_lowres_scalef"):  # spatialdata-io wants both, whatever the images
-        _scale_factor(source.folder, key)
-    with warnings.catch_warnings():
-        # Repeated symbols are dealt with below, by gene id; the region column is replaced.
-        warnings.filterwarnings("ignore", message="Variable names are not unique", category=UserWarning)
-        warnings.filterwarnings("ignore", message="Converting `region_key", category=UserWarning)
-        sdata = visium(source.folder, dataset_id=source.name, counts_file=source.counts_file)
-    return sdata[TABLE_KEY]
+def _refuse_unplaced(source: Source, counts: Counts, positions: pd.DataFrame) -> None:
+    """A barcode that the positions do not name is not outside the tissue: nobody knows where it is."""
+    unplaced = [barcode for barcode in counts.barcodes if barcode not in positions.index]
+    if unplaced:
+        msg = (
+            f"{len(unplaced)} of {len(counts.barcodes)} barcodes of '{source.counts}' (the first is {unplaced[0]!r}) have no row in "
+            f"'{source.positions}', which has {len(positions)} (the first is {positions.index[0]!r}); is the file complete, and of the same sample?"
+        )
+        raise ValueError(msg)
 
 
-def _symbols(counts_file: Path) -> dict[str, str]:
-    """Gene id to symbol as in the file; spatialdata-io has already put suffixes on repeated symbols."""
-    with h5py.File(counts_file) as file:
-        features = file["matrix/features"]
-        return dict(zip(features["id"].asstr()[:], features["name"].asstr()[:], strict=True))
+def _refuse_outside(source: Source, centres_px: FloatArray) -> None:
+    height, width = source.image.shape[1:]
+    n_outside = int((~((centres_px >= 0) & (centres_px <= (width, height))).all(axis=1)).sum())
+    if n_outside > _OUTSIDE * len(centres_px):
+        msg = (
+            f"{n_outside} of {len(centres_px)} spots in tissue of section {source.name!r} lie outside '{source.image_file}' of {width} x {height} px; "
+            "the image, its scale factor or the positions belong to something else."
+        )
+        raise ValueError(msg)
 
 
 def _unique_gene_names(symbols: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -257,8 +203,8 @@ def _section_data(
         genes=[gene_names[gene_id] for gene_id in section.symbols],
         spots=section.spots,
         centres_px=section.centres_px,
-        radius_px=section.radius_px,
+        radius_px=section.source.diameter_px / 2,
         patient=patient,
-        image_mpp=check_mpp(image_mpp, section.centres_px, "visium", name=name),
+        image_mpp=check_mpp(image_mpp, section.array_px, "visium", name=name),
         technology="visium",
     )

@@ -1,0 +1,189 @@
+"""What a folder of Space Ranger holds, and where."""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+
+from agl_sc._sdata.geometry import is_positive_number
+from agl_sc.io._image import open_image
+from agl_sc.io._readable import readable
+
+logger = logging.getLogger(__name__)
+
+COUNTS_FILE = "filtered_feature_bc_matrix.h5"
+_FACTORS = "scalefactors_json.json"
+_POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+_IMAGES = {"hires": "tissue_hires_image.png", "lowres": "tissue_lowres_image.png"}
+_SIZE_TOLERANCE = 0.02
+_MEND = "give the folder that Space Ranger wrote (its 'outs')"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """What a section is read from."""
+
+    name: str
+    """Section."""
+    counts: Path
+    """Count file, or folder with the counts in Matrix Market format."""
+    positions: Path
+    """Positions of all spots of the array."""
+    image_file: Path
+    """The image to keep."""
+    image: da.Array
+    """Its pixels, lazy."""
+    scale: float
+    """Pixels of that image per full-resolution pixel."""
+    diameter_px: float
+    """Of a spot, in pixels of that image."""
+
+
+def find(name: str, folder: Path, *, fullres: str | Path | None, counts_file: str) -> Source:
+    """Make sure that everything is there, and choose the image.
+
+    Parameters
+    ----------
+    name
+        Section.
+    folder
+        Space Ranger's ``outs``, or the folder that holds it. Files may bear the name of a sample in front.
+    fullres
+        Image that Space Ranger was run on.
+    counts_file
+        Name of the count file, or of a folder with the counts.
+
+    Raises
+    ------
+    FileNotFoundError
+        Something is missing.
+    KeyError
+        A scale factor is missing.
+    ValueError
+        The folder is one of Visium HD; a name fits several files; a file is damaged; the full-resolution image has another
+        size than the one that Space Ranger was run on.
+    """
+    if not folder.is_dir():
+        msg = f"The folder '{folder}' {'is a file; ' + _MEND if folder.exists() else 'does not exist'}."
+        raise FileNotFoundError(msg)
+    if not (folder / "spatial").is_dir() and (folder / "outs").is_dir():
+        folder = folder / "outs"
+    refuse_hd(folder)
+    counts = _counts(folder, counts_file)
+    factors_file = _locate(folder, _FACTORS)
+    if factors_file is None:
+        msg = f"'{folder / 'spatial' / _FACTORS}' does not exist; {_MEND}."
+        raise FileNotFoundError(msg)
+    positions = _locate(folder, *_POSITIONS)
+    if positions is None:
+        listed = " nor ".join(f"spatial/{file}" for file in _POSITIONS)
+        msg = f"'{folder}' has neither {listed}; {_MEND}."
+        raise FileNotFoundError(msg)
+    factors = _read_factors(factors_file)
+    kind, image_file = _choose_image(folder, fullres)
+    scale = 1.0 if kind == "full-resolution" else _factor(factors, f"tissue_{kind}_scalef", factors_file)
+    image = open_image(image_file)
+    if kind == "full-resolution":
+        _check_size(folder, image_file, image, factors=factors)
+    logger.info("%s: keeping the %s image '%s', %d x %d px", name, kind, image_file, image.shape[2], image.shape[1])
+    diameter_px = _factor(factors, "spot_diameter_fullres", factors_file) * scale
+    return Source(name, counts, positions, image_file, image, scale, diameter_px)
+
+
+def refuse_hd(folder: Path, barcode: str = "") -> None:
+    """Say where to go with a folder of Visium HD, known by its names or by the barcodes of its bins."""
+    is_bin = re.fullmatch(r"square_\d{3}um", folder.name) or re.match(r"s_\d{3}um_", barcode)
+    if not is_bin and not (folder / "binned_outputs").is_dir() and not any(folder.glob("square_*um")):
+        return
+    outs = folder.parent.parent if is_bin and folder.parent.name == "binned_outputs" else folder
+    msg = (
+        f"'{folder}' is of Visium HD; read it with spatialdata_io.visium_hd('{outs}', dataset_id='sample', bin_size=8, "
+        "fullres_image_file=...), whose result agl_sc.pp.embed takes with table_key='square_008um'."
+    )
+    raise ValueError(msg)
+
+
+def _counts(folder: Path, counts_file: str) -> Path:
+    """The count file, by its name, by its name after that of a sample, or else the folder of the same counts."""
+    found = _locate(folder, counts_file)
+    unpacked = folder / counts_file.removesuffix(".h5")
+    if found is None and unpacked.is_dir():
+        found = unpacked
+    if found is None:
+        others = [file.name for file in sorted(folder.glob("*.h5"))]
+        mend = f", or name one of its count files with counts_file= ({', '.join(others)})" if others else ""
+        msg = f"'{folder / counts_file}' does not exist; {_MEND}{mend}."
+        raise FileNotFoundError(msg)
+    return found
+
+
+def _locate(folder: Path, *names: str) -> Path | None:
+    """The file of one of these names in ``spatial`` or beside it; else the only one with something in front of the name."""
+    places = (folder / "spatial", folder)
+    for file in (place / name for place in places for name in names):
+        if file.is_file():
+            return file
+    fitting = sorted({file for place in places for name in names for file in place.glob(f"*[_.-]{name}")})
+    if len(fitting) > 1:
+        argument = " and name it with counts_file=" if names[0].endswith(".h5") else ""
+        msg = f"'{folder}' holds {len(fitting)} files that may be {names[0]} ({', '.join(file.name for file in fitting)}); keep one{argument}."
+        raise ValueError(msg)
+    return fitting[0] if fitting else None
+
+
+def _choose_image(folder: Path, fullres: str | Path | None) -> tuple[str, Path]:
+    if fullres is not None:
+        return "full-resolution", Path(fullres)
+    for kind, name in _IMAGES.items():
+        file = _locate(folder, name)
+        if file is not None:
+            return kind, file
+    msg = f"'{folder}' has neither {' nor '.join(f'spatial/{name}' for name in _IMAGES.values())}; pass fullres_image=."
+    raise FileNotFoundError(msg)
+
+
+def _check_size(folder: Path, file: Path, image: da.Array, *, factors: Mapping[str, Any]) -> None:
+    """Refuse a full-resolution image whose size is not that of the small image divided by its scale factor."""
+    for kind, name in _IMAGES.items():
+        small, factor = _locate(folder, name), factors.get(f"tissue_{kind}_scalef")
+        if small is None or not is_positive_number(factor):
+            continue
+        with contextlib.suppress(ValueError):  # a small image that is not needed may be anything
+            expected = [n / float(factor) for n in open_image(small).shape[1:]]
+            off = [abs(n / whole - 1) for n, whole in zip(image.shape[1:], expected, strict=True)]
+            if min(off) <= _SIZE_TOLERANCE:
+                return
+            break
+    else:
+        return
+    msg = (
+        f"fullres_image='{file}' has {image.shape[2]} x {image.shape[1]} px, but Space Ranger was run on an image of about "
+        f"{expected[1]:.0f} x {expected[0]:.0f} px; give that one, or none."
+    )
+    raise ValueError(msg)
+
+
+def _read_factors(path: Path) -> dict[str, Any]:
+    with readable(path, kind=" as scale factors"):
+        factors = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(factors, dict):
+        msg = f"'{path}' holds a {type(factors).__name__}, not scale factors by name; give the file that Space Ranger wrote."
+        raise ValueError(msg)
+    return factors
+
+
+def _factor(factors: Mapping[str, Any], key: str, path: Path) -> float:
+    if key not in factors:
+        msg = f"'{path}' has no {key!r}; it has {', '.join(map(repr, factors)) or 'nothing'}."
+        raise KeyError(msg)
+    value = factors[key]
+    if not is_positive_number(value):
+        msg = f"{key} of '{path}' is {value!r}, not a positive number; give the file that Space Ranger wrote."
+        raise ValueError(msg)
+    return float(value)
