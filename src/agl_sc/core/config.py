@@ -1,13 +1,17 @@
 """Settings of training, checked when they are made."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import wraps
+from typing import Any, Literal, TypeVar, get_args
 
 Method = Literal["pgl", "agl", "dkgsb", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"]
 Search = Literal["path", "gradient", "race"]
 Preset = Literal["paper", "released", "warmstart"]
 LossName = Literal["pearson", "mse", "poisson", "negative_binomial"]
 Start = Literal["closed_form", "random", "agl"]
+_Class = TypeVar("_Class", bound=type)
 
 TEMPERATURE = 0.01
 """Width of the soft edge on the rank axis, as in the paper."""
@@ -17,6 +21,94 @@ MIN_BATCH = 8
 """A smaller last batch is dropped: Pearson over a few spots is noise."""
 
 
+_Legal = dict[str, tuple[bool, str]]
+"""By name of a setting whether its value is legal, and what is."""
+
+
+def _refuse_what_is_not(settings: object, legal: _Legal) -> None:
+    for name, (fine, what) in legal.items():
+        if not fine:
+            msg = f"{name}={getattr(settings, name)!r} is not {what}."
+            raise ValueError(msg)
+
+
+def _at_least(settings: object, least: Mapping[str, int]) -> _Legal:
+    return {name: (getattr(settings, name) >= value, f"at least {value}") for name, value in least.items()}
+
+
+def _at_least_or_none(settings: object, least: Mapping[str, int]) -> _Legal:
+    values = {name: (getattr(settings, name), value) for name, value in least.items()}
+    return {
+        name: (given is None or given >= value, f"at least {value}, or None") for name, (given, value) in values.items()
+    }
+
+
+def _listed(literal: Any) -> str:
+    return ", ".join(map(repr, get_args(literal)))
+
+
+@dataclass(frozen=True, slots=True)
+class GradientSearch:
+    """Settings of the paper's hyper-gradient: what matters with ``search="gradient"`` or ``start="agl"`` alone."""
+
+    start_cutoff: float = 0.5
+    """Where the search starts, in [0, 1]; at the hard limit where that is lower."""
+    inner_steps: int = 12
+    """Training steps that a hyper-gradient differentiates through."""
+    warm_moments: bool = True
+    """Inner steps start from the training optimiser's moments; a fresh Adam hides nearly all of the derivative."""
+    hessian: bool = True
+    """The exact hyper-gradient; otherwise without its Hessian term, in about half the time."""
+    detach_normalizer: bool = False
+    """Take the sum of weights in the training loss for a constant in the hyper-gradient."""
+    outer_lr: float = 3e-3
+    """Learning rate of Adam on the cutoff."""
+    outer_batch_size: int | None = None
+    """Training spots per hyper-gradient; ``batch_size`` if None."""
+    validation_batch_size: int | None = None
+    """Validation spots per hyper-gradient; all if None."""
+    warmup_epochs: int = 1
+    """Epochs before the search begins."""
+    search_patience: int = 20
+    """Epochs of searching without a lower validation loss, where search and training take turns (``start="agl"``)."""
+
+    def __post_init__(self) -> None:
+        _refuse_what_is_not(
+            self,
+            {
+                "start_cutoff": (0 <= self.start_cutoff <= 1, "in [0, 1]"),
+                "outer_lr": (self.outer_lr > 0, "positive"),
+                **_at_least(self, {"inner_steps": 1, "warmup_epochs": 0, "search_patience": 1}),
+                **_at_least_or_none(self, {"outer_batch_size": MIN_BATCH, "validation_batch_size": MIN_BATCH}),
+            },
+        )
+
+
+_MOVED = tuple(field.name for field in fields(GradientSearch))
+
+
+def _taking_moved(cls: _Class) -> _Class:
+    """For one version, take settings of :class:`GradientSearch` by the names that ``TrainConfig`` itself had."""
+    made = cls.__init__  # type: ignore[misc]
+
+    @wraps(made)
+    def init(self: Any, *args: Any, **settings: Any) -> None:
+        moved = {name: settings.pop(name) for name in _MOVED if name in settings}
+        if moved:
+            new = ", ".join(f"{name}={value!r}" for name, value in moved.items())
+            what = (
+                f"{new} is now of the gradient search: TrainConfig(gradient=GradientSearch({new})), or gradient={moved!r} "
+                "with a preset; the old form goes in the next version."
+            )
+            warnings.warn(what, FutureWarning, stacklevel=2)
+            settings["gradient"] = replace(settings.get("gradient", GradientSearch()), **moved)
+        made(self, *args, **settings)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
+
+
+@_taking_moved
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Settings of training."""
@@ -62,55 +154,53 @@ class TrainConfig:
     """Width of the gate's soft edge on the rank axis."""
     hard_limit: float = 1.0
     """The cutoff stays at or below this."""
-    start_cutoff: float = 0.5
-    """Where the gradient search starts, in [0, 1]; at the hard limit where that is lower."""
-    inner_steps: int = 12
-    """Training steps that a hyper-gradient differentiates through."""
-    warm_moments: bool = True
-    """Inner steps start from the training optimiser's moments; a fresh Adam hides nearly all of the derivative."""
-    hessian: bool = True
-    """The exact hyper-gradient; otherwise without its Hessian term, in about half the time."""
-    detach_normalizer: bool = False
-    """Take the sum of weights in the training loss for a constant in the hyper-gradient."""
-    outer_lr: float = 3e-3
-    """Learning rate of Adam on the cutoff."""
-    outer_batch_size: int | None = None
-    """Training spots per hyper-gradient; ``batch_size`` if None."""
-    validation_batch_size: int | None = None
-    """Validation spots per hyper-gradient; all if None."""
-    warmup_epochs: int = 1
-    """Epochs before the gradient search begins."""
-    search_patience: int = 20
-    """Epochs of searching without a lower validation loss, where search and training take turns (``start="agl"``)."""
+    gradient: GradientSearch = GradientSearch()
+    """Settings of the hyper-gradient search."""
 
     def __post_init__(self) -> None:
         literals = {"loss": LossName, "search": Search, "start": Start}
-        at_least = {
-            "hidden": 1, "weight_decay": 0, "max_epochs": 0, "patience": 1, "inner_steps": 1, "warmup_epochs": 0,
-            "search_patience": 1,
-        }  # fmt: skip
-        legal: dict[str, tuple[bool, str]] = {
-            **{k: (getattr(self, k) in get_args(of), f"one of {_listed(of)}") for k, of in literals.items()},
-            **{k: (getattr(self, k) >= least, f"at least {least}") for k, least in at_least.items()},
-            **{k: (getattr(self, k) > 0, "positive") for k in ("lr", "encoder_lr", "outer_lr")},
-            **{
-                k: (getattr(self, k) is None or getattr(self, k) >= least, f"at least {least}, or None")
-                for k, least in {"rank": 1, "outer_batch_size": MIN_BATCH, "validation_batch_size": MIN_BATCH}.items()
+        _refuse_what_is_not(
+            self,
+            {
+                **{k: (getattr(self, k) in get_args(of), f"one of {_listed(of)}") for k, of in literals.items()},
+                **_at_least(self, {"hidden": 1, "weight_decay": 0, "max_epochs": 0, "patience": 1}),
+                **{k: (getattr(self, k) > 0, "positive") for k in ("lr", "encoder_lr")},
+                **_at_least_or_none(self, {"rank": 1}),
+                "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
+                "batch_size": (
+                    self.batch_size >= MIN_BATCH,
+                    f"at least {MIN_BATCH}, since Pearson is taken over a batch",
+                ),
+                "temperature": (self.temperature > 0, "positive; 0.01 is the paper's"),
+                "hard_limit": (0 < self.hard_limit <= 1, "in (0, 1]"),
             },
-            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
-            "batch_size": (self.batch_size >= MIN_BATCH, f"at least {MIN_BATCH}, since Pearson is taken over a batch"),
-            "temperature": (self.temperature > 0, "positive; 0.01 is the paper's"),
-            "hard_limit": (0 < self.hard_limit <= 1, "in (0, 1]"),
-            "start_cutoff": (0 <= self.start_cutoff <= 1, "in [0, 1]"),
-        }
-        for name, (fine, what) in legal.items():
-            if not fine:
-                msg = f"{name}={getattr(self, name)!r} is not {what}."
-                raise ValueError(msg)
+        )
+        if not isinstance(self.gradient, GradientSearch):
+            msg = f"gradient={self.gradient!r} is not a GradientSearch; pass gradient=agl_sc.tl.GradientSearch(...)."
+            raise TypeError(msg)
 
     def rate(self, n_features: int) -> float:
         """Learning rate of a network on so many features."""
         return self.lr * min(1.0, _LR_FEATURES / n_features) if self.start == "closed_form" else self.lr
+
+    def plain(self) -> dict[str, Any]:
+        """All settings by name, those of the gradient search among them: the form that models, checkpoints and reports hold."""
+        settings = asdict(self)
+        gradient = settings.pop("gradient")
+        return {**settings, **gradient}
+
+    @classmethod
+    def from_plain(cls, settings: Mapping[str, Any]) -> "TrainConfig":
+        """Settings from the form of :meth:`plain`; the default for what is not there.
+
+        Parameters
+        ----------
+        settings
+            Values by name.
+        """
+        gradient = {name: settings[name] for name in _MOVED if name in settings}
+        own = {name: value for name, value in settings.items() if name not in _MOVED}
+        return cls(**own, gradient=GradientSearch(**gradient))
 
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> "TrainConfig":
@@ -126,16 +216,45 @@ class TrainConfig:
         name
             ``"paper"``, ``"released"`` or ``"warmstart"``.
         **changes
-            Fields to set otherwise.
+            Fields to set otherwise; of ``gradient`` those of a mapping, such as ``gradient={"inner_steps": 4}``.
         """
         if name not in PRESETS:
             msg = f"preset={name!r} is not one of {_listed(Preset)}."
             raise ValueError(msg)
-        return replace(PRESETS[name], **changes)
+        chosen = PRESETS[name]
+        if isinstance(changes.get("gradient"), Mapping):
+            changes["gradient"] = replace(chosen.gradient, **changes["gradient"])
+        return replace(chosen, **changes)
 
 
-def _listed(literal: Any) -> str:
-    return ", ".join(map(repr, get_args(literal)))
+def checked_config(config: TrainConfig | None, preset: Preset | None = None) -> TrainConfig:
+    """Settings of training as an entry point takes them: ``config``, those of ``preset``, or the defaults.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is something else.
+    ValueError
+        Both are given, or there is no such preset.
+    """
+    if config is not None and not isinstance(config, TrainConfig):
+        right = (
+            f"TrainConfig.preset({config!r})"
+            if isinstance(config, str) and config in PRESETS
+            else "TrainConfig(max_epochs=20)"
+        )
+        msg = (
+            f"config={config!r} is a {type(config).__name__}, not a TrainConfig; pass such as config=agl_sc.tl.{right}."
+        )
+        raise TypeError(msg)
+    if preset is None:
+        return TrainConfig() if config is None else config
+    if config is not None:
+        msg = (
+            f"preset={preset!r} and config= exclude each other; pass config=TrainConfig.preset({preset!r}, ...) alone."
+        )
+        raise ValueError(msg)
+    return TrainConfig.preset(preset)
 
 
 _COMMON = TrainConfig(
@@ -148,13 +267,20 @@ _COMMON = TrainConfig(
     max_epochs=1000,
     patience=20,
     refit=False,
-    warm_moments=False,
-    detach_normalizer=True,
+    gradient=GradientSearch(warm_moments=False, detach_normalizer=True),
 )
+
+
+def _published(gradient: Mapping[str, Any], **own: Any) -> TrainConfig:
+    return replace(_COMMON, gradient=replace(_COMMON.gradient, **gradient), **own)
+
+
 PRESETS: dict[str, TrainConfig] = {
-    "paper": replace(_COMMON, inner_steps=2, start_cutoff=1.0, warmup_epochs=0),
-    "released": replace(_COMMON, inner_steps=12, outer_batch_size=64, validation_batch_size=64, warmup_epochs=1),
-    "warmstart": replace(
-        _COMMON, start="agl", inner_steps=2, outer_batch_size=320, validation_batch_size=128, patience=50
+    "paper": _published({"inner_steps": 2, "start_cutoff": 1.0, "warmup_epochs": 0}),
+    "released": _published(
+        {"inner_steps": 12, "outer_batch_size": 64, "validation_batch_size": 64, "warmup_epochs": 1}
+    ),
+    "warmstart": _published(
+        {"inner_steps": 2, "outer_batch_size": 320, "validation_batch_size": 128}, start="agl", patience=50
     ),
 }

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from agl_sc.core.training.checkpoint import Checkpoint
 from agl_sc.core.training.epoch import train_epoch
 from agl_sc.core.training.fit import fit
 from agl_sc.core.training.result import FitResult
-from agl_sc.core.weighting import AuxiLearn, Weighting
+from agl_sc.core.weighting import METHODS, AuxiLearn, Weighting, method_spec
 from agl_sc.core.weighting.auxilearn import AuxiLearnConfig
 
 N_TARGETS = 3
@@ -42,7 +43,7 @@ def run(config: TrainConfig, method: Method, checkpoint: Checkpoint | None = Non
         spots(64, 1),
         validation,
         n_targets=N_TARGETS,
-        method=method,
+        method=method_spec(method),
         config=config,
         seed=3,
         checkpoint=checkpoint,
@@ -96,8 +97,8 @@ SEARCHES: list[tuple[Method, dict[str, Any]]] = [
 def test_killed_and_resumed_ends_with_the_same_bytes(
     tmp_path: Path, *, method: Method, changes: dict[str, Any]
 ) -> None:
-    config = TrainConfig(
-        **{"max_epochs": 4, "hidden": 16, "batch_size": 16, "inner_steps": 2, "lr": 1e-3, "outer_lr": 0.05, **changes}
+    config = TrainConfig.from_plain(
+        {"max_epochs": 4, "hidden": 16, "batch_size": 16, "inner_steps": 2, "lr": 1e-3, "outer_lr": 0.05, **changes}
     )
     whole = run(config, method)
     assert len(whole.history) == 5, "the interrupt must come before the end for this to test anything"
@@ -116,7 +117,7 @@ def test_what_is_learned_between_epochs_is_in_the_checkpoint(
         monkeypatch.setattr(f"agl_sc.core.weighting.{module}.EVERY", 2)
     else:
         often = AuxiLearnConfig(every=3, lr=0.5)
-        monkeypatch.setattr("agl_sc.core.weighting.LEARNED", {"auxilearn": partial(AuxiLearn, config=often)})
+        monkeypatch.setitem(METHODS, method, replace(METHODS[method], weighting=partial(AuxiLearn, config=often)))
     config = TrainConfig(max_epochs=5, hidden=16, batch_size=16, lr=1e-3)
     whole = run(config, method)
     checkpoint = Checkpoint(tmp_path / "state.safetensors", SETTINGS)
@@ -154,7 +155,7 @@ def test_full_disk_leaves_the_checkpoint_before(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("agl_sc.core.training.checkpoint.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with caplog.at_level(logging.WARNING):
         checkpoint.write({"a": torch.ones(2)}, {"epoch": 2})
     assert "No space left on device); the one before it is intact" in caplog.text

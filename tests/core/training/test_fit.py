@@ -19,7 +19,7 @@ from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.spots import Spots, Validation, section_pearson
 from agl_sc.core.training.fit import fit
 from agl_sc.core.training.result import FitResult
-from agl_sc.core.weighting import gene_weights
+from agl_sc.core.weighting import method_spec
 from agl_sc.core.weighting.gate import n_active
 
 FloatArray = NDArray[np.float64]
@@ -46,7 +46,7 @@ def make_spots(seed: int = 0) -> tuple[Spots, Validation]:
 
 def config(**changes: Any) -> TrainConfig:
     settings = {"rank": 4, "hidden": 16, "lr": 3e-3, "batch_size": 32, "max_epochs": 6, "patience": 6, **changes}
-    return TrainConfig(**settings)
+    return TrainConfig.from_plain(settings)
 
 
 GRADIENT: dict[str, Any] = {
@@ -56,7 +56,7 @@ GRADIENT: dict[str, Any] = {
 
 def run(method: Method = "pgl", *, seed: int = 0, options: dict[str, Any] | None = None, **changes: Any) -> FitResult:
     spots, validation = make_spots()
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method, "seed": seed, **(options or {})}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method_spec(method), "seed": seed, **(options or {})}
     return fit(spots, validation, config=config(**changes), **common)
 
 
@@ -139,7 +139,7 @@ def test_epoch_0_is_the_closed_form(method: Method, changes: dict[str, Any]) -> 
 def test_penalty_and_rank_are_chosen_on_validation(seed: int) -> None:
     spots, validation = make_spots(seed)
     free = config(rank=None, max_epochs=0)
-    result = fit(spots, validation, n_targets=N_TARGETS, method="agl", config=free)
+    result = fit(spots, validation, n_targets=N_TARGETS, method=method_spec("agl"), config=free)
     basis = ridge_basis(spots.features, spots.expression)
 
     def score(rank: int) -> float:
@@ -176,7 +176,9 @@ def test_training_stops_when_patience_is_at_an_end() -> None:
     """On constant targets no epoch is better than the start."""
     spots, validation = make_spots()
     constant = Validation(validation.features, np.zeros_like(validation.targets), validation.sections)
-    result = fit(spots, constant, n_targets=N_TARGETS, method="pgl", config=config(max_epochs=20, patience=3))
+    result = fit(
+        spots, constant, n_targets=N_TARGETS, method=method_spec("pgl"), config=config(max_epochs=20, patience=3)
+    )
     assert result.history["epoch"].tolist() == [0, 1, 2, 3]
     assert (result.history["validation_pearson"] == 0).all()
     assert result.choices.n_epochs == 0
@@ -203,14 +205,14 @@ def test_on_improvement_is_called_with_every_best_epoch() -> None:
 
 def test_without_validation_choices_must_be_given() -> None:
     with pytest.raises(ValueError, match=r"Without validation spots, choices= must say which penalty"):
-        fit(make_spots()[0], None, n_targets=N_TARGETS, method="pgl", config=config())
+        fit(make_spots()[0], None, n_targets=N_TARGETS, method=method_spec("pgl"), config=config())
 
 
 @pytest.mark.parametrize("n_epochs", [0, 4])
 def test_without_validation_the_last_of_the_given_epochs_is_kept(n_epochs: int) -> None:
     choices = Choices(alpha=10.0, rank=3, cutoff=0.5, n_epochs=n_epochs)
     spots, _ = make_spots()
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "choices": choices}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method_spec("dkgsb"), "choices": choices}
     result = fit(spots, None, config=config(rank=None, **GRADIENT), **common)
     assert result.choices == choices
     assert len(result.history) == n_epochs + 1
@@ -242,9 +244,9 @@ def test_first_loss_is_the_weighted_mean_over_genes_at_the_closed_form(method: M
     spots, _ = make_spots()
     whole = config(batch_size=N_SPOTS, dropout=0.0, temperature=0.1)
     choices = Choices(alpha=10.0, rank=4, cutoff=0.4, n_epochs=1)
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method, "config": whole}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method_spec(method), "config": whole}
     result = fit(spots, None, choices=choices, **common)
-    weights = gene_weights(method, 0.4, n_targets=N_TARGETS, n_genes=N_GENES, temperature=0.1)
+    weights = method_spec(method).gene_weights(0.4, n_targets=N_TARGETS, n_genes=N_GENES, temperature=0.1)
     np.testing.assert_array_equal(result.weights, weights)
     start = reduced_rank_ridge(ridge_basis(spots.features, spots.expression), weights, alpha=10.0, rank=4)
     losses = 1 - section_pearson(spots.expression.columns(0, N_GENES), start.predict(spots.features), spots.sections)
@@ -253,7 +255,7 @@ def test_first_loss_is_the_weighted_mean_over_genes_at_the_closed_form(method: M
 
 @pytest.mark.parametrize("k", [1, 3, 20, 39, 40])
 def test_cutoff_k_over_n_selects_k_genes(k: int) -> None:
-    weights = gene_weights("dkgsb", k / 40, n_targets=3, n_genes=43, temperature=0.01)
+    weights = method_spec("dkgsb").gene_weights(k / 40, n_targets=3, n_genes=43, temperature=0.01)
     assert (weights[3:] >= 0.5).sum() == k
     assert (weights[3 + n_active(k / 40, 40) :] == 0).all()
     assert weights.shape == (43,)
@@ -266,7 +268,7 @@ def test_training_leaves_the_heads_of_inactive_genes_alone(cutoff: float) -> Non
     spots, _ = make_spots()
     common: dict[str, Any] = {
         "n_targets": N_TARGETS,
-        "method": "dkgsb",
+        "method": method_spec("dkgsb"),
         "config": config(weight_decay=0),
     }
     start = fit(spots, None, choices=Choices(10.0, 4, cutoff, 0), **common)
@@ -281,7 +283,7 @@ def test_training_leaves_the_heads_of_inactive_genes_alone(cutoff: float) -> Non
 def test_inactive_genes_do_not_change_the_training_of_the_others() -> None:
     spots, _ = make_spots()
     choices = Choices(alpha=10.0, rank=4, cutoff=0.3, n_epochs=3)
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb", "config": config()}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method_spec("dkgsb"), "config": config()}
     first = fit(spots, None, choices=choices, **common)
     spots.expression.scale[:, N_TARGETS + n_active(0.3, N_AUXILIARY) :] = np.inf
     second = fit(spots, None, choices=choices, **common)
@@ -309,7 +311,7 @@ def test_gradient_search_does_not_train_the_network() -> None:
     and Pearson does not depend on it.
     """
     spots, validation = make_spots()
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "dkgsb"}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method_spec("dkgsb")}
     still = config(**{**GRADIENT, "outer_lr": 1e-12, "dropout": 0.0, "batch_size": N_SPOTS})
     searched = fit(spots, validation, config=still, **common)
     choices = Choices(searched.choices.alpha, 4, 0.5, still.max_epochs)
@@ -325,7 +327,7 @@ def test_a_gene_that_is_constant_does_no_harm(method: Method) -> None:
     spots, validation = make_spots()
     spots.expression.scale[:, [1, N_TARGETS + 2]] = np.inf
     validation.targets[:, 2] = 0.0
-    result = fit(spots, validation, n_targets=N_TARGETS, method=method, config=config(max_epochs=3))
+    result = fit(spots, validation, n_targets=N_TARGETS, method=method_spec(method), config=config(max_epochs=3))
     assert all(value.isfinite().all() for value in result.state.values())
     assert result.history["loss"][1:].between(0, 2).all()
 
@@ -372,7 +374,7 @@ def test_a_small_last_batch_is_dropped(n_spots: int, batch_size: int, sizes: lis
     few = Spots(spots.features[:n_spots], expression, spots.sections[:n_spots])
     source = Mapped(few.features, torch.nn.Identity())
     settings = config(batch_size=batch_size, max_epochs=2)
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "pgl", "config": settings}
+    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": method_spec("pgl"), "config": settings}
     fit(few, validation, sources=(source, Mapped(validation.features, torch.nn.Identity())), **common)
     assert source.sizes == 2 * sizes
 

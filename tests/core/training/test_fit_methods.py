@@ -14,6 +14,7 @@ from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.fit import fit
 from agl_sc.core.training.result import FitResult
+from agl_sc.core.weighting import method_spec
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS
 
 N_TARGETS, N_GENES, N_SPOTS = 4, 24, 72
@@ -40,12 +41,12 @@ def make_spots() -> tuple[Spots, Validation]:
 
 def config(**changes: Any) -> TrainConfig:
     small = {"rank": 3, "hidden": 8, "lr": 3e-3, "batch_size": 24, "max_epochs": 3, "patience": 3, "inner_steps": 2}
-    return TrainConfig(**{**small, **changes})
+    return TrainConfig.from_plain({**small, **changes})
 
 
 def run(method: Method, **changes: Any) -> FitResult:
     spots, validation = make_spots()
-    return fit(spots, validation, n_targets=N_TARGETS, method=method, config=config(**changes))
+    return fit(spots, validation, n_targets=N_TARGETS, method=method_spec(method), config=config(**changes))
 
 
 @pytest.mark.parametrize("loss", get_args(LossName))
@@ -92,7 +93,11 @@ def test_best_candidate_by_training_is_trained(method: Method, name: str, candid
 
 def test_target_weight_is_kept_without_validation() -> None:
     spots, _ = make_spots()
-    common: dict[str, Any] = {"n_targets": N_TARGETS, "method": "target_weight", "config": config(dropout=0.0)}
+    common: dict[str, Any] = {
+        "n_targets": N_TARGETS,
+        "method": method_spec("target_weight"),
+        "config": config(dropout=0.0),
+    }
     few, many = (fit(spots, None, choices=Choices(10.0, 3, 1.0, 2, weight), **common) for weight in (1.0, 100.0))
     assert few.choices.target_weight == 1
     assert many.choices.target_weight == 100
@@ -104,7 +109,7 @@ def test_without_auxiliary_genes_every_method_is_targets_only(method: Method) ->
     spots, validation = make_spots()
     few = Spots(spots.features, Expression.from_dense(spots.expression.columns(0, N_TARGETS)), spots.sections)
     common: dict[str, Any] = {"n_targets": N_TARGETS, "config": config(search="gradient")}
-    found, plain = (fit(few, validation, method=m, **common) for m in (method, "pgl"))
+    found, plain = (fit(few, validation, method=method_spec(m), **common) for m in (method, "pgl"))
     assert all(torch.equal(found.state[k], plain.state[k]) for k in plain.state)
     assert found.choices.cutoff == 0
     assert found.weights.tolist() == [1.0] * N_TARGETS
@@ -117,13 +122,13 @@ def test_validation_without_two_spots_of_a_section_is_refused(sections: list[int
     with pytest.raises(
         ValueError, match=r"at least two validation spots of a section; .* agl_sc.pp.split\(sdata, validation"
     ):
-        fit(spots, few, n_targets=N_TARGETS, method="agl", config=config())
+        fit(spots, few, n_targets=N_TARGETS, method=method_spec("agl"), config=config())
 
 
 def test_two_validation_spots_of_one_section_are_enough() -> None:
     spots, validation = make_spots()
     few = Validation(validation.features[:3], validation.targets[:3], np.array([0, 1, 1]))
-    result = fit(spots, few, n_targets=N_TARGETS, method="dkgsb", config=config(search="gradient"))
+    result = fit(spots, few, n_targets=N_TARGETS, method=method_spec("dkgsb"), config=config(search="gradient"))
     assert np.isfinite(result.score)
 
 
@@ -131,7 +136,7 @@ def test_a_likelihood_without_counts_is_refused() -> None:
     spots, validation = make_spots()
     bare = Spots(spots.features, spots.expression, spots.sections)
     with pytest.raises(ValueError, match=r"loss='poisson' needs raw counts; pass Spots with counts"):
-        fit(bare, validation, n_targets=N_TARGETS, method="agl", config=config(loss="poisson"))
+        fit(bare, validation, n_targets=N_TARGETS, method=method_spec("agl"), config=config(loss="poisson"))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -139,7 +144,7 @@ def test_a_training_set_in_which_no_gene_varies_trains_nothing_and_harms_nothing
     spots, validation = make_spots()
     flat = Spots(spots.features, Expression.from_dense(np.zeros(spots.expression.shape)), spots.sections)
     common: dict[str, Any] = {"n_targets": N_TARGETS, "config": config(start="random", search="gradient", dropout=0.0)}
-    result = fit(flat, validation, method=method, **common)
+    result = fit(flat, validation, method=method_spec(method), **common)
     assert all(value.isfinite().all() for value in result.state.values())
     assert np.isfinite(result.weights).all()
     if method not in ("uncertainty", "auxilearn"):  # theirs is no mean of losses

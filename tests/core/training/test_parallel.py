@@ -19,7 +19,7 @@ from agl_sc.core.training.epoch import train_epoch
 from agl_sc.core.training.fit import fit
 from agl_sc.core.training.parallel import drawing_from, of_main, own_pieces, take_over
 from agl_sc.core.training.result import FitResult
-from agl_sc.core.weighting import AuxiLearn, Fixed, Uncertainty, Weighting
+from agl_sc.core.weighting import AuxiLearn, Fixed, Uncertainty, Weighting, method_spec
 
 Make = Callable[..., Bilevel]
 pytestmark = pytest.mark.usefixtures("another_accelerator")
@@ -126,8 +126,8 @@ def run(accelerator: Accelerator, **changes: Any) -> FitResult:
         "max_epochs": 5,
         "dropout": 0.0,
     }
-    config = TrainConfig(**{**settings, **changes})
-    return fit(*make_spots(), n_targets=4, method="agl", config=config, accelerator=accelerator)
+    config = TrainConfig.from_plain({**settings, **changes})
+    return fit(*make_spots(), n_targets=4, method=method_spec("agl"), config=config, accelerator=accelerator)
 
 
 def test_accumulated_steps_train_as_larger_batches_do() -> None:
@@ -186,6 +186,11 @@ def test_trackers_do_not_receive_the_epochs_that_are_repeated_without_validation
     tracker = Remembering()
     accelerator = Accelerator(cpu=True, log_with=[tracker])
     accelerator.init_trackers("agl_sc")
-    common: dict[str, Any] = {"n_targets": 4, "method": "agl", "config": TrainConfig(), "accelerator": accelerator}
+    common: dict[str, Any] = {
+        "n_targets": 4,
+        "method": method_spec("agl"),
+        "config": TrainConfig(),
+        "accelerator": accelerator,
+    }
     fit(make_spots()[0], None, choices=Choices(10.0, 4, 1.0, 3), **common)
     assert not tracker.rows

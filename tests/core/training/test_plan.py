@@ -17,6 +17,7 @@ from agl_sc.core.spots.scaling import depth_weights
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.plan import Planner
 from agl_sc.core.training.race import RACE_CUTOFFS
+from agl_sc.core.weighting import method_spec
 from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS
 
 N_TARGETS, N_AUXILIARY = 4, 40
@@ -31,7 +32,9 @@ def planner(method: Method, *, seed: int = 0, validated: bool = True, **changes:
     codes = np.zeros(60, dtype=np.int64)
     held_out = Validation(features[60:], expression[60:, :N_TARGETS], codes) if validated else None
     spots = Spots(features[:60], Expression.from_dense(expression[:60]), codes)
-    return Planner.of(spots, held_out, n_targets=N_TARGETS, method=method, config=TrainConfig(**changes))
+    return Planner.of(
+        spots, held_out, n_targets=N_TARGETS, method=method_spec(method), config=TrainConfig.from_plain(changes)
+    )
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -42,7 +45,7 @@ def test_shallow_spots_count_less_where_the_settings_say_so(*, weighted: bool) -
     counts = Counts(scipy.sparse.csr_matrix((30, 6)), library, 1e4)
     spots, expression = Spots(features, Expression.from_dense(genes), codes, counts), Expression.from_dense(genes)
     config = TrainConfig(depth_weights=weighted)
-    found = Planner.of(spots, None, n_targets=2, method="agl", config=config).basis
+    found = Planner.of(spots, None, n_targets=2, method=method_spec("agl"), config=config).basis
     expected = ridge_basis(features, expression, depth_weights(library, codes) if weighted else None)
     np.testing.assert_allclose(found.singular_values, expected.singular_values)
     np.testing.assert_allclose(np.abs(found.genes), np.abs(expected.genes))
@@ -147,7 +150,7 @@ def test_where_auxiliary_genes_are_loud_noise_dkgsb_starts_as_targets_alone_do(s
     """In a trunk with room for the targets alone."""
     noisy = planner("dkgsb", seed=seed, rank=N_TARGETS)
     noisy.basis.genes[:, N_TARGETS:] = 300 * np.random.default_rng(0).normal(size=(len(noisy.basis.genes), N_AUXILIARY))
-    alone = replace(noisy, method="pgl", basis=noisy.basis.of_leading(N_TARGETS))
+    alone = replace(noisy, method=method_spec("pgl"), basis=noisy.basis.of_leading(N_TARGETS))
     plans = [at.plan(never) for at in (noisy, alone)]
     assert plans[0].choices == plans[1].choices
     assert plans[0].choices.cutoff == 0

@@ -24,6 +24,7 @@ from agl_sc.core.training.fit import fit
 from agl_sc.core.training.plan import Planner
 from agl_sc.core.training.result import FitResult
 from agl_sc.core.training.rounds import fit_in_rounds, search_cutoff
+from agl_sc.core.weighting import method_spec
 
 N_TARGETS = 4
 
@@ -40,7 +41,7 @@ def make_spots() -> tuple[Spots, Validation]:
 def config(**changes: Any) -> TrainConfig:
     gradient = {"start": "agl", "search": "gradient", "inner_steps": 2, "outer_lr": 0.05, "temperature": 0.05}
     size = {"max_epochs": 4, "patience": 3, "search_patience": 2, "batch_size": 32, "hidden": 8, "dropout": 0.1}
-    return TrainConfig(**{**gradient, **size, "lr": 2e-2, **changes})
+    return TrainConfig.from_plain({**gradient, **size, "lr": 2e-2, **changes})
 
 
 def run(
@@ -48,7 +49,8 @@ def run(
 ) -> FitResult:
     spots, validation = make_spots()
     common: dict[str, Any] = {"n_targets": N_TARGETS, "checkpoint": checkpoint, "seed": 5}
-    return fit_in_rounds(spots, validation, config=config(**changes), on_improvement=on_improvement, **common)
+    common |= {"method": method_spec("dkgsb"), "config": config(**changes)}
+    return fit_in_rounds(spots, validation, on_improvement=on_improvement, **common)
 
 
 def same(left: FitResult, right: FitResult) -> bool:
@@ -163,7 +165,7 @@ def test_without_epochs_a_round_changes_nothing() -> None:
 
 def test_rank_is_that_of_the_first_training(whole: Rounds) -> None:
     """Under the later cutoffs the closed form would prefer another one."""
-    at = Planner.of(*make_spots(), n_targets=N_TARGETS, method="dkgsb", config=config())
+    at = Planner.of(*make_spots(), n_targets=N_TARGETS, method=method_spec("dkgsb"), config=config())
     ranks = [each.choices.rank for each in whole.fits]
     assert len(set(ranks)) == 1
     assert any(at.start(each.choices, pick_rank=True)[1].rank != ranks[0] for each in whole.fits)

@@ -17,6 +17,7 @@ from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.checkpoint import Checkpoint
 from agl_sc.core.training.fit import fit
 from agl_sc.core.training.rounds import fit_in_rounds
+from agl_sc.core.weighting import method_spec
 
 BATCH = 32
 GRADIENT: dict[str, Any] = {"search": "gradient", "inner_steps": 2, "outer_lr": 0.05, "temperature": 0.05}
@@ -49,13 +50,13 @@ def trained(
     method, changes = ARMS[arm]
     small = {"rank": 4, "hidden": 8, "lr": 3e-3, "max_epochs": 4, "dropout": 0.0, "start": "random"}
     batch = BATCH // accelerator.num_processes
-    config = TrainConfig(**{**small, "batch_size": batch, "outer_batch_size": BATCH, **changes})
+    config = TrainConfig.from_plain({**small, "batch_size": batch, "outer_batch_size": BATCH, **changes})
     common: dict[str, Any] = {"n_targets": 4, "config": config, "accelerator": accelerator, "checkpoint": checkpoint}
     training, validation = spots(SIZES[size])
     if config.start == "agl":
-        result = fit_in_rounds(training, validation, **common)
+        result = fit_in_rounds(training, validation, method=method_spec(method), **common)
     else:
-        result = fit(training, validation, method=method, **common)
+        result = fit(training, validation, method=method_spec(method), **common)
     table = {
         f"history.{name}": torch.from_numpy(result.history[name].to_numpy(dtype=float, copy=True))
         for name in result.history

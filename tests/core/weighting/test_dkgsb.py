@@ -21,10 +21,10 @@ def learned(training: Bilevel, **changes: Any) -> LearnedCutoff:
     """In float64, its soft edge as wide as to reach all genes."""
     settings = {"temperature": 0.1, "inner_steps": 3, "outer_lr": 0.01, "start_cutoff": 0.4, **changes}
     problem = training.problem
-    weighting = LearnedCutoff(problem.n_targets, problem.n_genes, config=TrainConfig(**settings))
+    weighting = LearnedCutoff(problem.n_targets, problem.n_genes, config=TrainConfig.from_plain(settings))
     weighting.at = weighting.at.double()
     weighting.prior_rank = weighting.prior_rank.double()
-    weighting._optimizer = torch.optim.Adam([weighting.at], lr=weighting.config.outer_lr)
+    weighting._optimizer = torch.optim.Adam([weighting.at], lr=weighting.config.gradient.outer_lr)
     return weighting
 
 
@@ -36,10 +36,10 @@ def derivative(weighting: LearnedCutoff, training: Bilevel, rows: torch.Tensor |
 
 def trained(training: Bilevel, config: TrainConfig, shift: float, *, rows: torch.Tensor | None = None) -> float:
     """Validation loss after training a copy with torch's own Adam."""
-    problem, at = training.problem, torch.tensor(config.start_cutoff, dtype=torch.float32).double()
+    problem, at = training.problem, torch.tensor(config.gradient.start_cutoff, dtype=torch.float32).double()
     network = copy.deepcopy(problem.network)
     optimizer = torch.optim.Adam(network.parameters(), lr=training.lr)
-    if config.warm_moments:
+    if config.gradient.warm_moments:
         for old, new in zip(problem.network.parameters(), network.parameters(), strict=True):
             optimizer.state[new] = copy.deepcopy(training.optimizer.state[old])
 
@@ -48,9 +48,9 @@ def trained(training: Bilevel, config: TrainConfig, shift: float, *, rows: torch
         return torch.cat([torch.ones(problem.n_targets, dtype=torch.float64), soft])
 
     now = weights(at + shift)
-    normalizer = weights(at).sum() if config.detach_normalizer else now.sum()
+    normalizer = weights(at).sum() if config.gradient.detach_normalizer else now.sum()
     inputs = training.batch(EVERYTHING[5:], problem.n_genes)
-    for _ in range(config.inner_steps):
+    for _ in range(config.gradient.inner_steps):
         optimizer.zero_grad()
         losses = pearson_loss(network(inputs.inputs), inputs.measured, sections=inputs.sections)
         (losses @ now / normalizer).backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from agl_sc.core.weighting import (
     LearnedCutoff,
     Uncertainty,
     Weighting,
-    gene_weights,
+    method_spec,
     weighting_for,
 )
 from agl_sc.core.weighting.cosine import GradientCosine
@@ -23,7 +23,7 @@ N_TARGETS, N_GENES = 3, 23
 
 
 def weights_of(method: Method, cutoff: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return gene_weights(method, cutoff, n_targets=N_TARGETS, n_genes=N_GENES)
+    return method_spec(method).gene_weights(cutoff, n_targets=N_TARGETS, n_genes=N_GENES)
 
 
 @pytest.mark.parametrize("method", get_args(Method))
@@ -89,9 +89,9 @@ KINDS: dict[Method, type[Weighting]] = {
 def test_weighting_of_a_method_while_searching_and_after(method: Method) -> None:
     sizes = {"n_targets": N_TARGETS, "n_genes": N_GENES}
     choices = Choices(1.0, 4, cutoff=0.25, n_epochs=0, target_weight=2.0)
-    found = weighting_for(method, choices, config=TrainConfig(), search=method == "dkgsb", **sizes)
+    found = weighting_for(method_spec(method), choices, config=TrainConfig(), search=method == "dkgsb", **sizes)
     assert type(found) is KINDS.get(method, Fixed)
-    after = weighting_for(method, choices, config=TrainConfig(), search=False, **sizes)
+    after = weighting_for(method_spec(method), choices, config=TrainConfig(), search=False, **sizes)
     assert type(after) is (Fixed if method == "dkgsb" else KINDS.get(method, Fixed))
     if isinstance(after, Fixed):
         np.testing.assert_array_equal(after.weights(), weights_of(method, 0.25))

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.choices import Choices, Earlier, no_trace
-from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.config import TrainConfig
 from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.bilevel import Bilevel, Problem
 from agl_sc.core.network.sources import Source
@@ -24,7 +24,7 @@ from agl_sc.core.training.epoch import batches_of, train_epoch
 from agl_sc.core.training.parallel import forked_randomness, n_pieces, of_main, take_over
 from agl_sc.core.training.plan import Plan, Planner
 from agl_sc.core.training.result import FitResult, begin, result_of, resume, to_save
-from agl_sc.core.weighting import Fixed, Weighting, weighting_for
+from agl_sc.core.weighting import Fixed, MethodSpec, Weighting, weighting_for, with_auxiliary
 
 
 def fit(
@@ -32,7 +32,7 @@ def fit(
     validation: Validation | None,
     *,
     n_targets: int,
-    method: Method,
+    method: MethodSpec,
     config: TrainConfig,
     choices: Choices | None = None,
     earlier: Earlier | None = None,
@@ -53,7 +53,7 @@ def fit(
     n_targets
         Number of leading genes that are targets.
     method
-        How the losses of genes are weighted; see :func:`agl_sc.tl.train`.
+        How the losses of genes are weighted; a row of :data:`agl_sc.core.weighting.METHODS`, or one of the user's.
     config
         Settings.
     choices
@@ -83,7 +83,7 @@ def fit(
     """
     _check(validation)
     accelerator, earlier = accelerator or Accelerator(), earlier or Earlier()
-    method = method if spots.expression.shape[1] > n_targets else "pgl"
+    method = with_auxiliary(method, spots.expression.shape[1] - n_targets)
     planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=config)
     setup = partial(
         make_problem,
@@ -123,7 +123,7 @@ def fit(
         plan = planner.plan(attempt) if choices is None else Plan(*planner.start(choices), no_trace())
     plan = of_main(plan, accelerator)
     problem = setup(start=plan.start, sources=sources)
-    searching = method == "dkgsb" and config.search == "gradient" and choices is None
+    searching = method.searches and config.search == "gradient" and choices is None
     weighting = _weighting(
         method, plan.choices, problem, config=config, seed=seed, search=searching, weights=earlier.weights
     )
@@ -206,7 +206,7 @@ def _train(
 
 
 def _weighting(
-    method: Method,
+    method: MethodSpec,
     picked: Choices,
     problem: Problem,
     *,

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from agl_sc.core.choices import TRACE_COLUMNS, Choices, no_trace
-from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.config import TrainConfig
 from agl_sc.core.linear.choose_by_validation import RANKS, choose_alpha, choose_rank, own_penalty, path_search
 from agl_sc.core.linear.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.race import RACE_CUTOFFS, race_search
-from agl_sc.core.weighting.fixed import FIXED_CUTOFFS, TARGET_WEIGHTS, gene_weights
+from agl_sc.core.weighting.spec import MethodSpec
 
 Train = Callable[[LowRank, Choices], float]
 """From a start and choices, its number of epochs among them, to the best validation Pearson of a training."""
@@ -45,7 +45,7 @@ class Planner:
     """Validation spots; None where the choices are given."""
     n_targets: int
     """Number of leading genes that are targets."""
-    method: Method
+    method: MethodSpec
     """As :func:`agl_sc.core.training.fit.fit` takes it."""
     config: TrainConfig
     """Settings."""
@@ -54,7 +54,7 @@ class Planner:
 
     @classmethod
     def of(
-        cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: Method, config: TrainConfig
+        cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: MethodSpec, config: TrainConfig
     ) -> "Planner":
         """Decompose the features once."""
         weights = spots.depth_weights if config.depth_weights else None
@@ -72,9 +72,8 @@ class Planner:
     def start(self, choices: Choices, *, pick_rank: bool = False) -> tuple[LowRank, Choices]:
         """Closed-form start under the chosen weights, and its rank: as chosen, or the best up to that on validation."""
         n_genes = self.basis.genes.shape[1]
-        weights = gene_weights(
-            self.method, choices.cutoff, n_targets=self.n_targets, n_genes=n_genes, temperature=self.config.temperature
-        )
+        where = {"n_targets": self.n_targets, "n_genes": n_genes}
+        weights = self.method.gene_weights(choices.cutoff, **where, temperature=self.config.temperature)
         weights[: self.n_targets] *= choices.target_weight
         widest = min(choices.rank, len(self.basis.singular_values))
         start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
@@ -106,11 +105,11 @@ class Planner:
             own_alpha=self.own_alpha,
         )
         choices, trace = first, no_trace()
-        if self.method == "pgl":
+        if not self.method.uses_auxiliary:
             choices = replace(first, cutoff=0.0)
-        elif self.method in ("fixed_k", "target_weight"):
-            choices, trace = self._best_of(first, train)
-        elif self.method == "dkgsb":
+        elif candidates := self.method.candidates(first):
+            choices, trace = self._best_of(candidates, train)
+        elif self.method.searches:
             choices, trace = self._cutoff(first, train)
         start, choices = self.start(choices, pick_rank=True)
         return Plan(start, choices, trace)
@@ -141,14 +140,10 @@ class Planner:
             cutoff, trace = race_search(at, cutoffs=cutoffs)
             trace["k"] = np.round(trace["cutoff"] * self.n_auxiliary).astype(int)
             return replace(first, cutoff=cutoff), trace[list(TRACE_COLUMNS)]
-        return replace(first, cutoff=min(self.config.start_cutoff, limit)), no_trace()
+        return replace(first, cutoff=min(self.config.gradient.start_cutoff, limit)), no_trace()
 
-    def _best_of(self, first: Choices, train: Train) -> tuple[Choices, pd.DataFrame]:
+    def _best_of(self, candidates: list[Choices], train: Train) -> tuple[Choices, pd.DataFrame]:
         """Train every candidate to its end; the first of the best."""
-        if self.method == "fixed_k":
-            candidates = [replace(first, cutoff=cutoff) for cutoff in FIXED_CUTOFFS]
-        else:
-            candidates = [replace(first, target_weight=weight) for weight in TARGET_WEIGHTS]
         whole = [self.start(replace(each, n_epochs=self.config.max_epochs), pick_rank=True) for each in candidates]
         scores = [train(*each) for each in whole]
         cutoffs = np.array([each.cutoff for each in candidates])

@@ -91,8 +91,8 @@ class Progress:
 
 def _snapshot(problem: Problem, weighting: Weighting) -> Parameters:
     genes = {
-        "genes.weights": torch.from_numpy(weighting.weights()),
-        "genes.selected": torch.from_numpy(weighting.selected()),
+        "genes.weights": torch.from_numpy(np.asarray(weighting.weights(), dtype=float)),
+        "genes.selected": torch.from_numpy(np.asarray(weighting.selected(), dtype=bool)),
     }
     return {**problem.state(), **genes}
 

@@ -21,7 +21,7 @@ from agl_sc.core.training.fit import fit
 from agl_sc.core.training.parallel import of_main
 from agl_sc.core.training.plan import Planner
 from agl_sc.core.training.result import FitResult
-from agl_sc.core.weighting import LearnedCutoff
+from agl_sc.core.weighting import METHODS, LearnedCutoff, MethodSpec
 
 
 def fit_in_rounds(
@@ -29,6 +29,7 @@ def fit_in_rounds(
     validation: Validation,
     *,
     n_targets: int,
+    method: MethodSpec,
     config: TrainConfig,
     sources: tuple[Source, Source | None] | None = None,
     accelerator: Accelerator | None = None,
@@ -39,8 +40,8 @@ def fit_in_rounds(
     """DkGSB from a network trained on all auxiliary genes, as in the paper's earlier supplement.
 
     Every round learns the cutoff anew on the best network so far, which stays as it is, and then trains on from that network
-    with the cutoff fixed. The first round without a better validation Pearson is the last. Parameters are those of
-    :func:`agl_sc.core.training.fit.fit`; every round has a checkpoint of its own beside ``checkpoint``.
+    with the cutoff fixed. The first round without a better validation Pearson is the last. ``method`` is one whose cutoff is
+    searched for; parameters are those of :func:`agl_sc.core.training.fit.fit`; every round has a checkpoint of its own beside ``checkpoint``.
     """
     accelerator = accelerator or Accelerator()
     plain = replace(config, start="random")
@@ -53,8 +54,8 @@ def fit_in_rounds(
     common: dict[str, Any] = {
         "n_targets": n_targets, "config": plain, "sources": sources, "accelerator": accelerator, "seed": seed
     }  # fmt: skip
-    best = fit(spots, validation, method="agl", on_improvement=on_improvement, checkpoint=saved(0), **common)
-    planner = Planner.of(spots, validation, n_targets=n_targets, method="dkgsb", config=plain)
+    best = fit(spots, validation, method=METHODS["agl"], on_improvement=on_improvement, checkpoint=saved(0), **common)
+    planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=plain)
     start, _ = planner.start(best.choices)
     setup = partial(make_problem, spots, validation, n_targets=n_targets, start=start, config=plain, sources=sources)
     history, traces, round_ = [best.history], list[pd.DataFrame](), 0
@@ -67,7 +68,7 @@ def fit_in_rounds(
         trained = fit(
             spots,
             validation,
-            method="dkgsb",
+            method=method,
             choices=picked,
             earlier=Earlier(best.state, n_epochs=sum(map(len, history)) - 1),
             checkpoint=saved(round_),
@@ -104,7 +105,7 @@ def search_cutoff(problem: Problem, config: TrainConfig, *, seed: int) -> tuple[
     problem.network.eval()
     problem.source.begin_epoch()
     best, rows = 0, list[list[float]]()
-    while len(rows) - best < config.search_patience and len(rows) < max(config.max_epochs, 1):
+    while len(rows) - best < config.gradient.search_patience and len(rows) < max(config.max_epochs, 1):
         randomness = torch.Generator().manual_seed(seed * 1_000_003 + len(rows))
         batches = batches_of(len(problem.source), config.batch_size, randomness)
         cutoff = weighting.cutoff

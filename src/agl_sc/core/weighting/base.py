@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 
 
 class Weighting(nn.Module):
-    """From losses per gene to the training loss.
+    """From losses per gene to the training loss: the protocol of every method, and of your own.
 
-    Some of its parameters may be trained along with the network. What is learned from validation spots is learned in the
-    two hooks and stepped by optimisers of its own. Targets come first among the genes.
+    A subclass says at least :meth:`forward` and :meth:`weights`; it is made with the numbers of targets and of all genes, on the
+    device of the training, after torch's generator has been seeded. Targets come first among the genes, auxiliary genes follow by
+    prior rank. What is learned along with the network are parameters that :meth:`trained` names; what is learned from
+    validation spots is learned in :meth:`before_epoch` or :meth:`before_update` and stepped by optimisers of its own, which
+    :meth:`optimizers` names. Parameters, buffers and these optimisers are in the checkpoint.
+
+    Parameters
+    ----------
+    n_targets
+        Number of leading genes that are targets.
+    n_genes
+        Number of targets and auxiliary genes.
     """
 
     selects: ClassVar[bool] = True
@@ -28,11 +38,11 @@ class Weighting(nn.Module):
 
     def forward(self, losses: torch.Tensor) -> torch.Tensor:
         """Training loss, a scalar, of the losses of the active genes, (n_active,)."""
-        raise NotImplementedError
+        raise NotImplementedError(_undefined(self, "forward(losses)"))
 
     def weights(self) -> NDArray[np.float64]:
         """Present weight of every gene, in [0, 1], (n_genes,)."""
-        raise NotImplementedError
+        raise NotImplementedError(_undefined(self, "weights()"))
 
     def selected(self) -> NDArray[np.bool_]:
         """Genes that the trained network may be asked for, (n_genes,)."""
@@ -66,3 +76,7 @@ class Weighting(nn.Module):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Of what the hooks learn."""
         return {}
+
+
+def _undefined(weighting: Weighting, what: str) -> str:
+    return f"{type(weighting).__name__} does not define {what}, which every weighting does."

@@ -13,7 +13,7 @@ from agl_sc.core.numerics.hypergradient import Adam, State, fresh_state, hypergr
 from agl_sc.core.numerics.losses import weighted_mean
 from agl_sc.core.numerics.tensors import Parameters
 from agl_sc.core.weighting.base import Weighting
-from agl_sc.core.weighting.fixed import gene_weights
+from agl_sc.core.weighting.fixed import beside_targets, soft_leading_genes
 from agl_sc.core.weighting.gate import n_active, scaled_rank, soft_top_k
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,12 @@ class LearnedCutoff(Weighting):
     def __init__(self, n_targets: int, n_genes: int, *, config: TrainConfig) -> None:
         super().__init__(n_targets, n_genes)
         self.config = config
-        self.register_buffer("at", torch.tensor(min(config.start_cutoff, config.hard_limit), dtype=torch.float32))
+        self.register_buffer(
+            "at", torch.tensor(min(config.gradient.start_cutoff, config.hard_limit), dtype=torch.float32)
+        )
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.int64))  # in all, and in a row
         self.register_buffer("prior_rank", scaled_rank(n_genes - n_targets).float(), persistent=False)
-        self._optimizer = torch.optim.Adam([self.at], lr=config.outer_lr)
+        self._optimizer = torch.optim.Adam([self.at], lr=config.gradient.outer_lr)
 
     def forward(self, losses: torch.Tensor) -> torch.Tensor:
         """Mean under the soft top-k."""
@@ -48,8 +50,8 @@ class LearnedCutoff(Weighting):
 
     def weights(self) -> NDArray[np.float64]:
         """At the present cutoff."""
-        where = {"n_targets": self.n_targets, "n_genes": self.n_genes}
-        return gene_weights("dkgsb", float(self.at), temperature=self.config.temperature, **where)
+        soft = soft_leading_genes(float(self.at), self.n_genes - self.n_targets, self.config.temperature)
+        return beside_targets(soft, self.n_targets)
 
     @property
     def n_active(self) -> int:
@@ -72,21 +74,21 @@ class LearnedCutoff(Weighting):
 
     def before_epoch(self, training: Bilevel, epoch: int) -> None:
         """A step per training batch, from the present network, which stays as it is; not in the epochs that warm up."""
-        if epoch >= self.config.warmup_epochs and training.n_validation:
+        if epoch >= self.config.gradient.warmup_epochs and training.n_validation:
             self.search(training)
 
     def search(self, training: Bilevel) -> float:
         """A step per training batch; mean validation loss at the ends of the unrolled steps that were finite."""
-        size, n_validation = self.config.outer_batch_size, training.n_validation
+        size, n_validation = self.config.gradient.outer_batch_size, training.n_validation
         batches, values = training.batches, []
         if size is not None:
             spots = torch.cat(batches)
             batches = [index for index in torch.split(spots, size) if len(index) >= min(MIN_BATCH, len(spots))]
         for index in batches:
             rows = None
-            if self.config.validation_batch_size is not None:
+            if self.config.gradient.validation_batch_size is not None:
                 shuffled = torch.randperm(n_validation, generator=training.randomness)
-                rows = shuffled[: self.config.validation_batch_size].to(self.at.device)
+                rows = shuffled[: self.config.gradient.validation_batch_size].to(self.at.device)
             values.append(self.step(training, index, rows))
         finite = [value for value in values if np.isfinite(value)]
         return float(np.mean(finite)) if finite else float("nan")
@@ -129,9 +131,9 @@ class LearnedCutoff(Weighting):
             weights=lambda cutoff: self._at(cutoff, n_genes),
             optimizer=Adam(training.lr),
             state=self._state(training, parameters, n_genes),
-            inner_steps=config.inner_steps,
-            hessian=config.hessian,
-            detach_normalizer=config.detach_normalizer,
+            inner_steps=config.gradient.inner_steps,
+            hessian=config.gradient.hessian,
+            detach_normalizer=config.gradient.detach_normalizer,
         )
         if torch.isfinite(value) and torch.isfinite(derivative):
             self.skipped[1] = 0
@@ -149,17 +151,19 @@ class LearnedCutoff(Weighting):
         return torch.cat([soft.new_ones(self.n_targets), soft])
 
     def _state(self, training: Bilevel, parameters: Parameters, n_genes: int) -> State:
-        if not self.config.warm_moments:
+        if not self.config.gradient.warm_moments:
             return fresh_state(parameters)
         state = warm_state(training.optimizer, dict(training.problem.network.named_parameters()))
         return replace(state, mean=leading(state.mean, n_genes), square=leading(state.square, n_genes))
 
     def _skip(self) -> None:
         self.skipped += 1
-        logger.warning("An outer step was left out: its %d inner steps did not stay finite.", self.config.inner_steps)
+        logger.warning(
+            "An outer step was left out: its %d inner steps did not stay finite.", self.config.gradient.inner_steps
+        )
         if int(self.skipped[1]) >= _PATIENCE:
             msg = (
                 f"{_PATIENCE} outer steps in a row were not finite at cutoff {self.cutoff:.3f}: the inner steps diverge; "
-                f"use a smaller lr or fewer than inner_steps={self.config.inner_steps}."
+                f"use a smaller lr or fewer than inner_steps={self.config.gradient.inner_steps}."
             )
             raise FloatingPointError(msg)
