@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from agl_sc.core.encoders.load import Encoder
-from agl_sc.core.network.sources import CachedFeatures, EncodedTiles, Source
+from agl_sc.core.network.sources import CachedFeatures, EncodedTiles, InputSource
 from agl_sc.core.spots.scaling import CLIP
 from agl_sc.core.tiles.dataset import TileDataset
 from agl_sc.core.tiles.reader import Boxes
@@ -74,13 +74,13 @@ def source() -> EncodedTiles:
     return make_tiles()
 
 
-def all_of(source: Source) -> torch.Tensor:
+def all_of(source: InputSource) -> torch.Tensor:
     return torch.cat(list(source.all_inputs())).detach()
 
 
 def test_cached_features_are_rows() -> None:
     features = np.arange(12.0).reshape(4, 3)
-    source: Source = CachedFeatures(features, CPU)
+    source: InputSource = CachedFeatures(features, CPU)
     source.begin_epoch()
     assert source.encoder is None
     assert len(source) == 4

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from agl_sc.core.spots import expression as module
-from agl_sc.core.spots.expression import Batches, Expression, gene_blocks
+from agl_sc.core.spots.expression import Expression, ExpressionOnDevice, gene_blocks
 from agl_sc.core.spots.scaling import spread
 
 FloatArray = NDArray[np.float64]
@@ -83,7 +83,7 @@ def test_dense_values_come_back_as_they_are() -> None:
 def test_the_layer_is_left_alone(layer: scipy.sparse.csr_matrix) -> None:
     before = layer.copy()
     expression = Expression.fitted(layer, SECTIONS)
-    Batches(expression, CPU).batch(torch.arange(4), 5).zero_()
+    ExpressionOnDevice(expression, CPU).batch(torch.arange(4), 5).zero_()
     for _, values in [*expression.blocks(), *gene_blocks(layer)]:
         values[:] = 0
     assert (layer != before).nnz == 0
@@ -95,9 +95,9 @@ def test_batches_are_the_same_whether_kept_dense_or_made_from_sparse(
 ) -> None:
     expression = Expression.fitted(layer, SECTIONS)
     index = torch.tensor([7, 0, 49, 7, 12])
-    kept = Batches(expression, CPU)
+    kept = ExpressionOnDevice(expression, CPU)
     monkeypatch.setattr(module, "DENSE_BYTES", 4 * N_SPOTS * N_GENES - 1)
-    made = Batches(expression, CPU)
+    made = ExpressionOnDevice(expression, CPU)
     assert (kept.shape, kept.device) == (made.shape, made.device) == ((N_SPOTS, N_GENES), CPU)
     monkeypatch.setattr(kept, "_values", None)  # rows of the dense matrix are all it reads
     batches = [each.batch(index, n_genes) for each in (kept, made)]

@@ -7,10 +7,10 @@ import torch
 
 from agl_sc.core.network.network import Network
 from agl_sc.core.network.objective import Batch, Objective
-from agl_sc.core.network.sources import Source
+from agl_sc.core.network.sources import InputSource
 from agl_sc.core.numerics.tensors import Parameters, Tensors, part
 from agl_sc.core.spots.counts import Counts, in_log_units
-from agl_sc.core.spots.expression import Measured
+from agl_sc.core.spots.expression import ExpressionBatches
 from agl_sc.core.spots.spots import Validation
 
 
@@ -20,9 +20,9 @@ class Problem:
 
     network: Network
     """Trunk and head."""
-    source: Source
+    source: InputSource
     """Inputs of the training spots."""
-    expression: Measured
+    expression: ExpressionBatches
     """Of the training spots, (n_spots, n_genes)."""
     sections: torch.Tensor
     """Section of every training spot, (n_spots,)."""
@@ -32,7 +32,7 @@ class Problem:
     """Of the training spots, for a likelihood."""
     base: torch.Tensor | None
     """Log of the mean normalised count of every gene, (n_genes,), for a likelihood."""
-    validation_source: Source | None
+    validation_source: InputSource | None
     """Inputs of the validation spots."""
     validation: Validation | None
     """Measured targets of the validation spots."""

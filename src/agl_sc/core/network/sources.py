@@ -15,7 +15,7 @@ from agl_sc.core.spots.scaling import CLIP
 from agl_sc.core.tiles.dataset import N_WAYS, TileDataset, lay
 
 
-class Source(Protocol):
+class InputSource(Protocol):
     """Inputs of a set of spots for the network."""
 
     encoder: nn.Module | None

@@ -96,8 +96,8 @@ def gene_blocks(values: scipy.sparse.csr_matrix) -> Iterator[tuple[slice, FloatA
         yield genes, by_gene[:, genes].astype(float).toarray()
 
 
-class Measured(Protocol):
-    """Expression of the training spots on a device."""
+class ExpressionBatches(Protocol):
+    """Expression of the training spots, a batch of spots at a time."""
 
     device: torch.device
     """Where batches are."""
@@ -107,7 +107,7 @@ class Measured(Protocol):
         ...
 
 
-class Batches:
+class ExpressionOnDevice:
     """Expression on one device, in single precision, batch by batch.
 
     Dense where that takes at most 2 GiB, and otherwise made from the sparse matrix for every batch; the values are the same.

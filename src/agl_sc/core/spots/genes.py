@@ -24,7 +24,7 @@ def normalize_counts(counts: scipy.sparse.csr_matrix, normalize: Normalize) -> s
     return scaled
 
 
-def moments(expression: scipy.sparse.csr_matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
+def mean_variance_detected(expression: scipy.sparse.csr_matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Mean, variance and fraction of spots detected of every gene, (n_genes,) each."""
     n_spots = expression.shape[0]
     mean = np.asarray(expression.mean(axis=0), dtype=float).ravel()

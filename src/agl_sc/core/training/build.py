@@ -10,10 +10,10 @@ from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.bilevel import Problem
 from agl_sc.core.network.network import Network, load_closed_form
 from agl_sc.core.network.objective import Objective
-from agl_sc.core.network.sources import CachedFeatures, Source
+from agl_sc.core.network.sources import CachedFeatures, InputSource
 from agl_sc.core.numerics.tensors import Parameters
 from agl_sc.core.spots.counts import count_law, to_log_rate
-from agl_sc.core.spots.expression import Batches, gene_blocks
+from agl_sc.core.spots.expression import ExpressionOnDevice, gene_blocks
 from agl_sc.core.spots.spots import Spots, Validation
 
 
@@ -25,7 +25,7 @@ def make_problem(
     start: LowRank,
     config: TrainConfig,
     state: Parameters | None,
-    sources: tuple[Source, Source | None] | None,
+    sources: tuple[InputSource, InputSource | None] | None,
     device: torch.device,
     seed: int,
 ) -> Problem:
@@ -51,7 +51,7 @@ def make_problem(
     problem = Problem(
         network=network.to(device),
         source=sources[0],
-        expression=Batches(spots.expression, device),
+        expression=ExpressionOnDevice(spots.expression, device),
         sections=torch.from_numpy(spots.sections).to(device),
         objective=objective,
         counts=spots.counts if base is not None else None,

@@ -10,7 +10,7 @@ from torch import nn
 
 from agl_sc.core.config import MIN_BATCH
 from agl_sc.core.network.bilevel import Bilevel, Problem
-from agl_sc.core.training.parallel import Piece, average_gradients, backward, drawing_from, n_pieces, own_pieces
+from agl_sc.core.training.parallel import PieceSums, average_gradients, backward, drawing_from, n_pieces, own_pieces
 from agl_sc.core.weighting import Weighting
 
 
@@ -26,7 +26,7 @@ def train_epoch(
             weighting.before_update(training, index)
             problem.network.train()
             stepper.zero_grad(set_to_none=True)
-            pieces = _pieces(problem, index, randomness=training.randomness, accelerator=accelerator)
+            pieces = _sums_of_pieces(problem, index, randomness=training.randomness, accelerator=accelerator)
             loss = backward(pieces, lambda sums: weighting(problem.objective.losses(sums)), accelerator=accelerator)
             average_gradients(trained, accelerator)
             stepper.step()
@@ -64,9 +64,9 @@ def _exchange(head: nn.Linear, optimizer: torch.optim.Optimizer, parameters: dic
             group["params"] = [parameter if one is old else one for one in group["params"]]
 
 
-def _pieces(
+def _sums_of_pieces(
     problem: Problem, index: torch.Tensor, *, randomness: torch.Generator, accelerator: Accelerator
-) -> list[Piece]:
+) -> list[PieceSums]:
     """Sums over the spots of every piece of a batch that falls to this process."""
     present = torch.unique(problem.sections[index.to(problem.device)])
     head = problem.network.head

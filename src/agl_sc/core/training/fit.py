@@ -15,7 +15,7 @@ from agl_sc.core.choices import Choices, Earlier, no_trace
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.bilevel import Bilevel, Problem
-from agl_sc.core.network.sources import Source
+from agl_sc.core.network.sources import InputSource
 from agl_sc.core.numerics.tensors import Tensors
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.build import make_optimizer, make_problem
@@ -36,7 +36,7 @@ def fit(
     config: TrainConfig,
     choices: Choices | None = None,
     earlier: Earlier | None = None,
-    sources: tuple[Source, Source | None] | None = None,
+    sources: tuple[InputSource, InputSource | None] | None = None,
     accelerator: Accelerator | None = None,
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast, broadcast_object_list
 
 T = TypeVar("T")
 
-Piece = Callable[[], torch.Tensor]
+PieceSums = Callable[[], torch.Tensor]
 """Sums over the spots of a piece of a batch; the same whenever it is called."""
 
 
@@ -27,7 +27,7 @@ def own_pieces(index: torch.Tensor, accelerator: Accelerator) -> list[torch.Tens
 
 
 def backward(
-    pieces: Sequence[Piece], loss_of: Callable[[torch.Tensor], torch.Tensor], *, accelerator: Accelerator
+    pieces: Sequence[PieceSums], loss_of: Callable[[torch.Tensor], torch.Tensor], *, accelerator: Accelerator
 ) -> torch.Tensor:
     """Add the gradient of a batch's loss to the parameters, holding the graph of one piece at a time; the loss.
 
@@ -94,7 +94,7 @@ def forked_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
-def drawing_from(seed: int, make: Callable[[torch.Generator], torch.Tensor], device: torch.device) -> Piece:
+def drawing_from(seed: int, make: Callable[[torch.Generator], torch.Tensor], device: torch.device) -> PieceSums:
     """A piece whose random draws, dropout and augmentation, all follow from a seed."""
 
     def piece() -> torch.Tensor:

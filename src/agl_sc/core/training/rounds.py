@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from agl_sc.core.choices import TRACE_COLUMNS, Earlier
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.network.bilevel import Bilevel, Problem
-from agl_sc.core.network.sources import Source
+from agl_sc.core.network.sources import InputSource
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.build import make_optimizer, make_problem
 from agl_sc.core.training.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ def fit_in_rounds(
     n_targets: int,
     method: MethodSpec,
     config: TrainConfig,
-    sources: tuple[Source, Source | None] | None = None,
+    sources: tuple[InputSource, InputSource | None] | None = None,
     accelerator: Accelerator | None = None,
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,
