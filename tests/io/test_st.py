@@ -51,7 +51,7 @@ def edit(path: Path, change: Change) -> None:
 
 
 def read_one(folder: Path, **arguments: Any) -> Any:
-    arguments = {"mpp": MPP, **arguments}
+    arguments = {"image_mpp": MPP, **arguments}
     return read_st(folder / "A.tsv.gz", folder / "A.jpg", folder / "A_selection.tsv", **arguments)
 
 
@@ -78,14 +78,14 @@ def test_dropped_spots_are_counted_in_the_log(folder: Path, caplog: pytest.LogCa
 
 
 def test_mpp_from_the_pitch(folder: Path) -> None:
-    sdata = read_one(folder, mpp=None)
+    sdata = read_one(folder, image_mpp=None)
     assert sdata.attrs["agl_sc"]["image_mpp"]["A_image"] == pytest.approx(MPP)
 
 
 def test_several_sections(folder: Path) -> None:
     write_section(folder, "B", genes=["FASN", "ACTB", "MYC"], seed=1)
     files = ({s: folder / f"{s}{end}" for s in "BA"} for end in (".tsv.gz", ".jpg", "_selection.tsv"))
-    sdata = read_st(*files, mpp={"A": MPP, "B": MPP * 1.01}, patient={"A": "P1", "B": "P2"})
+    sdata = read_st(*files, image_mpp={"A": MPP, "B": MPP * 1.01}, patient={"A": "P1", "B": "P2"})
     table = sdata["table"]
     assert table.obs["section"].cat.categories.tolist() == ["B", "A"]
     assert table.var_names.tolist() == ["FASN", "ACTB", "MYC", "GAPDH"]
@@ -97,7 +97,7 @@ def test_several_sections(folder: Path) -> None:
 def test_sequences_of_paths(folder: Path) -> None:
     write_section(folder, "B", seed=1)
     files = ([folder / f"{s}{end}" for s in "AB"] for end in (".tsv.gz", ".jpg", "_selection.tsv"))
-    sdata = read_st(*files, mpp=None, sections=["first", "second"], patient="P")
+    sdata = read_st(*files, image_mpp=None, sections=["first", "second"], patient="P")
     assert set(sdata.shapes) == {"first", "second"}
     assert sdata["table"].obs["patient"].unique().tolist() == ["P"]
 
@@ -105,7 +105,7 @@ def test_sequences_of_paths(folder: Path) -> None:
 def test_sections_choose_from_mappings(folder: Path) -> None:
     write_section(folder, "B", seed=1)
     files = ({s: folder / f"{s}{end}" for s in "AB"} for end in (".tsv.gz", ".jpg", "_selection.tsv"))
-    assert set(read_st(*files, mpp=None, sections=["B"]).shapes) == {"B"}
+    assert set(read_st(*files, image_mpp=None, sections=["B"]).shapes) == {"B"}
 
 
 def test_no_selected_column(folder: Path) -> None:
@@ -119,7 +119,7 @@ def test_header_without_corner_cell_and_quotes_as_r_writes_them(folder: Path) ->
     quoted = ["\t".join(f'"{gene}"' for gene in GENES)]
     quoted += [f'"{line.split()[0]}"\t' + "\t".join(line.split()[1:]) for line in lines[1:]]
     (folder / "A.tsv").write_text("\r\n".join(quoted) + "\r\n\r\n")
-    sdata = read_st(folder / "A.tsv", folder / "A.jpg", folder / "A_selection.tsv", mpp=MPP)
+    sdata = read_st(folder / "A.tsv", folder / "A.jpg", folder / "A_selection.tsv", image_mpp=MPP)
     np.testing.assert_array_equal(sdata["table"].X.toarray(), expected.X.toarray())
     assert sdata["table"].var_names.tolist() == GENES
     assert sdata["table"].obs_names.tolist() == expected.obs_names.tolist()
@@ -212,13 +212,13 @@ def test_mpp_that_contradicts_the_pitch_is_found_before_the_image_is_opened(
 ) -> None:
     monkeypatch.setattr(_st, "open_image", lambda path: pytest.fail(f"opened {path}"))
     with pytest.raises(ValueError, match=r"image_mpp=0\.5 of 'A' contradicts the st spot pitch .* 4 um/px"):
-        read_one(folder, mpp=0.5)
+        read_one(folder, image_mpp=0.5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"mpp": {"B": 1.0}}, KeyError, "mpp has no entry for A; it has B"),
+        ({"image_mpp": {"B": 1.0}}, KeyError, "mpp has no entry for A; it has B"),
         ({"patient": {"B": "P"}}, KeyError, "patient has no entry for A; it has B"),
         ({"sections": ["A", "B"]}, ValueError, r"counts has 1 paths for 2 sections \(A, B\)"),
         ({"sections": []}, ValueError, "No section was given"),
@@ -238,7 +238,7 @@ def test_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "C.jpg").unlink()
     assert read_st_folder(folder)["table"].obs["section"].cat.categories.tolist() == ["A", "B"]
     assert "C: left out" in caplog.text
-    assert set(read_st_folder(folder, sections=["B"], mpp=MPP, patient="P").shapes) == {"B"}
+    assert set(read_st_folder(folder, sections=["B"], image_mpp=MPP, patient="P").shapes) == {"B"}
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_one_jpeg_is_decoded_once(data_dir: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(_image._PillowImage, "decode", spy)
     monkeypatch.setattr(_image, "_last_decoded", _image._LastDecoded())
-    sdata = read_st_folder(data_dir / "her2st", sections=["B4"], mpp=0.69)
+    sdata = read_st_folder(data_dir / "her2st", sections=["B4"], image_mpp=0.69)
     image = sdata["B4_image"]["scale0"]["image"].data
     image[:, :64, :64].compute()
     assert image[:, 5000:5600, 5000:5600].compute().std() > 5  # tissue, not background

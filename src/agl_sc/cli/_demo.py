@@ -82,7 +82,7 @@ def _sections(
     from agl_sc._sdata.table import region_of
     from agl_sc.io._st import read_st_folder
 
-    sdata = datasets.toy_tissue(seed=seed) if data is None else read_st_folder(data, mpp=mpp)
+    sdata = datasets.toy_tissue(seed=seed) if data is None else read_st_folder(data, image_mpp=mpp)
     return sdata, list(test or [sorted(set(region_of(sdata.tables["table"])))[-1]])
 
 

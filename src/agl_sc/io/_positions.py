@@ -1,5 +1,6 @@
 """Positions of the spots of 10x Visium, as Space Ranger 1 to 4 write them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def read_positions(path: Path) -> pd.DataFrame:
         odd = numbers.loc[~numbers["in_tissue"].isin([0, 1]), "in_tissue"].iloc[0]
         msg = f"Column in_tissue of '{path}' has the entry {odd:g}; it must be 1 in tissue and 0 outside."
         raise ValueError(msg)
-    _refuse_strays(numbers, barcodes, path)
+    array = numbers[["array_row", "array_col"]].to_numpy()
+    centres = numbers[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
+    refuse_strays(array, centres, barcodes, path=path, pitch=2)  # neighbours in a row are two columns apart
     return numbers.set_axis(barcodes, axis=0)
 
 
@@ -85,23 +88,38 @@ def _numbers(column: pd.Series, barcodes: list[str], path: Path) -> FloatArray:
     return values
 
 
-def _refuse_strays(table: pd.DataFrame, barcodes: list[str], path: Path) -> None:
-    """A digit that was lost, or a row of another array, puts a spot far from where its row and column are."""
-    design = np.column_stack([np.ones(len(table)), table["array_row"], table["array_col"]])
-    centres = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
-    kept: BoolArray = np.ones(len(table), dtype=bool)
+def refuse_strays(
+    array: FloatArray, centres: FloatArray, names: Sequence[str], *, path: Path, pitch: float = 1.0
+) -> None:
+    """Refuse spots far from where the grid has them: a digit that was lost, or a row of another array.
+
+    Parameters
+    ----------
+    array
+        Array coordinates, (n_spots, 2).
+    centres
+        In pixels, (n_spots, 2).
+    names
+        Of the spots.
+    path
+        File they are from.
+    pitch
+        Steps of the second array coordinate between neighbours.
+    """
+    design = np.column_stack([np.ones(len(array)), array])
+    kept: BoolArray = np.ones(len(array), dtype=bool)
     for _ in range(3):  # without what the fit before found farthest off
         grid, _, rank, _ = np.linalg.lstsq(design[kept], centres[kept], rcond=None)
         if rank < 3:
             return
         off = np.linalg.norm(centres - design @ grid, axis=1)
         kept = off <= max(np.quantile(off, 0.9), 1e-6)
-    pitch_px = 2 * np.linalg.norm(grid[2])  # neighbours in a row are two columns apart
+    pitch_px = pitch * np.linalg.norm(grid[2])
     strays = np.flatnonzero(off > _STRAY_PITCHES * pitch_px)
     if strays.size:
         worst = int(off.argmax())
         msg = (
-            f"{strays.size} of {len(table)} spots of '{path}' lie far from where array_row and array_col put them (the worst is "
-            f"{barcodes[worst]!r}, {off[worst]:.0f} px away, at a pitch of {pitch_px:.0f} px); is the file complete and unedited?"
+            f"{strays.size} of {len(array)} spots of '{path}' lie far from where their array coordinates put them (the worst is "
+            f"{names[worst]!r}, {off[worst]:.0f} px away, at a pitch of {pitch_px:.0f} px); is the file complete and unedited?"
         )
         raise ValueError(msg)
