@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from agl_sc.core.arrays import FloatArray
+from agl_sc.core.numerics.constant import constant
 
 Metric = Callable[[FloatArray, FloatArray], FloatArray]
 Where = ParamSpec("Where")
@@ -36,12 +37,6 @@ def per_gene(metric: Computes[Where]) -> Computes[Where]:
         return values
 
     return on_complete
-
-
-def constant(values: FloatArray) -> NDArray[np.bool_]:
-    """Which columns have the same value in every row, (n_genes,)."""
-    same: NDArray[np.bool_] = np.ptp(values, axis=0) == 0
-    return same
 
 
 def ratio(numerator: FloatArray, denominator: FloatArray, *, undefined: NDArray[np.bool_]) -> FloatArray:
@@ -74,6 +69,7 @@ def pearson(measured: FloatArray, predicted: FloatArray) -> FloatArray:
 
 def spearman(measured: FloatArray, predicted: FloatArray) -> FloatArray:
     """Spearman correlation over spots, ties averaged, (n_genes,); NaN where either side is constant."""
+    # Most spots of a sparse gene are tied at 0: with any other rule for ties than their mean rank, the order of rows would count.
     return pearson(rankdata(measured, axis=0), rankdata(predicted, axis=0))
 
 

@@ -6,7 +6,8 @@ from scipy.stats import false_discovery_control
 
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.evaluation.lattice import Lattice
-from agl_sc.core.evaluation.metrics import constant, per_gene
+from agl_sc.core.evaluation.metrics import per_gene
+from agl_sc.core.numerics.constant import constant
 
 _LEAST_KEPT = 0.25
 """Of the spots that a shift has to bring onto others."""

@@ -7,7 +7,8 @@ from skimage.metrics import structural_similarity
 
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.evaluation.lattice import Lattice
-from agl_sc.core.evaluation.metrics import constant, per_gene, ratio
+from agl_sc.core.evaluation.metrics import per_gene, ratio
+from agl_sc.core.numerics.constant import constant, varying
 
 _WINDOW = 7
 """Side in cells, scikit-image's default."""
@@ -42,7 +43,7 @@ def ssim(measured: FloatArray, predicted: FloatArray, lattice: Lattice) -> Float
     nearest = distance_transform_edt(np.isnan(images[0]), return_distances=False, return_indices=True)
     images = images[:, *nearest]
     span = np.ptp(measured, axis=0)
-    for gene in np.flatnonzero(span > 0):
+    for gene in np.flatnonzero(varying(measured)):
         pair = images[gene], images[gene + len(span)]
         _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
             *pair, win_size=_WINDOW, data_range=span[gene], full=True
@@ -53,6 +54,10 @@ def ssim(measured: FloatArray, predicted: FloatArray, lattice: Lattice) -> Float
 
 def morans_i(values: FloatArray, graph: scipy.sparse.csr_matrix) -> FloatArray:
     r"""Moran's I of every column, :math:`\sum_{ij} w_{ij} z_i z_j / \sum_i z_i^2 \cdot n / \sum_{ij} w_{ij}`.
+
+    Of dense values on a lattice that was found from all spots of a section. Prior ranks are squidpy's on sparse expression
+    (:mod:`agl_sc.pp`), over its own graph of training spots, which need not lie on a lattice: the same formula, equal to
+    nine digits, and its values order genes, so that the last digit would change ranks.
 
     Parameters
     ----------

@@ -15,6 +15,7 @@ from agl_sc.core.linear.closed_form import (
     reduced_rank_ridge,
     shrinkage_of,
 )
+from agl_sc.core.numerics.constant import varying
 from agl_sc.core.spots.spots import Validation
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 17))
@@ -172,12 +173,14 @@ def rank_pearson(solution: LowRank, ranks: list[int], validation: Validation) ->
     for code in np.unique(validation.sections):
         inside = validation.sections == code
         trunk, measured = (each[inside] - each[inside].mean(axis=0) for each in (shared, validation.targets))
+        # Square at rank r is h' G h over the leading r of the trunk. What row r adds is its own term and twice those below the
+        # diagonal, so one running sum has all ranks, where predictions would cost spots times genes for each of them.
         gram = trunk.T @ trunk
         square = np.cumsum(head * ((np.tril(gram) + np.tril(gram, -1)) @ head), axis=0)[at]
         product = np.cumsum(head * (trunk.T @ measured), axis=0)[at]
         # A constant is not one to the last digit; the trunk's output has unit mean square.
         varies = square > 1e-20 * len(trunk) * np.cumsum(head**2, axis=0)[at]
-        varies &= np.ptp(validation.targets[inside], axis=0) > 0
+        varies &= varying(validation.targets[inside])
         norm = np.sqrt(np.where(varies, square * (measured**2).sum(axis=0), 1.0))
         total += np.where(varies, product / norm, 0.0)
         n_defined += varies

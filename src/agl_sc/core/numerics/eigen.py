@@ -37,6 +37,8 @@ def leading_eigenvectors(matrix: FloatArray, rank: int, guess: FloatArray | None
     Orthonormal columns, (n, n_columns) with n_columns between ``rank`` and n; the first ``rank`` are the eigenvectors.
     """
     n_columns = min(rank + max(rank // 2, 4), len(matrix))
+    # A dense decomposition costs the same whatever is known; from a guess a few products with the matrix do. They pay only
+    # where few of its columns are asked for.
     if guess is not None and len(matrix) > 4 * n_columns:
         found = _iterate(matrix, rank, guess)
         if found is not None:
@@ -55,6 +57,7 @@ def _iterate(matrix: FloatArray, rank: int, guess: FloatArray) -> FloatArray | N
     for _ in range(_MAX_SWEEPS):
         if values[-1] <= 1e-12 * largest:  # there are hardly as many positive eigenvalues: no interval to damp
             return None
+        # A vector that is found leaves the matrix and every block: the filter would blow it up again, and drown the next ones.
         block = _filter(matrix, block, values)
         block, values, missed = _rayleigh_ritz(matrix, block - found @ (found.T @ block))
         wanted = rank - len(at)

@@ -85,6 +85,7 @@ def _sums(
     centred = hidden - mean
     # What is constant but for rounding must not vary: no gene could tell.
     centred = torch.where(centred.square().sum(dim=0) > rounding(mean, count), centred, 0.0)
+    # w' G w of G = H'H loses half the digits where a prediction hardly varies, and may come out below 0; |R w|^2 loses none.
     root = torch.linalg.qr(centred.detach(), mode="r")[1]
     product, square = _Products.apply(weight, measured.T @ centred, centred.T @ centred, root)
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from agl_sc.core.arrays import FloatArray
+from agl_sc.core.numerics.constant import divisor
 
 BLOCK_BYTES = 2**27
 """Size of a dense block of genes."""
 DENSE_BYTES = 2**31
 """Expression up to this size, in single precision, is made dense once for training."""
-_NO_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Expression:
         means = (share @ values).toarray()
         centred = cls(values, codes, means, np.ones_like(means))
         variance = np.hstack([share @ block**2 for _, block in centred.blocks()])
-        return replace(centred, scale=np.where(variance > _NO_VARIANCE, np.sqrt(variance), 1.0))
+        return replace(centred, scale=divisor(np.sqrt(variance)))
 
     @classmethod
     def from_dense(cls, values: FloatArray) -> "Expression":

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agl_sc.core.arrays import FloatArray
+from agl_sc.core.numerics.constant import divisor, varying
 
 CLIP = 3.0
 """Scaled features are kept within this many spreads of their section's mean."""
@@ -30,8 +31,7 @@ def center_per_section(values: FloatArray, codes: NDArray[np.int64]) -> FloatArr
 
 def spread(values: FloatArray) -> FloatArray:
     """Standard deviation of every column, 1 where it is constant, (n_columns,)."""
-    deviation = values.std(axis=0)
-    return np.where(deviation > 1e-12, deviation, 1.0)
+    return divisor(values.std(axis=0))
 
 
 def scale_features(centred: FloatArray, scale: FloatArray) -> FloatArray:
@@ -83,7 +83,7 @@ def calibrate(predicted: FloatArray, measured: FloatArray, *, shrinkage: float =
     centred = predicted - predicted.mean(axis=0)
     square = (centred**2).sum(axis=0)
     product = (centred * (measured - measured.mean(axis=0))).sum(axis=0)
-    varies = np.ptp(predicted, axis=0) > 0  # of a constant, the mean may miss the value by a rounding error
+    varies = varying(predicted)
     slope = np.maximum(np.where(varies, product / np.where(varies, square, 1.0), 0.0), 0.0) * shrinkage
     return slope, measured.mean(axis=0) - slope * predicted.mean(axis=0)
 

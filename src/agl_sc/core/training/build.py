@@ -11,6 +11,7 @@ from agl_sc.core.network.bilevel import Problem
 from agl_sc.core.network.network import Network, load_closed_form
 from agl_sc.core.network.objective import Objective
 from agl_sc.core.network.sources import CachedFeatures, InputSource
+from agl_sc.core.numerics.constant import varying
 from agl_sc.core.numerics.tensors import Parameters
 from agl_sc.core.spots.counts import count_law, to_log_rate
 from agl_sc.core.spots.expression import ExpressionOnDevice, gene_blocks
@@ -110,8 +111,8 @@ def _panels(measured: NDArray[np.bool_], device: torch.device) -> torch.Tensor |
 
 def _varying(spots: Spots) -> NDArray[np.bool_]:
     """Genes that are not the same in all spots of a section, (n_sections, n_genes)."""
-    varying = np.zeros((int(spots.sections.max()) + 1, spots.expression.shape[1]), dtype=bool)
+    found = np.zeros((int(spots.sections.max()) + 1, spots.expression.shape[1]), dtype=bool)
     for code in np.unique(spots.sections):
         for genes, values in gene_blocks(spots.expression.values[spots.sections == code]):
-            varying[code, genes] = np.ptp(values, axis=0) > 0
-    return varying
+            found[code, genes] = varying(values)
+    return found
