@@ -1,14 +1,24 @@
-"""Output paths are refused before any work, not after it, and get all of a result or nothing."""
+"""Output paths are refused before any work, not after it, and get all of a result or nothing.
 
-import shutil
+Everything that is written goes through :func:`replacing`, or, where several belong together, :func:`replacing_all`;
+:func:`agl_sc.core.writing.claims.claimed` keeps others away for as long as the work before it takes.
+"""
+
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from agl_sc.core.writing.claims import claimed, real
+from agl_sc.core.writing.staging import staged
+
+T = TypeVar("T")
+_LONGEST_RUN_S = 7 * 24 * 3600.0
 
 
 def check_parent(path: str | Path) -> Path:
-    """Absolute ``path``, whose folder exists and can be written to.
+    """Absolute ``path``, whose folder exists and can be written to; where it is a link, that of what it points to.
 
     Raises
     ------
@@ -18,7 +28,7 @@ def check_parent(path: str | Path) -> Path:
         The folder cannot be written to.
     """
     path = Path(path).absolute()
-    parent = path.parent
+    parent = real(path).parent if path.is_symlink() else path.parent
     if not parent.is_dir():
         msg = f"The folder {parent} does not exist; make it, or choose another path."
         raise FileNotFoundError(msg)
@@ -47,15 +57,30 @@ def check_folder(path: str | Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to, which becomes ``path`` in one move; on an error ``path`` stays as it was."""
-    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    fresh, older = staged / "fresh", staged / "older"
-    try:
+    """A place beside ``path`` to write to, which becomes ``path`` in one step; on an error ``path`` stays as it was."""
+    with staged([path]) as (fresh,):
         yield fresh
-        if path.exists():
-            path.rename(older)
-        fresh.rename(path)
-    finally:
-        if older.exists() and not path.exists():
-            older.rename(path)
-        shutil.rmtree(staged, ignore_errors=True)
+
+
+replacing_all = staged
+"""The same for several paths, which all change or none."""
+
+
+def one_at_a_time(todo: Iterable[tuple[T, Path | None]]) -> Iterator[tuple[T, Path | None]]:
+    """Pieces of work with the file that each ends in, held by this process while it is at them.
+
+    Pieces that another process is at come last, when that is done with them: look whether the file is there by then.
+    """
+    later = []
+    for work, path in todo:
+        if path is None:
+            yield work, None
+            continue
+        try:
+            with claimed(path):
+                yield work, path
+        except BlockingIOError:
+            later.append((work, path))
+    for work, path in later:
+        with claimed(path, wait_s=_LONGEST_RUN_S):
+            yield work, path

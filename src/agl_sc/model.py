@@ -1,8 +1,8 @@
 """A trained model: predicts, saves and loads; no pickle, no code runs on load."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,23 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from agl_sc._model_file import CARD, FORMAT, WEIGHTS, checksum, in_order, read_model
 from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
+from agl_sc.core.encoders.trust import is_harmless
 from agl_sc.core.network.network import network_from
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.counts import in_log_units
 from agl_sc.core.spots.scaling import center_per_section, scale_features
 
-FORMAT = 2
-_CARD, _WEIGHTS = "model.json", "model.safetensors"
+_SHOWN = 5
+"""Names of sections in a representation."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Model:
     """A trained predictor of gene expression from H&E."""
 
@@ -54,6 +55,41 @@ class Model:
     """epoch, loss, validation_pearson, cutoff, k."""
     cutoff_trace: pd.DataFrame = field(repr=False)
     """step, cutoff, k, validation_pearson; empty without a learned cutoff."""
+    trust_encoder: bool = True
+    """Whether the encoder that the card names may be fetched from the network or from files; as :meth:`load` was told."""
+
+    def __repr__(self) -> str:
+        """Method, genes, encoder, tiles, training sections and validation Pearson in a few lines."""
+        (_, first), *rows = self._description()
+        return "\n".join([f"Model: {first}", *(f"  {name}: {text}" for name, text in rows)])
+
+    def _repr_html_(self) -> str:
+        """The same as a table."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
+            for name, text in self._description()
+        )
+        return f"<table>{rows}</table>"
+
+    def _description(self) -> list[tuple[str, str]]:
+        """What a person wants to know, as names and texts."""
+        made_from = self.card.get("features", {})
+        n_auxiliary = len(self.genes) - self.n_targets
+        genes = (
+            f"{self.n_targets} targets, {self.n_predicted - self.n_targets} of {n_auxiliary} auxiliary genes selected"
+        )
+        sections = sorted(self.card.get("fitted_on", {}))
+        shown = ", ".join(sections[:_SHOWN]) + (", ..." if len(sections) > _SHOWN else "")
+        scores = self.history["validation_pearson"].dropna() if "validation_pearson" in self.history else pd.Series()
+        best = f"{scores.max():.3f} at epoch {self.best_epoch}" if len(scores) else "not known"
+        return [
+            ("method", self.method if self.search is None else f"{self.method} (search by {self.search})"),
+            ("genes", genes if self.cutoff is None else f"{genes} (cutoff {self.cutoff:.2f})"),
+            ("encoder", f"{made_from.get('encoder', 'not known')}{', fine-tuned' if self.finetuned else ''}"),
+            ("tiles", f"{made_from.get('tile_px', '?')} px at {made_from.get('mpp', '?')} um/px"),
+            ("trained on", f"{len(sections)} sections ({shown})" if sections else "sections not known"),
+            ("validation Pearson", best),
+        ]
 
     @property
     def targets(self) -> list[str]:
@@ -76,11 +112,23 @@ class Model:
         return any(name.startswith("encoder.") for name in self.tensors)
 
     def encoder(self) -> Encoder:
-        """The encoder its features come from, with its own weights where it was fine-tuned."""
+        """The encoder its features come from, with its own weights where it was fine-tuned.
+
+        Raises
+        ------
+        ValueError
+            A loaded card names an encoder that would have to be fetched, or files, and nobody said that it is to be
+            trusted; or the fine-tuned weights are not those of this encoder.
+        """
+        check_encoder_is_trusted(self)
         made_from = self.card["features"]
         base = load_encoder(made_from["encoder"], stages=bool(made_from.get("stages", False)))
         if self.finetuned:
-            base.module.load_state_dict(part(self.tensors, "encoder."))
+            try:
+                base.module.load_state_dict(part(self.tensors, "encoder."))
+            except RuntimeError as error:
+                msg = f"The fine-tuned weights are not those of encoder={made_from['encoder']!r} ({str(error).splitlines()[0]}); train again, or load an unaltered model."
+                raise ValueError(msg) from error
         return base
 
     def predict(self, features: NDArray[np.floating[Any]], sections: NDArray[Any]) -> NDArray[np.float32]:
@@ -136,14 +184,14 @@ class Model:
         path = check_model_path(path)
         data = save_tensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
         fields = self._fields()
-        card = json.dumps({**fields, "sha256": _checksum(data, fields)}, indent=1)
+        card = json.dumps({**fields, "sha256": checksum(data, fields)}, indent=1)
         with replacing(path) as fresh:
             fresh.mkdir()
-            (fresh / _WEIGHTS).write_bytes(data)
-            (fresh / _CARD).write_text(card, encoding="utf-8")
+            (fresh / WEIGHTS).write_bytes(data)
+            (fresh / CARD).write_text(card, encoding="utf-8")
 
     def _fields(self) -> dict[str, Any]:
-        plain = ("genes", "n_targets", "method", "search", "cutoff", "best_epoch", "card")
+        plain = ("genes", "n_targets", "method", "search", "cutoff", "best_epoch")
         tables = {
             name: json.loads(getattr(self, name).to_json(orient="split", double_precision=15))
             for name in ("history", "cutoff_trace")
@@ -151,65 +199,64 @@ class Model:
         return {
             "format": FORMAT,
             **{k: getattr(self, k) for k in plain},
+            "card": in_order(self.card),
             "weights": self.weights.tolist(),
             "selected": self.selected.tolist(),
             **tables,
         }
 
     @classmethod
-    def load(cls, path: str | Path) -> "Model":
+    def load(cls, path: str | Path, *, trust_encoder: bool = False) -> "Model":
         """Read a model written by :meth:`save`.
 
         Parameters
         ----------
         path
             The folder.
+        trust_encoder
+            Let the model fetch the encoder that it names, from the network or from files of that name. Without, only the
+            offline encoder, those of :func:`agl_sc.pp.encoders` and those already downloaded are loaded.
 
         Raises
         ------
         FileNotFoundError
             There is no model at ``path``.
         ValueError
-            The files are truncated or altered, or of a newer format.
+            The files are truncated or altered, of another format, or a field is not what it must be.
         """
-        path = Path(path)
-        for name in (_CARD, _WEIGHTS):
-            if not (path / name).is_file():
-                msg = f"{path} is not a model: {name} is missing; pass a folder written by Model.save."
-                raise FileNotFoundError(msg)
-        data = (path / _WEIGHTS).read_bytes()
-        try:
-            fields = json.loads((path / _CARD).read_text(encoding="utf-8"))
-        except ValueError as error:  # neither JSON nor even text
-            msg = f"{path / _CARD} is truncated or altered ({error}); save the model again."
-            raise ValueError(msg) from error
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            msg = f"{path} is of another model format than {FORMAT}; load it with the agl-sc version that wrote it."
-            raise ValueError(msg)
-        if fields.pop("sha256", None) != _checksum(data, fields):
-            msg = (
-                f"{path} is truncated or altered: its files do not have the checksum in {_CARD}; save the model again."
-            )
-            raise ValueError(msg)
-        del fields["format"]
+        fields, tensors = read_model(Path(path))
         tables: dict[str, Any] = {name: _numeric_table(fields.pop(name)) for name in ("history", "cutoff_trace")}
         weights = np.array(fields.pop("weights"), dtype=float)
         selected = np.array(fields.pop("selected"), dtype=bool)
-        return cls(tensors=load_tensors(data), weights=weights, selected=selected, **tables, **fields)
+        return cls(
+            tensors=tensors, weights=weights, selected=selected, **tables, **fields, trust_encoder=bool(trust_encoder)
+        )
+
+
+def check_encoder_is_trusted(model: Model) -> None:
+    """Refuse to fetch an encoder only because a loaded card names it.
+
+    Raises
+    ------
+    ValueError
+        It is neither on this machine nor one of the listed ones, and :meth:`Model.load` was not told to trust it.
+    """
+    name = model.card["features"]["encoder"]
+    if not model.trust_encoder and not is_harmless(name):
+        msg = (
+            f"The card of this model names encoder={name!r}, which is fetched from elsewhere; if you know where the model "
+            "comes from, load it with agl_sc.Model.load(path, trust_encoder=True)."
+        )
+        raise ValueError(msg)
 
 
 def check_model_path(path: str | Path) -> Path:
     """Refuse a place where :meth:`Model.save` would fail or overwrite something else, before any work."""
     path = check_parent(path)
-    if path.exists() and not (path / _CARD).is_file():
+    if path.exists() and not (path / CARD).is_file():
         msg = f"{path} exists and is not a model; choose another path."
         raise FileExistsError(msg)
     return path
-
-
-def _checksum(data: bytes, fields: dict[str, Any]) -> str:
-    """SHA-256 of weights and card."""
-    return hashlib.sha256(data + json.dumps(fields).encode()).hexdigest()
 
 
 def _numeric_table(split: dict[str, Any]) -> pd.DataFrame:

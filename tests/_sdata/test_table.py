@@ -15,7 +15,8 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
 from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record, recorded, unchanged_on_failure
+from agl_sc._sdata.records import PaperRecord, SettingsRecord, SplitRecord, remember, remembered
+from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Section
 from agl_sc._sdata.table import counts_of, get_table, near_matches, region_of, section_of
 
@@ -193,25 +194,26 @@ def test_a_failure_leaves_no_trace(error: type[BaseException], unchanged: Unchan
         adata.layers["agl"] = np.zeros(adata.shape)
         adata.obsm["agl_features"] = np.zeros((5, 2))
         adata.obs["agl_split"], adata.var["agl_role"] = "test", "target"
-        record(adata, keys, {"params": {"seed": 2}, "more": 1})
+        remember(adata, keys, SettingsRecord({"seed": 2}), PaperRecord({"more": 1}))
         raise error(STOP)
 
 
 def test_a_failure_before_anything_was_there_leaves_nothing(unchanged: Unchanged) -> None:
     sdata = wrap(table=table())
     with pytest.raises(RuntimeError, match=STOP), unchanged(sdata), unchanged_on_failure(sdata["table"], Keys()):  # noqa: PT012
-        record(sdata["table"], Keys(), {"more": 1})
+        remember(sdata["table"], Keys(), PaperRecord({"more": 1}))
         raise RuntimeError(STOP)
 
 
 def test_success_keeps_what_was_written() -> None:
     adata, keys = table(), Keys()
-    record(adata, keys, {"kept": 0})
+    remember(adata, keys, SettingsRecord({"kept": 0}))
     with unchanged_on_failure(adata, keys):
         adata.layers["agl"] = np.zeros(adata.shape)
-        record(adata, keys, {"more": 1})
+        remember(adata, keys, PaperRecord({"more": 1}))
     assert "agl" in adata.layers
-    assert [recorded(adata, keys, name) for name in ("kept", "more", "none")] == [0, 1, None]
+    found = [remembered(adata, keys, kind) for kind in (SettingsRecord, PaperRecord, SplitRecord)]
+    assert found == [SettingsRecord({"kept": 0}), PaperRecord({"more": 1}), None]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``agl-sc hest download``, ``hest prepare`` and ``benchmark --protocol paper``."""
+"""``agl-sc hest download``, ``hest prepare`` and ``paper``."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     assert "41 spots (0 left out), 30 genes (0 left out), 5 targets" in done.stdout
     store = hest / "TENX152.zarr"
     assert sd.read_zarr(store)["table"].uns["agl"]["paper"]["n_targets"] == 5
-    line = f"benchmark TENX152 --methods pgl,dkgsb --protocol paper --encoder {encoder} --tile-px 32 --mpp 3.5 --set batch_size=8 --set max_epochs=1"
+    line = f"paper TENX152 --methods pgl,dkgsb --encoder {encoder} --tile-px 32 --mpp 3.5 --set batch_size=8 --set max_epochs=1"
     done = invoke(line)
     assert done.exit_code == 0, done.output
     place = hest / "TENX152_paper_paper"
@@ -64,7 +64,7 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     said = json.loads((place / "provenance.json").read_text())
     assert (said["preset"], said["encoder"], said["targets_on"], said["by"]) == ("paper", encoder, "training", "spot")
 
-    again = invoke("benchmark TENX152 --evaluate")
+    again = invoke("paper TENX152 --evaluate")
     assert again.exit_code == 0, again.output
     assert again.stdout == done.stdout
     header, *rows = (row.split() for row in again.stdout.splitlines()[:3])
@@ -74,7 +74,7 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     assert rows[0][1:4] == [f"{by_fold.mean():.3f}", "±", f"{by_fold.std():.3f}"]
     assert "Test spots of random spot folds share pixels" in again.stdout
 
-    spoken = json.loads(invoke("benchmark TENX152 --evaluate --json").stdout)
+    spoken = json.loads(invoke("paper TENX152 --evaluate --json").stdout)
     assert spoken["methods"]["pgl"]["mse_mean"] == pytest.approx(by_fold.mean())
 
     kept = store.stat().st_mtime_ns
@@ -105,10 +105,13 @@ REFUSED: list[Any] = [
     pytest.param("hest prepare TENX152 --patient P2", "--patient P2 is not ID=NAME; write such as --patient TENX152=P2", id="patient"),
     pytest.param("hest prepare TENX152 --patient TENX15=P2", "patient has no entry for TENX152; it has TENX15", id="patient of another"),
     pytest.param("hest prepare TENX152 --output none/a.zarr", "none does not exist; make it", id="no folder"),
-    pytest.param("benchmark TENX152 --protocol paper", r"hest/TENX152\.zarr does not exist; run `agl-sc hest prepare TENX152`", id="not prepared"),
-    pytest.param("benchmark TENX152 --evaluate", r"results\.csv does not exist; run `agl-sc benchmark TENX152 --protocol paper` first", id="not run"),
+    pytest.param("paper TENX152", r"hest/TENX152\.zarr does not exist; run `agl-sc hest prepare TENX152`", id="not prepared"),
+    pytest.param("paper TENX152 --evaluate", r"results\.csv does not exist; run `agl-sc paper TENX152` first", id="not run"),
+    pytest.param("paper TENX152 --targets TP53", "Invalid value for '--targets'", id="named target"),
+    pytest.param("paper TENX152 --preset mine", "preset='mine' is not one of 'paper'", id="preset"),
+    pytest.param("paper TENX152 --set inner=2", "--set inner=2 is not NAME=VALUE .* did you mean gradient.inner_steps", id="setting"),
     pytest.param("benchmark TENX152 --protocol mine", "--protocol mine is unknown; the one there is, is paper", id="protocol"),
-    pytest.param("benchmark TENX152 --protocol paper --targets TP53", "--targets TP53 is not a number of target genes", id="named target"),
+    pytest.param("benchmark TENX152 --protocol paper --targets TP53", "--targets TP53 is not a number of target genes", id="named target, as it was"),
     pytest.param("hest download ../TENX152", r"ids=\['../TENX152'\] names no sample of HEST-1k", id="id"),
 ]  # fmt: skip
 
@@ -127,7 +130,7 @@ def test_what_is_refused(invoke: Invoke, line: str, message: str) -> None:
 def test_as_a_process(hest: Path) -> None:
     code = "from agl_sc.cli import app; app()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "benchmark", "TENX152", "--evaluate", "--folder", str(hest)],
+        [sys.executable, "-c", code, "paper", "TENX152", "--evaluate", "--folder", str(hest)],
         capture_output=True,
         text=True,
         check=False,

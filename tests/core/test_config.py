@@ -1,11 +1,14 @@
 """Settings of training are checked when they are made."""
 
-from dataclasses import replace
+import copy
+import json
+import pickle
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
 
-from agl_sc.core.config import Preset, TrainConfig
+from agl_sc.core.config import GradientSearch, Preset, TrainConfig, checked_config
 
 BAD = [
     ("search", "grid", r"search='grid' is not one of 'path', 'gradient'"),
@@ -38,11 +41,12 @@ BAD = [
 @pytest.mark.parametrize(("name", "value", "message"), BAD, ids=[f"{name}={value}" for name, value, _ in BAD])
 def test_bad_settings_are_refused(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**{name: value})
+        TrainConfig.from_plain({name: value})
 
 
 def test_settings_at_the_edge_are_taken() -> None:
-    TrainConfig(rank=1, hidden=1, dropout=0.0, weight_decay=0.0, batch_size=8, max_epochs=0, patience=1, start_cutoff=0)
+    TrainConfig(rank=1, hidden=1, dropout=0.0, weight_decay=0.0, batch_size=8, max_epochs=0, patience=1)
+    GradientSearch(start_cutoff=0, inner_steps=1, outer_batch_size=8, validation_batch_size=8, warmup_epochs=0)
 
 
 PUBLISHED: dict[Preset, dict[str, Any]] = {
@@ -85,9 +89,9 @@ COMMON: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", get_args(Preset))
 def test_presets_have_the_published_constants(name: Preset) -> None:
-    preset = TrainConfig.preset(name)
+    preset = TrainConfig.preset(name).plain()
     expected = {**COMMON, **PUBLISHED[name]}
-    assert {field: getattr(preset, field) for field in expected} == expected
+    assert {field: preset[field] for field in expected} == expected
 
 
 @pytest.mark.parametrize("name", get_args(Preset))
@@ -97,6 +101,83 @@ def test_changes_to_a_preset_apply_and_are_checked(name: Preset) -> None:
     assert replace(changed, batch_size=128, max_epochs=1000) == TrainConfig.preset(name)
     with pytest.raises(ValueError, match="batch_size=2 is not at least 8"):
         TrainConfig.preset(name, batch_size=2)
+
+
+NESTED = [field.name for field in fields(GradientSearch)]
+OTHER: dict[str, Any] = {
+    "start_cutoff": 0.3, "inner_steps": 5, "warm_moments": False, "hessian": False, "detach_normalizer": True,
+    "outer_lr": 0.1, "outer_batch_size": 40, "validation_batch_size": 50, "warmup_epochs": 4, "search_patience": 7,
+}  # fmt: skip
+
+
+def test_settings_that_are_stored_are_flat_and_in_their_old_order() -> None:
+    plain = TrainConfig().plain()
+    assert list(plain)[-11:] == ["hard_limit", *NESTED]
+    assert "gradient" not in plain
+    assert json.loads(json.dumps(plain)) == plain
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), *map(TrainConfig.preset, get_args(Preset))])
+def test_stored_settings_are_read_again(config: TrainConfig) -> None:
+    assert TrainConfig.from_plain(config.plain()) == config
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
+def test_a_stored_setting_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'method'"):
+        TrainConfig.from_plain({"method": "agl"})
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_old_names_are_taken_and_the_new_form_is_told(name: str) -> None:
+    """By the constructor, by ``replace`` and by a preset, whose other settings stay."""
+    nested = GradientSearch(**{name: OTHER[name]})
+    told = rf"{name}={OTHER[name]!r} is now of the gradient search: TrainConfig\(gradient=GradientSearch\({name}="
+    with pytest.warns(FutureWarning, match=told):
+        assert TrainConfig(**{name: OTHER[name]}) == TrainConfig(gradient=nested)
+    with pytest.warns(FutureWarning, match=told):
+        assert replace(TrainConfig(lr=1.0), **{name: OTHER[name]}) == TrainConfig(lr=1.0, gradient=nested)
+    changes: dict[str, Any] = {name: OTHER[name]}
+    with pytest.warns(FutureWarning, match=told):
+        old = TrainConfig.preset("warmstart", **changes)
+    assert old == TrainConfig.preset("warmstart", gradient=changes)
+    assert old.plain() == {**TrainConfig.preset("warmstart").plain(), **changes}
+
+
+def test_nested_settings_are_of_their_kind() -> None:
+    with pytest.raises(TypeError, match=r"gradient=\{'inner_steps': 2\} is not a GradientSearch; pass gradient=agl_sc"):
+        TrainConfig(gradient={"inner_steps": 2})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="inner_steps=0 is not at least 1"):
+        TrainConfig.preset("paper", gradient={"inner_steps": 0})
+
+
+def test_settings_of_an_entry_point() -> None:
+    config = TrainConfig(max_epochs=3)
+    assert checked_config(None) == TrainConfig()
+    assert checked_config(config) is config
+    assert checked_config(None, "released") == TrainConfig.preset("released")
+    with pytest.raises(ValueError, match=r"preset='paper' and config= exclude each other; pass config=TrainConfig.pre"):
+        checked_config(config, "paper")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param(
+            {"lr": 1}, r"config=\{'lr': 1\} is a dict, not a TrainConfig; pass such as config=agl_sc", id="dict"
+        ),
+        pytest.param(
+            "paper", r"config='paper' is a str, .*config=agl_sc.tl.TrainConfig.preset\('paper'\)\.", id="preset"
+        ),
+        pytest.param(TrainConfig, "is a type, not a TrainConfig", id="class"),
+        pytest.param(["paper"], r"config=\['paper'\] is a list", id="list"),
+        pytest.param(GradientSearch(), "is a GradientSearch, not a TrainConfig", id="nested"),
+    ],
+)
+@pytest.mark.parametrize("preset", [None, "paper"])
+def test_settings_of_another_kind_are_refused(config: Any, message: str, preset: Preset | None) -> None:
+    with pytest.raises(TypeError, match=message):
+        checked_config(config, preset)
 
 
 def test_unknown_preset_is_refused() -> None:

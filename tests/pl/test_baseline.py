@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from spatialdata import SpatialData
 
 from agl_sc import pl
-from agl_sc._sdata import sections as _boundary
+from agl_sc._sdata import study
 from agl_sc._sdata.sections import Section
 
 BASELINE = Path(__file__).parent / "baseline"
@@ -112,12 +112,12 @@ def test_overlay_that_is_shifted_by_half_a_spot_is_seen(
     *, predicted: SpatialData, draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spots (55 px across) moved by half of it against the image, as by a wrong transformation."""
-    found = _boundary.sections
+    found = study.sections
 
     def shifted(*args: Any, **options: Any) -> list[Section]:
         return [replace(section, centres=section.centres + HALF_A_SPOT) for section in found(*args, **options)]
 
-    monkeypatch.setattr(_boundary, "sections", shifted)
+    monkeypatch.setattr(study, "sections", shifted)
     assert difference(draw(predicted), draw.__name__, tmp_path) > 0
 
 

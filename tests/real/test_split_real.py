@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from spatialdata import SpatialData
 
+from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import section_of
 from agl_sc.io._st import read_st_folder
 from agl_sc.pp import split
@@ -25,7 +26,7 @@ def her2st(data_dir: Path) -> SpatialData:
 def test_one_section_is_left_out(her2st: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     table = her2st["table"]
     with caplog.at_level(logging.WARNING):
-        folds = make_folds(her2st, table, FoldPlan())
+        folds = make_folds(Study.of(her2st), FoldPlan())
     assert [fold.name for fold in folds] == list(N_SPOTS)
     for fold in folds:
         counts = pd.Series(fold.assigned).value_counts().to_dict()
@@ -42,7 +43,7 @@ def test_one_section_is_left_out(her2st: SpatialData, caplog: pytest.LogCaptureF
 
 def test_one_patient_is_left_out(her2st: SpatialData) -> None:
     table = her2st["table"]
-    folds = make_folds(her2st, table, FoldPlan(by="patient"))
+    folds = make_folds(Study.of(her2st), FoldPlan(by="patient"))
     assert [(fold.name, int((fold.assigned == "test").sum())) for fold in folds] == [("B", 283), ("C", 910)]
     for fold in folds:
         assert set(table.obs["patient"][fold.assigned == "test"]) == {fold.name}

@@ -1,27 +1,35 @@
-"""The one place that touches SpatialData: elements in as arrays, results out as slots."""
+"""Regions of a table with their images, as arrays: where every spot lies, and on what."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from agl_sc._sdata.geometry import HD, Bins, bin_side_um, check_mpp
+from agl_sc._sdata.records import AddressRecord
 from agl_sc._sdata.shapes import element_of, points_of
-from agl_sc._sdata.table import near_matches, region_of
+from agl_sc._sdata.table import near_matches, region_of, section_of
 from agl_sc.core.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
 Names = str | Sequence[str] | None
+Scales = float | Mapping[str, float] | None
+"""Microns per pixel of all images, or by section, region or image."""
 
 _SINGULAR = 1e9
 """Ratio of the two stretches of a transformation beyond which it leaves a line of the plane."""
+
+_RESAMPLED = 1e-3
+"""Change of scale from which on an image is another than the reader's."""
+_TELLING = 8
+"""Spots from which on their array positions tell a hexagonal grid."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +59,20 @@ class Section:
     """Of ``"visium_hd"``."""
     patch_px: int | None = None
     """Side of the patches that the finest level was put together from; None of a whole image."""
+    array: IntArray | None = None
+    """Row and column of every spot in the array of its technology, (n_spots, 2), where the table has them."""
+    stated_mpp: float | None = None
+    """Microns per pixel of the finest level as the user states it, now or earlier; goes before the metadata."""
 
     def mpp(self, stated: float | None = None) -> float:
-        """Microns per pixel of the finest level; ``stated`` by the user goes before metadata and spot pitch."""
-        known = self.image_mpp if stated is None else stated
+        """Microns per pixel of the finest level; what is ``stated`` goes before metadata and spot pitch."""
+        known = next((mpp for mpp in (stated, self.stated_mpp, self.image_mpp) if mpp is not None), None)
         return check_mpp(known, self.centres, self.technology, name=self.image_key or self.name, bins=self.bins)
+
+    def take(self, chosen: NDArray[Any], name: str) -> "Section":
+        """Some of the spots under a name of their own."""
+        array = None if self.array is None else self.array[chosen]
+        return replace(self, name=name, rows=self.rows[chosen], centres=self.centres[chosen], array=array)
 
     def n_outside(self) -> int:
         """Spots whose centre lies outside the image."""
@@ -70,7 +87,10 @@ def sections(
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
+    remembered: AddressRecord | None = None,
     need_image: bool = True,
+    one_image: bool = True,
 ) -> list[Section]:
     """Every region of the table with the one image that shares a coordinate system with it.
 
@@ -86,10 +106,16 @@ def sections(
         Regions to consider (all by default).
     coordinate_system
         Coordinate system that joins image and shapes; by default the one they share.
+    image_mpp
+        Microns per pixel as the user states it.
+    remembered
+        Image of every region where several fit, and scales that were stated, of an earlier step; what is said now goes first.
     need_image
         Refuse a region that no image belongs to. Otherwise it comes without levels, unless ``image_key`` is given.
+    one_image
+        Refuse a region that several images belong to. Otherwise it comes without levels too.
     """
-    need_image = need_image or image_key is not None
+    need_image, one_image = need_image or image_key is not None, one_image or image_key is not None
     regions = region_of(table)
     names = _subset(sorted(set(regions)), shapes_key, argument="shapes_key", what="the regions of the table")
     images = _subset(sorted(sdata.images), image_key, argument="image_key", what="the images of sdata")
@@ -97,22 +123,76 @@ def sections(
         msg = "sdata has no image, and features come from one; read it with agl_sc.io or add it with sdata.images[...] = ...."
         raise KeyError(msg)
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
+    array, label_of, earlier = array_positions(table), section_of(table), remembered or AddressRecord()
+    _check_scales(image_mpp, {*regions, *label_of, *sdata.images})
     found = []
     for name in names:
         rows = np.flatnonzero((regions == name).to_numpy())
-        key, affine = _image_of(sdata, name, images=images, system=coordinate_system, is_needed=need_image)
-        found.append(_section(sdata, name, key, affine=affine, instances=instances.iloc[rows], rows=rows))
+        preferred = None if image_key is not None else earlier.image_key.get(name)
+        key, affine = _image_of(
+            sdata, name, images=images, system=coordinate_system, preferred=preferred, refused=(need_image, one_image)
+        )
+        section = _section(sdata, name, key, affine=affine, instances=instances.iloc[rows], rows=rows)
+        technology = section.technology or _technology_of(array, rows)
+        stated = _stated(image_mpp, name, *sorted(set(label_of.iloc[rows])), key)
+        if stated is None and section.levels and earlier.image_px.get(name) == list(section.levels[0].shape[1:]):
+            stated = earlier.image_mpp.get(name)
+        own = None if array is None else array[rows]
+        found.append(replace(section, technology=technology, array=own, stated_mpp=stated))
     return found
+
+
+def _check_scales(image_mpp: Scales, known: set[str]) -> None:
+    """Refuse a mapping of scales that names something unknown."""
+    if not isinstance(image_mpp, Mapping):
+        return
+    for name in image_mpp:
+        if name not in known:
+            listed = ", ".join(sorted(known))
+            msg = f"image_mpp= names {name!r}, which is neither a section, a region nor an image; they are {listed}{near_matches([str(name)], known)}."
+            raise KeyError(msg)
+
+
+def _stated(image_mpp: Scales, *names: str) -> float | None:
+    """The scale that is stated for the first of some names that has one."""
+    if not isinstance(image_mpp, Mapping):
+        return image_mpp
+    return next((image_mpp[name] for name in names if name in image_mpp), None)
+
+
+def array_positions(table: "AnnData") -> IntArray | None:
+    """Row and column of every spot in the array of its technology, (n_obs, 2); None where the table has none."""
+    columns = ["array_row", "array_col"]
+    if not set(columns) <= set(table.obs.columns):
+        return None
+    values = table.obs[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    whole = np.isfinite(values).all() and bool((values == np.round(values)).all())
+    return values.astype(np.int64) if whole else None
+
+
+def _technology_of(array: IntArray | None, rows: IntArray) -> str | None:
+    """Visium, where rows and columns of the array are even together or odd together, as on its hexagonal grid alone."""
+    if array is None or len(rows) < _TELLING:
+        return None
+    odd = array[rows] % 2
+    is_hexagonal = bool((odd[:, 0] == odd[:, 1]).all()) and len(np.unique(odd[:, 0])) == 2
+    return "visium" if is_hexagonal else None
 
 
 def _section(
     sdata: "SpatialData", name: str, key: str, *, affine: FloatArray, instances: "pd.Series[Any]", rows: IntArray
 ) -> Section:
     metadata = sdata.attrs.get("agl_sc", {})
+    own_image = (
+        f"{name}_image"  # as the readers call it, in a coordinate system whose unit was its pixel when it was read
+    )
     points, radius, side = points_of(element_of(sdata, name), instances, name)
     scale = float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
     side_um = metadata.get("bin_um", {}).get(name, bin_side_um(name))
     technology = metadata.get("technology", {}).get(name, HD if side_um else None)
+    image_mpp = metadata.get("image_mpp", {}).get(key or own_image)
+    if image_mpp is not None and key in ("", own_image):
+        image_mpp = image_mpp / scale if abs(scale - 1) > _RESAMPLED else image_mpp
     return Section(
         name=name,
         rows=rows,
@@ -120,22 +200,11 @@ def _section(
         levels=levels_of(sdata.images[key], key) if key else (),
         centres=points @ affine[:2, :2].T + affine[:2, 2],
         radius=radius * scale,
-        image_mpp=metadata.get("image_mpp", {}).get(key),
+        image_mpp=image_mpp,
         technology=technology,
         bins=Bins(side_um, side * scale if side else None) if technology == HD else None,
         patch_px=metadata.get("patch_px", {}).get(key),
     )
-
-
-def positioned(sdata: "SpatialData", table: "AnnData") -> NDArray[np.bool_]:
-    """Spots whose shape lies somewhere, (n_obs,)."""
-    regions = region_of(table)
-    instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
-    known = np.zeros(table.n_obs, dtype=bool)
-    for name, rows in regions.groupby(regions).indices.items():
-        points, *_ = points_of(element_of(sdata, str(name)), instances.iloc[rows], str(name))
-        known[rows] = np.isfinite(points).all(axis=1)
-    return known
 
 
 def _subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:
@@ -176,9 +245,18 @@ def _leaves_plane(transformation: Any) -> bool:
 
 
 def _image_of(
-    sdata: "SpatialData", name: str, *, images: list[str], system: str | None, is_needed: bool
+    sdata: "SpatialData",
+    name: str,
+    *,
+    images: list[str],
+    system: str | None,
+    preferred: str | None,
+    refused: tuple[bool, bool],
 ) -> tuple[str, FloatArray]:
-    """The image of a region, and the matrix (3, 3) from the shapes to its pixels; without image to the coordinate system."""
+    """The image of a region, and the matrix (3, 3) from the shapes to its pixels; without image to the coordinate system.
+
+    ``refused`` says whether it is refused that there is none, and that there are several.
+    """
     from spatialdata.transformations import get_transformation
 
     shapes = get_transformation(element_of(sdata, name), get_all=True)
@@ -191,7 +269,10 @@ def _image_of(
             candidates[key] = {
                 s: np.linalg.inv(_affine(image[s], key, s)) @ _affine(shapes[s], name, s) for s in shared
             }
-    if own and not candidates and not is_needed:
+    if len(candidates) > 1 and preferred in candidates:
+        candidates = {str(preferred): candidates[str(preferred)]}
+    none_refused, several_refused = refused
+    if own and len(candidates) != 1 and not (several_refused if candidates else none_refused):
         return "", _affine(shapes[own[0]], name, own[0])
     return _only_image(candidates, name=name, systems=sorted(shapes), system=system)
 

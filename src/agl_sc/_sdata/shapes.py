@@ -1,4 +1,4 @@
-"""Shapes and points elements that the spots of a table lie on."""
+"""Shapes, points and labels elements that the spots of a table lie on."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,26 @@ if TYPE_CHECKING:
 
 
 def element_of(sdata: "SpatialData", name: str) -> Any:
-    """Shapes or points of a region."""
-    if name in sdata.shapes:
-        return sdata.shapes[name]
-    if name in sdata.points:
-        return sdata.points[name]
+    """Shapes or points of a region, or the labels of a segmentation."""
+    for elements in (sdata.shapes, sdata.points, sdata.labels):
+        if name in elements:
+            return elements[name]
     msg = f"Region {name!r} of the table is not a shapes element; the shapes are {', '.join(sorted(sdata.shapes)) or 'none'}."
     raise KeyError(msg)
 
 
+def shapes_of(element: Any) -> Any:
+    """Shapes or points as they are; of labels, the circles of the same area around the centre of every object."""
+    if hasattr(element, "geometry") or hasattr(element, "columns"):
+        return element
+    from spatialdata import to_circles
+
+    return to_circles(element)
+
+
 def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float, float | None]:
     """Centres (n_spots, 2), median radius, and median side of the square each one would be; None of points."""
+    shapes = shapes_of(shapes)
     if not hasattr(shapes, "geometry"):  # a points element, lazy
         shapes = shapes[["x", "y"]].compute()
     missing = ~instances.isin(shapes.index)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
+
+
+X = "X"
+"""What ``layer=`` calls X itself, where another layer was named earlier."""
 
 
 def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
@@ -29,6 +33,13 @@ def get_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
 
 def find_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
     """As :func:`get_table`, whatever its genes are."""
+    name = name_of_table(sdata, table_key)
+    table: AnnData = sdata.tables[name]
+    return table
+
+
+def name_of_table(sdata: "SpatialData", table_key: str | None, key_added: str | None = None) -> str:
+    """Name of a table: as said, or the only one, or of several the only one in which an analysis has begun."""
     from spatialdata import SpatialData
 
     if not isinstance(sdata, SpatialData):
@@ -42,13 +53,15 @@ def find_table(sdata: "SpatialData", table_key: str | None) -> "AnnData":
         msg = "sdata has no table; add one that annotates the spots, e.g. with agl_sc.io.read_st or read_visium."
         raise KeyError(msg)
     if table_key is None and len(tables) > 1:
+        prepared = [name for name in tables if key_added is not None and key_added in sdata.tables[name].uns]
+        if len(prepared) == 1:
+            return str(prepared[0])
         msg = f"sdata has several tables ({', '.join(tables)}); name one with table_key=."
         raise ValueError(msg)
     if table_key is not None and table_key not in tables:
         msg = f"table_key={table_key!r} is not in sdata; its tables are {', '.join(tables)}."
         raise KeyError(msg)
-    table: AnnData = sdata.tables[tables[0] if table_key is None else table_key]
-    return table
+    return str(tables[0]) if table_key is None else table_key
 
 
 def check_unique_genes(table: "AnnData") -> None:
@@ -79,7 +92,16 @@ def section_of(table: "AnnData") -> "pd.Series[str]":
     """Section of every spot: ``obs["section"]``, or the region where there is no such column."""
     if "section" not in table.obs:
         return region_of(table)
-    named: pd.Series[str] = table.obs["section"].astype(str)
+    column = table.obs["section"]
+    unnamed = column.isna() | column.astype(str).str.strip().str.lower().isin(("", "nan", "none", "<na>"))
+    if unnamed.any():
+        where = ", ".join(sorted(set(region_of(table)[unnamed])))
+        msg = (
+            f'obs["section"] is empty for {int(unnamed.sum())} spots (of {where}); name the section of every spot, '
+            'or drop the column: table.obs = table.obs.drop(columns="section").'
+        )
+        raise ValueError(msg)
+    named: pd.Series[str] = column.astype(str)
     return named
 
 
@@ -93,15 +115,16 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
     layer
         Layer with raw counts; X by default.
     """
-    if layer is not None and layer not in table.layers:
+    if layer not in (None, X) and layer not in table.layers:
         msg = f"layer={layer!r} is not in the table; its layers are {', '.join(name for name in table.layers if name) or 'none'} (None means X)."
         raise KeyError(msg)
-    matrix = table.X if layer is None else table.layers[layer]
-    where = "X" if layer is None else f"layers[{layer!r}]"
+    is_layer = layer is not None and layer in table.layers
+    matrix = table.layers[layer] if is_layer else table.X
+    where = f"layers[{layer!r}]" if is_layer else "X"
     if matrix is None:
         msg = "The table has no X; pass layer= with the layer of raw counts."
         raise ValueError(msg)
-    counts = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
+    counts = canonical(matrix, where)
     values = counts.data
     if not np.isfinite(values).all():
         fault = "NaN or infinite values"
@@ -113,3 +136,32 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
         return counts
     msg = f"{where} holds {fault}; raw counts are needed, pass layer= with the layer that has them."
     raise ValueError(msg)
+
+
+def canonical(matrix: Any, where: str = "X") -> scipy.sparse.csr_matrix:
+    """Any matrix that AnnData holds as a CSR of its own, float32, without repeated entries, stored zeros or disorder.
+
+    Parameters
+    ----------
+    matrix
+        NumPy, SciPy sparse, or of these a lazy one: on disk (backed AnnData), of h5py, zarr or dask.
+    where
+        What the message calls it.
+
+    Raises
+    ------
+    TypeError
+        It is something else, or holds something else than numbers.
+    """
+    loaded = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    if hasattr(loaded, "compute"):
+        loaded = loaded.compute()
+    if not scipy.sparse.issparse(loaded):
+        loaded = np.asarray(loaded[()] if hasattr(loaded, "chunks") else loaded)
+    if loaded.dtype.kind not in "buif" or loaded.ndim != 2:
+        msg = f"{where} holds {loaded.dtype} of shape {loaded.shape}, not a matrix of numbers; raw counts are needed."
+        raise TypeError(msg)
+    counts = scipy.sparse.csr_matrix(loaded, dtype=np.float32, copy=True)
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    return counts

@@ -9,6 +9,7 @@ from agl_sc.cli._encoders import encoders
 from agl_sc.cli._evaluate import evaluate
 from agl_sc.cli._frame import EXIT_CODES, OneLine, command
 from agl_sc.cli._hest import app as hest
+from agl_sc.cli._paper import paper
 from agl_sc.cli._predict import predict
 from agl_sc.cli._train import train
 
@@ -28,6 +29,6 @@ def main(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-for function in (demo, train, predict, evaluate, benchmark, encoders, doctor):
+for function in (demo, train, predict, evaluate, benchmark, paper, encoders, doctor):
     command(app)(function)
 app.add_typer(hest, name="hest")

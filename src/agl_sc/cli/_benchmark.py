@@ -5,11 +5,25 @@ from typing import Annotated, Any
 
 import typer
 
+from agl_sc.cli._address import (
+    BatchSize,
+    CoordinateSystem,
+    Device,
+    ImageKey,
+    ImageMpp,
+    KeyAdded,
+    Layer,
+    ShapesKey,
+    TableKey,
+    elements,
+)
 from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._hest import FOLDER, Folder, store_of
-from agl_sc.cli._paper import PaperRun, run, table
-from agl_sc.cli._store import ImageMpp, KeyAdded, Layer, Seed, Store, TableKey, free_place, open_store, written
+from agl_sc.cli._paper import paper
+from agl_sc.cli._store import Seed, Store, free_place, open_store, written
 from agl_sc.cli._train import Checkpoint, PriorScore, Targets, TrainSettings, given, number_or_names, train_config
+
+_OF_PAPER = typer.Option(hidden=True)
+"""What is left of ``--protocol paper``, for one version."""
 
 
 def benchmark(  # noqa: PLR0913 -- an entry point
@@ -32,54 +46,57 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     targets: Targets = None,
     score: PriorScore = None,
     settings: TrainSettings = None,
-    image_mpp: ImageMpp = None,
     checkpoint: Checkpoint = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="paper: whole encoders on spot folds, or one patient left out at a time.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Of the paper's protocol: paper, released or warmstart.")] = "paper",
-    targets_on: Annotated[
-        str, typer.Option(help="Of the paper's protocol: training, or all spots, as there, which flatters.")
-    ] = "training",
-    encoder: Annotated[str, typer.Option(help="Of the paper's protocol; resnet18 is downloaded once.")] = "resnet18",
-    tile_px: Annotated[int, typer.Option(help="Of the paper's protocol: side of a tile in pixels.")] = 224,
-    mpp: Annotated[float, typer.Option(help="Of the paper's protocol: microns per pixel of a tile.")] = 0.5,
-    folder: Folder = FOLDER,
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Of the paper's protocol: print the table of an earlier run.")
-    ] = False,
+    protocol: Annotated[str | None, _OF_PAPER] = None,
+    preset: Annotated[str | None, _OF_PAPER] = None,
+    targets_on: Annotated[str | None, _OF_PAPER] = None,
+    encoder: Annotated[str | None, _OF_PAPER] = None,
+    tile_px: Annotated[int | None, _OF_PAPER] = None,
+    mpp: Annotated[str | None, _OF_PAPER] = None,
+    folder: Annotated[Path | None, _OF_PAPER] = None,
+    evaluate: Annotated[bool | None, typer.Option("--evaluate", hidden=True)] = None,
     table_key: TableKey = None,
+    image_key: ImageKey = None,
+    shapes_key: ShapesKey = None,
+    coordinate_system: CoordinateSystem = None,
+    image_mpp: ImageMpp = None,
+    device: Device = None,
+    batch_size: BatchSize = 32,
     layer: Layer = None,
     key_added: KeyAdded = "agl",
     seed: Seed = 0,
 ) -> Result:
     """Compare methods on the same folds, every spot held out once, with paired differences and their intervals.
 
-    Writes report.md, results.csv, differences.csv and provenance.json. With --protocol paper, the store is that of
-    "agl-sc hest prepare", also by the name of its samples; results.csv and provenance.json go beside it, and the paper's table
-    (MSE, Pearson, Spearman) is printed.
+    Writes report.md, results.csv, differences.csv and provenance.json. The paper's own protocol is "agl-sc paper".
 
     For example:
       agl-sc benchmark STORE.zarr --by section --output results
       agl-sc benchmark STORE.zarr --methods ridge,knn,dkgsb --by patient --seeds 5 --output results
-      agl-sc benchmark TENX152 --methods pgl,agl,dkgsb --protocol paper
-      agl-sc benchmark TENX152 --protocol paper --evaluate
     """
     from agl_sc import tl
 
-    names = [name.strip() for name in methods.split(",")] if methods else []
-    if protocol is not None or evaluate:
+    where: dict[str, Any] = {
+        "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key,
+        "coordinate_system": coordinate_system, "image_mpp": image_mpp,
+    }  # fmt: skip
+    common: dict[str, Any] = {
+        "checkpoint": checkpoint, "device": device, "batch_size": batch_size, "layer": layer, "key_added": key_added, "seed": seed
+    }  # fmt: skip
+    own = given(
+        preset=preset,
+        targets_on=targets_on,
+        encoder=encoder,
+        tile_px=tile_px,
+        mpp=mpp,
+        folder=folder,
+        evaluate=evaluate,
+    )
+    if protocol is not None or own:
         _check_protocol(protocol)
-        named = [name.partition("=")[0] for name in settings or []]
-        config = train_config(settings or [], preset)
-        how: dict[str, Any] = {
-            "methods": names or ["pgl", "agl", "dkgsb"], "preset": preset, "n_targets": _number(targets),
-            "targets_on": targets_on, "encoder": encoder, "tile_px": tile_px, "mpp": mpp, "seed": seed,
-            "changes": {name: getattr(config, name) for name in named},
-            "table_key": table_key, "layer": layer, "key_added": key_added,
-        }  # fmt: skip
-        asked = PaperRun(store if store.exists() else store_of([str(store)], folder), output, how)
-        return table(asked) if evaluate else run(context, asked, checkpoint=checkpoint, force=force)
+        own |= given(methods=methods, targets=_number(targets), settings=settings, output=output)
+        return paper(context, store, **own, **where, **common, force=force)
+    names = [name.strip() for name in methods.split(",")] if methods else []
     if output is None:
         msg = "--output is missing; name a folder for the report."
         raise ValueError(msg)
@@ -96,12 +113,8 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         n_folds=folds,
         seeds=seeds,
         config=config,
-        image_mpp=image_mpp,
-        checkpoint=checkpoint,
-        table_key=table_key,
-        layer=layer,
-        key_added=key_added,
-        seed=seed,
+        **elements(**where),
+        **common,
     )
     with written(context, place) as (fresh,):
         report.save(fresh)
@@ -115,8 +128,9 @@ def benchmark(  # noqa: PLR0913 -- an entry point
 
 def _check_protocol(protocol: str | None) -> None:
     if protocol not in (None, "paper"):
-        msg = f"--protocol {protocol} is unknown; the one there is, is paper."
+        msg = f"--protocol {protocol} is unknown; the one there is, is paper, and its command is `agl-sc paper`."
         raise ValueError(msg)
+    say("The paper's protocol is now the command `agl-sc paper`; --protocol paper goes in the next version.")
 
 
 def _number(targets: list[str] | None) -> int | None:

@@ -2,16 +2,18 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.sections import levels_of, sections
-from agl_sc._sdata.table import check_unique_genes, counts_of, find_table, region_of
+from agl_sc._sdata.sections import levels_of
+from agl_sc._sdata.study import Address, Study, around
+from agl_sc._sdata.table import check_unique_genes, counts_of, find_table, region_of, section_of
 from agl_sc.cli._frame import REFUSALS, is_refusal, message_of
 from agl_sc.core.config import TrainConfig
-from agl_sc.pp._features.embed import place_section
+from agl_sc.pp._features.placed import place_section
 from agl_sc.pp._features.tiles import TileSpec
 from agl_sc.pp._splits.units import patient_of
 from agl_sc.tl._model.train import check_enough, split_if_missing
@@ -52,17 +54,7 @@ class Findings:
 
 
 def check_data(
-    findings: Findings,
-    sdata: "SpatialData",
-    spec: TileSpec,
-    *,
-    image_mpp: float | None = None,
-    table_key: str | None = None,
-    image_key: Sequence[str] | None = None,
-    shapes_key: Sequence[str] | None = None,
-    coordinate_system: str | None = None,
-    layer: str | None = None,
-    key_added: str = "agl",
+    findings: Findings, sdata: "SpatialData", spec: TileSpec, *, address: Address | None = None, key_added: str = "agl"
 ) -> None:
     """Run what training runs before any work, and go on after every refusal.
 
@@ -74,48 +66,58 @@ def check_data(
         Nothing of it is changed.
     spec
         Tiles to be cut.
-    image_mpp
-        Microns per pixel of the images, where they do not say.
-    table_key, image_key, shapes_key, coordinate_system, layer, key_added
-        As :func:`agl_sc.tl.train` takes them.
+    address
+        Where the data is, as far as somebody says.
+    key_added
+        Prefix of all slots.
     """
-    table = findings.attempt(find_table, sdata, table_key)
+    address = address or Address()
+    table = findings.attempt(find_table, sdata, address.table_key)
     if table is None:
         return
     findings.attempt(check_unique_genes, table)
-    is_measured = table.X is not None or layer is not None
+    is_measured = table.X is not None or address.layer is not None
     if is_measured:
-        findings.attempt(counts_of, table, layer)
+        findings.attempt(counts_of, table, address.layer)
     else:
         findings.notes.append("The table has no counts: its spots can be predicted, not trained on.")
+    images = [address.image_key] if isinstance(address.image_key, str) else address.image_key
     for key in sorted(sdata.images):
-        if image_key is None or key in image_key:
+        if images is None or key in images:
             findings.attempt(levels_of, sdata.images[key], key)
     regions = findings.attempt(region_of, table)
-    if regions is None:
+    if regions is None or findings.attempt(section_of, table) is None:
         return
-    where = {"image_key": image_key, "coordinate_system": coordinate_system}
-    for name in shapes_key or sorted(set(regions)):
-        for section in findings.attempt(sections, sdata, table, shapes_key=name, **where) or ():
-            findings.attempt(place_section, section, spec, image_mpp)
+    wanted = [address.shapes_key] if isinstance(address.shapes_key, str) else address.shapes_key
+    for name in wanted or sorted(set(regions)):
+        _check_region(findings, sdata, spec, address=replace(address, shapes_key=name), key_added=key_added)
     if is_measured:
-        findings.attempt(_check_split, sdata, table, keys=Keys(key_added), image_mpp=image_mpp)
+        findings.attempt(_check_split, sdata, table, address=address, keys=Keys(key_added))
     findings.remark(patient_of, table)
 
 
-def _check_split(sdata: "SpatialData", table: "AnnData", *, keys: Keys, image_mpp: float | None) -> None:
+def _check_region(
+    findings: Findings, sdata: "SpatialData", spec: TileSpec, *, address: Address, key_added: str
+) -> None:
+    """Image, scale and tiles of one region."""
+    study = findings.attempt(Study.of, sdata, address, key_added)
+    for section in (study and findings.attempt(lambda: study.imaged)) or ():
+        findings.attempt(place_section, section, spec)
+
+
+def _check_split(sdata: "SpatialData", table: "AnnData", *, address: Address, keys: Keys) -> None:
     """Whether there are enough spots to train on, after the split that training would make; on a copy."""
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     spots = AnnData(
         obs=table.obs.copy(),
         uns=copy.deepcopy({k: table.uns[k] for k in ("spatialdata_attrs", keys.uns) if k in table.uns}),
     )
-    elements = {kind: dict(getattr(sdata, kind)) for kind in ("images", "shapes", "points")}
-    copied = SpatialData(**elements, tables={"table": spots}, attrs=copy.deepcopy(sdata.attrs))
-    split_if_missing(copied, spots, keys=keys, seed=0, image_mpp=image_mpp)
-    check_enough(spots, keys, TrainConfig())
+    copied = around(sdata, spots)
+    copied.attrs = copy.deepcopy(sdata.attrs)
+    study = Study.of(copied, replace(address, table_key=None, layer=None), keys.key_added)
+    split_if_missing(study, seed=0)
+    check_enough(study, TrainConfig())
 
 
 @contextmanager

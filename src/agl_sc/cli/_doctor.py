@@ -8,8 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
+from agl_sc.cli._address import (
+    CoordinateSystem,
+    ImageKey,
+    ImageMpp,
+    KeyAdded,
+    Layer,
+    ShapesKey,
+    TableKey,
+    TileMpp,
+    TilePx,
+)
 from agl_sc.cli._frame import BAD_INPUT, Result
-from agl_sc.cli._store import CoordinateSystem, ImageKey, ImageMpp, KeyAdded, Layer, ShapesKey, TableKey, open_store
+from agl_sc.cli._store import open_store
 
 _PACKAGES = ("agl-sc", "accelerate", "anndata", "numpy", "scanpy", "spatialdata", "squidpy", "timm", "torch", "zarr")
 _GB = 1e9
@@ -18,8 +29,8 @@ _GB = 1e9
 def doctor(
     store: Annotated[Path | None, typer.Argument(help="SpatialData in zarr, to check too.", show_default=False)] = None,
     *,
-    tile_px: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 224,
-    mpp: Annotated[float, typer.Option(help="Microns per pixel of a tile.")] = 0.5,
+    tile_px: TilePx = None,
+    mpp: TileMpp = "0.5",
     image_mpp: ImageMpp = None,
     table_key: TableKey = None,
     image_key: ImageKey = None,
@@ -38,6 +49,8 @@ def doctor(
       agl-sc doctor STORE.zarr
       agl-sc doctor STORE.zarr --image-mpp 0.69 --json
     """
+    from agl_sc._sdata.study import Address, Study
+    from agl_sc.cli._address import elements, tile_mpp
     from agl_sc.cli._check import Findings, check_data
     from agl_sc.core.encoders.load import OFFLINE, load_encoder
     from agl_sc.pp._features.tiles import TileSpec
@@ -47,18 +60,12 @@ def doctor(
     machine = {**_machine(), "encoder": "cannot be loaded" if findings.problems else f"{OFFLINE} loads", **_hub()}
     sdata = None if store is None else findings.attempt(open_store, store)
     if sdata is not None:
-        check_data(
-            findings,
-            sdata,
-            TileSpec(tile_px, mpp),
-            image_mpp=image_mpp,
-            table_key=table_key,
-            image_key=image_key or None,
-            shapes_key=shapes_key or None,
-            coordinate_system=coordinate_system,
-            layer=layer,
-            key_added=key_added,
+        where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
+        address = Address(**where, layer=layer)
+        spec = TileSpec.of(
+            tile_px, tile_mpp(mpp or "0.5"), lambda: [section.mpp() for section in Study.of(sdata, address).imaged]
         )
+        check_data(findings, sdata, spec, address=address, key_added=key_added)
     values = {**machine, "store": store, "problems": findings.problems, "notes": findings.notes}
     return Result(
         values, _text(machine, store, findings.problems, notes=findings.notes), BAD_INPUT if findings.problems else 0

@@ -5,18 +5,29 @@ from typing import Annotated
 
 import typer
 
+from agl_sc.cli._address import CoordinateSystem, ImageKey, ImageMpp, KeyAdded, Layer, ShapesKey, TableKey, elements
 from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import KeyAdded, Layer, Store, TableKey, free_place, open_store, written
+from agl_sc.cli._store import Store, free_place, open_store, written
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 -- an entry point
     context: typer.Context,
     store: Store,
     *,
     on: Annotated[str, typer.Option(help="Spots: test, validation or train; only test spots are evidence.")] = "test",
     csv: Annotated[Path | None, typer.Option(help="File for the metrics of every section and gene.")] = None,
     force: Force = False,
+    prediction: Annotated[
+        str, typer.Option(help="model, or oof for the out-of-fold predictions of a cross-validation.")
+    ] = "model",
+    section: Annotated[
+        list[str] | None, typer.Option(help="Section to use; repeat for several. All by default.")
+    ] = None,
     table_key: TableKey = None,
+    image_key: ImageKey = None,
+    shapes_key: ShapesKey = None,
+    coordinate_system: CoordinateSystem = None,
+    image_mpp: ImageMpp = None,
     layer: Layer = None,
     key_added: KeyAdded = "agl",
 ) -> Result:
@@ -32,7 +43,16 @@ def evaluate(
     place = None if csv is None else free_place(csv, force=force)
     say(f"Reading {store}")
     sdata = open_store(store)
-    metrics = tl.evaluate(sdata, on=on, table_key=table_key, layer=layer, key_added=key_added)
+    where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
+    metrics = tl.evaluate(
+        sdata,
+        on=on,
+        prediction=prediction,  # type: ignore[arg-type]  # refuses an unknown one
+        sections=section or None,
+        **where,
+        layer=layer,
+        key_added=key_added,
+    )
     if place is not None:
         with written(context, place) as (fresh,):
             metrics.to_csv(fresh, index=False)

@@ -5,12 +5,15 @@ import inspect
 import json
 import logging
 import math
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +22,9 @@ from typer.core import TyperGroup
 from agl_sc.cli._settings import from_file
 
 REFUSALS = (OSError, KeyError, TypeError, ValueError)
-BAD_INPUT, INTERRUPTED = 2, 130
-EXIT_CODES = "Exit codes: 0 done, 1 a fault of agl-sc itself, 2 bad input, 130 interrupted (nothing half written)."
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+EXIT_CODES = "Exit codes: 0 done, 1 a fault of agl-sc itself, 2 bad input, 130 interrupted, 143 terminated (nothing half written)."
+_MANY_PATHS = 3
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's, which newer typer carries within itself
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at the place of the results.")]
@@ -46,6 +50,10 @@ class Result:
     """For people."""
     exit_code: int = 0
     """How the process ends."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM, as batch systems do."""
 
 
 class OneLine(TyperGroup):
@@ -101,19 +109,56 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
 
 
 def _guarded(body: Callable[[], Result], *, as_json: bool) -> Result:
+    from agl_sc.cli._store import holding_places
+    from agl_sc.core.writing.staging import forget_written
+
+    forget_written()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Warnings are of dependencies, some of which set filters of their own; what this package has to say is logged.
-    with warnings.catch_warnings(record=True), redirect_stdout(sys.stderr):
+    with warnings.catch_warnings(record=True), redirect_stdout(sys.stderr), _terminable():
         try:
-            return body()
+            with holding_places():
+                return body()
+        except Terminated:
+            text, code = f"terminated; {_left_behind()}", TERMINATED
         except KeyboardInterrupt:
-            text, code = "interrupted; nothing was written.", INTERRUPTED
+            text, code = f"interrupted; {_left_behind()}", INTERRUPTED
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
             text, code = message_of(error), BAD_INPUT
     tell_error(text, as_json=as_json, exit_code=code)
     raise typer.Exit(code)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the body as an interrupt does, once: what cleans up is not stopped in turn."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _left_behind() -> str:
+    """What was written before the end, and is still there."""
+    from agl_sc.core.writing.staging import written_so_far
+
+    paths = written_so_far()
+    if len(paths) > _MANY_PATHS:
+        paths = list(dict.fromkeys(path.parent for path in paths))
+    if not paths:
+        return "nothing was written."
+    return f"what was finished by then is kept: {', '.join(map(str, paths))}."
 
 
 def message_of(error: Exception) -> str:

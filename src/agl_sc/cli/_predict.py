@@ -6,21 +6,22 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import (
+from agl_sc.cli._address import (
+    BatchSize,
     CoordinateSystem,
+    Device,
     ImageKey,
+    ImageMpp,
     KeyAdded,
     ShapesKey,
-    Store,
     TableKey,
-    free_place,
-    open_store,
-    written,
+    elements,
 )
+from agl_sc.cli._frame import Force, Result, say
+from agl_sc.cli._store import Store, free_place, open_store, written
 
 
-def predict(
+def predict(  # noqa: PLR0913 -- an entry point
     context: typer.Context,
     store: Store,
     model: Annotated[Path, typer.Argument(help="Folder of a model.", show_default=False)],
@@ -31,6 +32,9 @@ def predict(
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
     coordinate_system: CoordinateSystem = None,
+    image_mpp: ImageMpp = None,
+    device: Device = None,
+    batch_size: BatchSize = 32,
     key_added: KeyAdded = "agl",
 ) -> Result:
     """Predict expression of sections that the model has never seen.
@@ -42,23 +46,16 @@ def predict(
       agl-sc predict STORE.zarr model --output STORE.zarr --force
     """
     from agl_sc import Model, tl
-    from agl_sc._sdata.table import get_table
+    from agl_sc._sdata.study import Address, Study
 
     place = free_place(output, force=force)
     trained = Model.load(model)
     say(f"Reading {store}")
     sdata = open_store(store)
     say("Predicting")
-    tl.predict(
-        sdata,
-        trained,
-        table_key=table_key,
-        image_key=image_key or None,
-        shapes_key=shapes_key or None,
-        coordinate_system=coordinate_system,
-        key_added=key_added,
-    )
-    known = np.isfinite(get_table(sdata, table_key).layers[key_added])
+    where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
+    tl.predict(sdata, trained, **where, device=device, batch_size=batch_size, key_added=key_added)
+    known = np.isfinite(Study.of(sdata, Address(table_key=table_key), key_added).table.layers[key_added])
     say(f"Writing {place.path}")
     with written(context, place) as (fresh,):
         sdata.write(fresh)

@@ -1,7 +1,8 @@
 """SpatialData stores in, results out: opened by one function, refused before any work, replaced in one move."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,19 +15,12 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Store = Annotated[Path, typer.Argument(help="SpatialData in zarr.", show_default=False)]
-TableKey = Annotated[str | None, typer.Option(help="Table to use; the only one by default.")]
-ImageKey = Annotated[list[str] | None, typer.Option(help="Image element to use; repeat for several. All by default.")]
-ShapesKey = Annotated[list[str] | None, typer.Option(help="Region to use; repeat for several. All by default.")]
-CoordinateSystem = Annotated[
-    str | None, typer.Option(help="What joins image and spots; the one they share by default.")
-]
-ImageMpp = Annotated[float | None, typer.Option(help="Microns per pixel of the images, where they do not say.")]
-Layer = Annotated[str | None, typer.Option(help="Layer with raw counts; X by default.")]
-KeyAdded = Annotated[str, typer.Option(help="Prefix of all slots.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 _RESULTS = (NAME, "model.json", "zarr.json", ".zgroup")
 """Any of these tells a folder that ``--force`` may replace."""
+_CLAIMS: ContextVar[ExitStack | None] = ContextVar("claims", default=None)
+"""What holds the places of the running command until it is through."""
 _MEND = "write one with sdata.write(path), where sdata comes from a reader of agl_sc.io or of spatialdata-io"
 
 
@@ -75,21 +69,41 @@ class Place:
         return self.path / NAME if self.folder else self.path.with_name(f"{self.path.stem}.{NAME}")
 
 
+@contextmanager
+def holding_places() -> Iterator[None]:
+    """Keep the places that :func:`free_place` gives out from other processes until the body is through."""
+    with ExitStack() as stack:
+        token = _CLAIMS.set(stack)
+        try:
+            yield
+        finally:
+            _CLAIMS.reset(token)
+
+
 def free_place(path: Path, *, force: bool, folder: bool = False) -> Place:
-    """Where a result goes, refused before any work.
+    """Where a result goes, refused before any work, and kept from other processes while the command runs.
 
     Raises
     ------
+    BlockingIOError
+        Another process is writing there.
     FileExistsError
-        Something is there and not to be replaced, or is a folder that holds no result.
+        Something is there and not to be replaced, is a folder that holds no result, or was named for another result.
     FileNotFoundError
         The folder it goes into does not exist.
     PermissionError
         The folder it goes into cannot be written to.
     """
     from agl_sc._paths import check_parent
+    from agl_sc.core.writing.claims import claimed, is_held
 
     place = Place(check_parent(path), folder)
+    claims = _CLAIMS.get()
+    if claims is not None:
+        if is_held(place.path):
+            msg = f"{place.path} is named for two results; choose another place for one of them."
+            raise FileExistsError(msg)
+        claims.enter_context(claimed(place.path))
     for each in (place.path, place.settings):
         if each.is_dir() and not any((each / name).exists() for name in _RESULTS):
             msg = f"{each} is a folder that holds no result of agl-sc, and is not replaced; choose another place."
@@ -103,15 +117,13 @@ def free_place(path: Path, *, force: bool, folder: bool = False) -> Place:
 @contextmanager
 def written(context: typer.Context, *places: Place) -> Iterator[list[Path]]:
     """Paths to write results to; when the body is through, all of them appear, each with the options of this run."""
-    from agl_sc._paths import replacing
+    from agl_sc._paths import replacing_all
 
     options = settings_toml(context)
-    with ExitStack() as stack:
-        fresh = [stack.enter_context(replacing(place.path)) for place in places]
-        beside = [
-            path / NAME if place.folder else stack.enter_context(replacing(place.settings))
-            for path, place in zip(fresh, places, strict=True)
-        ]
-        yield fresh
-        for path in beside:
+    beside = list(dict.fromkeys(place.settings for place in places if not place.folder))
+    with replacing_all([*(place.path for place in places), *beside]) as staged:
+        fresh: Sequence[Path] = staged[: len(places)]
+        yield list(fresh)
+        within = [path / NAME for path, place in zip(fresh, places, strict=True) if place.folder]
+        for path in (*within, *staged[len(places) :]):
             path.write_text(options, encoding="utf-8")

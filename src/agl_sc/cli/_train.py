@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import (
+from agl_sc.cli._address import (
+    BatchSize,
     CoordinateSystem,
+    Device,
     ImageKey,
     ImageMpp,
     KeyAdded,
     Layer,
-    Place,
-    Seed,
     ShapesKey,
-    Store,
     TableKey,
-    free_place,
-    open_store,
-    written,
+    TileMpp,
+    TilePx,
+    elements,
+    tile_mpp,
 )
+from agl_sc.cli._frame import Force, Result, say
+from agl_sc.cli._store import Place, Seed, Store, free_place, open_store, written
 
 if TYPE_CHECKING:
-    from spatialdata import SpatialData
-
+    from agl_sc._sdata.study import Study
     from agl_sc.model import Model
     from agl_sc.tl import TrainConfig
 
@@ -36,6 +36,8 @@ TrainSettings = Annotated[
 Targets = Annotated[
     list[str] | None, typer.Option(help="Target gene, repeat for several; or how many of highest variance.")
 ]
+_GRADIENT = "gradient."
+"""Before the names of settings of the gradient search."""
 PriorScore = Annotated[str | None, typer.Option(help="Prior ranks of auxiliary genes, as pp.rank_auxiliary says.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Folder to continue from after an interrupt.")]
 By = Annotated[
@@ -65,9 +67,8 @@ def train(  # noqa: PLR0913 -- an entry point
     targets: Targets = None,
     score: PriorScore = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder, see agl-sc encoders.")] = None,
-    tile_px: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
-    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of a tile.")] = None,
-    image_mpp: ImageMpp = None,
+    tile_px: TilePx = None,
+    mpp: TileMpp = None,
     wider: Annotated[
         list[float] | None,
         typer.Option("--context", help="Wider field of view, in sides of a tile; repeat for several, 1 for none."),
@@ -80,6 +81,9 @@ def train(  # noqa: PLR0913 -- an entry point
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
     coordinate_system: CoordinateSystem = None,
+    image_mpp: ImageMpp = None,
+    device: Device = None,
+    batch_size: BatchSize = 32,
     layer: Layer = None,
     key_added: KeyAdded = "agl",
     seed: Seed = 0,
@@ -95,24 +99,24 @@ def train(  # noqa: PLR0913 -- an entry point
       agl-sc train --config model/agl-sc.toml --output another_model
     """
     from agl_sc import tl
+    from agl_sc._sdata.study import Address, Study
 
     places = [free_place(output, force=force, folder=True), *([free_place(write, force=force)] if write else [])]
     config = train_config(settings or [], preset)
     split = given(by=by, test=_units(test), validation=_units(validation))
     tiles = given(
-        encoder=encoder, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, neighbors=neighbors,
+        encoder=encoder, tile_px=tile_px, mpp=tile_mpp(mpp) if mpp else None, neighbors=neighbors,
         context=tuple(factor for factor in wider if factor != 1) if wider else None,
         orientations=orientations,
     )  # fmt: skip
     genes = given(genes=number_or_names(targets), score=score)
-    where: dict[str, Any] = {
-        "table_key": table_key, "image_key": image_key or None, "shapes_key": shapes_key or None,
-        "coordinate_system": coordinate_system, "key_added": key_added,
-    }  # fmt: skip
+    where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
+    encoding: dict[str, Any] = {"device": device, "batch_size": batch_size}
     say(f"Reading {store}")
     sdata = open_store(store)
     say("Preparing")
-    _prepare(sdata, (split, genes, tiles), where=where, how=(image_mpp, layer, seed))
+    study = Study.of(sdata, Address(**where, layer=layer), key_added)
+    _prepare(study, (split, genes, tiles), encoding=encoding, seed=seed)
     say(f"Training {method}")
     model = tl.train(
         sdata,
@@ -121,7 +125,9 @@ def train(  # noqa: PLR0913 -- an entry point
         config=config,
         checkpoint=checkpoint,
         layer=layer,
+        key_added=key_added,
         seed=seed,
+        **encoding,
         **where,
     )
     say(f"Writing {', '.join(str(place.path) for place in places)}")
@@ -140,20 +146,43 @@ def train_config(settings: list[str], preset: str | None) -> "TrainConfig":
     ValueError
         There is no such setting or preset, or the value is of another kind.
     """
-    from agl_sc._sdata.table import near_matches
     from agl_sc.tl import TrainConfig
 
-    kinds = get_type_hints(TrainConfig)
+    values = changed_settings(settings)
+    if preset is not None:
+        return TrainConfig.preset(preset, **values)  # type: ignore[arg-type]  # refuses an unknown one
+    return TrainConfig.from_plain({**values.pop("gradient", {}), **values})
+
+
+def changed_settings(settings: list[str]) -> dict[str, Any]:
+    """What ``NAME=VALUE`` sets, as :meth:`agl_sc.tl.TrainConfig.preset` takes changes.
+
+    Raises
+    ------
+    ValueError
+        There is no such setting, or the value is of another kind.
+    """
+    from agl_sc._sdata.table import near_matches
+    from agl_sc.tl import GradientSearch, TrainConfig
+
+    own, gradient = get_type_hints(TrainConfig), get_type_hints(GradientSearch)
+    del own["gradient"]
+    kinds = {**own, **{f"{_GRADIENT}{name}": kind for name, kind in gradient.items()}}
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
+        if name in gradient:
+            say(f"--set {name}=... is now --set {_GRADIENT}{name}=...; the old form goes in the next version.")
+            name = f"{_GRADIENT}{name}"
         if not equals or name not in kinds:
             msg = f"--set {setting} is not NAME=VALUE of a setting; the settings are {', '.join(kinds)}{near_matches([name], kinds)}."
             raise ValueError(msg)
-        values[name] = _setting(name, text, kinds[name])
-    if preset is None:
-        return TrainConfig(**values)
-    return TrainConfig.preset(preset, **values)  # type: ignore[arg-type]  # refuses an unknown one
+        value = _setting(name, text, kinds[name])
+        if name.startswith(_GRADIENT):
+            values.setdefault("gradient", {})[name.removeprefix(_GRADIENT)] = value
+        else:
+            values[name] = value
+    return values
 
 
 def _setting(name: str, text: str, kind: Any) -> Any:
@@ -196,33 +225,33 @@ def number_or_names(values: list[str] | None) -> int | list[str] | None:
 
 
 def _prepare(
-    sdata: "SpatialData",
+    study: "Study",
     options: tuple[dict[str, Any], dict[str, Any], dict[str, Any]],
     *,
-    where: dict[str, Any],
-    how: tuple[float | None, str | None, int],
+    encoding: dict[str, Any],
+    seed: int,
 ) -> None:
     """What the options for split, genes and tiles ask for; the rest is left to training."""
-    from agl_sc import pp
-    from agl_sc._sdata.keys import Keys
-    from agl_sc._sdata.table import get_table
+    from agl_sc.pp._features.context import WIDER, Views
+    from agl_sc.pp._features.embed import FeatureRequest, embed_study
+    from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study
+    from agl_sc.pp._splits.split import SplitRequest, split_study
     from agl_sc.tl._model.train import N_TARGETS, split_if_missing
 
     split, genes, tiles = options
-    image_mpp, layer, seed = how
-    keys, table = Keys(where["key_added"]), get_table(sdata, where["table_key"])
-    common = {name: where[name] for name in ("table_key", "key_added")}
     if split:
-        pp.split(sdata, **split, image_mpp=image_mpp, seed=seed, **common)
-    split_if_missing(sdata, table, keys=keys, seed=seed, image_mpp=image_mpp)
+        split_study(study, SplitRequest(**split, seed=seed))
+    split_if_missing(study, seed=seed)
     if split or genes:  # both are fitted on training spots
-        pp.target_genes(sdata, genes=genes.get("genes", min(N_TARGETS, table.n_vars)), layer=layer, **common)
-        if keys.prior_rank in table.var:
-            del table.var[keys.prior_rank]
+        choose_targets(study, genes=genes.get("genes", min(N_TARGETS, study.table.n_vars)))
+        if study.keys.prior_rank in study.table.var:
+            del study.table.var[study.keys.prior_rank]
         if genes.get("score", "predictability") != "predictability":  # by features, training ranks when it has them
-            pp.rank_auxiliary(sdata, score=genes["score"], layer=layer, seed=seed, **common)
+            rank_study(study, score=genes["score"], seed=seed)
     if tiles:
-        pp.embed(sdata, **tiles, **where)
+        wider = {"context": WIDER, "neighbors": 0, "orientations": 2, "stages": True}
+        views = Views(**{name: tiles.pop(name, usual) for name, usual in wider.items()})
+        embed_study(study, FeatureRequest(**tiles, views=views, **encoding))
 
 
 def _result(model: "Model", places: list[Place]) -> Result:

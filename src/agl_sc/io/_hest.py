@@ -16,10 +16,10 @@ from anndata import AnnData
 from anndata.io import read_elem
 from anndata.utils import make_index_unique
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, issparse
 from spatialdata import SpatialData
 
-from agl_sc._sdata.geometry import PITCH_UM, check_mpp, spot_pitch_px
+from agl_sc._sdata.geometry import PITCH_UM, check_mpp, is_positive_number, spot_pitch_px
 from agl_sc._sdata.table import near_matches, section_of
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._image import open_levels
@@ -32,7 +32,8 @@ from agl_sc.io._layout import (
     image_key_of,
     per_section,
 )
-from agl_sc.io._patches import Patches, open_patches, readable, slide_of
+from agl_sc.io._patches import DOWNLOAD_AGAIN, Patches, open_patches, slide_of
+from agl_sc.io._readable import readable
 
 logger = logging.getLogger(__name__)
 
@@ -191,11 +192,11 @@ def _find(folder: Path, name: str, image: ImageKind | None) -> _Source:
         listed = " and no ".join(f"'{file}'" for file in missing)
         msg = f"{name} has no {listed}; download with `agl-sc hest download {name}`."
         raise FileNotFoundError(msg)
-    try:
+    with readable(files["metadata"], mend=DOWNLOAD_AGAIN):
         metadata = json.loads(files["metadata"].read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"'{files['metadata']}' cannot be read ({error}); the download may have stopped half-way: delete the file and download it again."
-        raise ValueError(msg) from error
+    if not isinstance(metadata, dict):
+        msg = f"'{files['metadata']}' holds a {type(metadata).__name__}, not what is known of a sample by name; {DOWNLOAD_AGAIN}"
+        raise ValueError(msg)
     kind, file = there[0]
     logger.info("%s: the image is '%s'", name, file)
     return _Source(name, files["st"], metadata, file, kind)
@@ -203,14 +204,22 @@ def _find(folder: Path, name: str, image: ImageKind | None) -> _Source:
 
 def _sample(source: _Source, stated_mpp: float | None, gene_names: GeneNames) -> _Sample:
     path = source.table
-    with readable(path), h5py.File(path) as file:
-        for key in ("X", "obs", "var", "obsm/spatial"):
-            if key not in file:
-                msg = f"'{path}' has no {key!r}; it has {', '.join(map(repr, file)) or 'nothing'}, so it is no table of HEST-1k."
-                raise KeyError(msg)
-        counts = csr_matrix(read_elem(file["X"]))
+    with readable(path, mend=DOWNLOAD_AGAIN), h5py.File(path) as file:
+        missing = [key for key in ("X", "obs", "var", "obsm/spatial") if key not in file]
+        there = ", ".join(map(repr, file)) or "nothing"
+    if missing:
+        msg = f"'{path}' has no {missing[0]!r}; it has {there}, so it is no table of HEST-1k."
+        raise KeyError(msg)
+    with readable(path, mend=DOWNLOAD_AGAIN), h5py.File(path) as file:
+        stored = read_elem(file["X"])
+        if issparse(stored):
+            stored.check_format(full_check=True)
+        counts = csr_matrix(stored, dtype=np.float32)
         obs, var = read_elem(file["obs"]), read_elem(file["var"])
         centres_px = np.asarray(read_elem(file["obsm/spatial"]), dtype=float)[:, :2]
+    if counts.shape != (len(obs), len(var)) or centres_px.shape != (len(obs), 2):
+        msg = f"'{path}' has counts of shape {counts.shape} and {len(centres_px)} positions for {len(obs)} spots and {len(var)} genes; {DOWNLOAD_AGAIN}"
+        raise ValueError(msg)
     return _Sample(
         source=source,
         counts=counts,
@@ -268,7 +277,7 @@ def _slide_mpp(source: _Source, stated: float | None, centres_px: FloatArray) ->
 def _number(metadata: Mapping[str, Any], key: str) -> float | None:
     """Positive number of the metadata; None where it is missing or NaN."""
     value = metadata.get(key)
-    return float(value) if isinstance(value, int | float) and value > 0 else None
+    return float(value) if is_positive_number(value) else None
 
 
 def _technology(source: _Source) -> str | None:
@@ -349,7 +358,7 @@ def _check_places(name: str, patches: Patches, taken: NDArray[np.int64], *, cent
     if patches.corners is None or patches.slide_side_px is None:
         return
     off = np.abs(patches.corners[taken] + patches.slide_side_px / 2 - centres_px).max(axis=1)
-    if np.median(off) > _TOLERANCE * patches.slide_side_px:
+    if not np.median(off) <= _TOLERANCE * patches.slide_side_px:
         msg = (
             f"The patches of {name} lie {np.median(off):.0f} px beside its spots, so '{patches.path}' and its table are of "
             "different releases; download both again."

@@ -1,24 +1,23 @@
 """A slide put together again, lazily, from square patches of it that an HDF5 file holds."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from agl_sc._sdata.geometry import is_positive_number
 from agl_sc.core.arrays import FloatArray, IntArray
 from agl_sc.io._image import CHUNK_PX
 from agl_sc.io._layout import refuse_duplicates
+from agl_sc.io._readable import readable
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
+DOWNLOAD_AGAIN = "the download may have stopped half-way: delete the file and download it again."
+"""What mends a file of HEST-1k."""
 PATCH_UM = 112.0
 """Side of a patch of HEST-1k where its file does not tell: 224 pixels of 0.5 um."""
 _WHITE = 255
@@ -47,16 +46,6 @@ class Patches:
         return side_um / self.side_px
 
 
-@contextmanager
-def readable(path: Path) -> "Iterator[None]":
-    """Turn what h5py says of a broken file into one sentence that names it."""
-    try:
-        yield
-    except OSError as error:
-        msg = f"'{path}' cannot be read ({error}); the download may have stopped half-way: delete the file and download it again."
-        raise ValueError(msg) from error
-
-
 def open_patches(path: Path) -> Patches:
     """Read all of a patch file but its pixels.
 
@@ -72,11 +61,13 @@ def open_patches(path: Path) -> Patches:
     ValueError
         The file is incomplete, its patches are not square 3-channel uint8, or their numbers differ.
     """
-    with readable(path), h5py.File(path) as file:
-        for name in ("img", "barcode"):
-            if name not in file:
-                msg = f"'{path}' has no {name!r}; it has {', '.join(map(repr, file)) or 'nothing'}, so it is no patch file of HEST-1k."
-                raise KeyError(msg)
+    with readable(path, mend=DOWNLOAD_AGAIN), h5py.File(path) as file:
+        missing = [name for name in ("img", "barcode") if name not in file]
+        there = ", ".join(map(repr, file)) or "nothing"
+    if missing:
+        msg = f"'{path}' has no {missing[0]!r}; it has {there}, so it is no patch file of HEST-1k."
+        raise KeyError(msg)
+    with readable(path, mend=DOWNLOAD_AGAIN), h5py.File(path) as file:
         shape, dtype = file["img"].shape, file["img"].dtype
         barcodes = [_text(value) for value in np.asarray(file["barcode"]).ravel()]
         corners = np.asarray(file["coords"], dtype=float) if "coords" in file else None
@@ -86,6 +77,9 @@ def open_patches(path: Path) -> Patches:
         raise ValueError(msg)
     if shape[0] != len(barcodes) or (corners is not None and corners.shape != (shape[0], 2)):
         msg = f"'{path}' has {shape[0]} patches and {len(barcodes)} barcodes; their numbers must agree, so download the file again."
+        raise ValueError(msg)
+    if not all(is_positive_number(side) for side in (shape[1], PATCH_UM if slide_side_px is None else slide_side_px)):
+        msg = f"The patches of '{path}' are {shape[1]} px wide, {slide_side_px} px on the slide; both must be above zero, so download the file again."
         raise ValueError(msg)
     refuse_duplicates(barcodes, f"barcodes of '{path}'")
     return Patches(path, barcodes, int(shape[1]), corners, slide_side_px)
@@ -171,7 +165,7 @@ class _PatchedSlide:
         nearest = np.full(block.shape[:2], np.inf)
         low, high = self.corners, self.corners + self.side_px
         touching = (low[:, 0] <= x[-1]) & (high[:, 0] > x[0]) & (low[:, 1] <= y[-1]) & (high[:, 1] > y[0])
-        with readable(self.path), h5py.File(self.path) as file:
+        with readable(self.path, mend=DOWNLOAD_AGAIN), h5py.File(self.path) as file:
             for patch in np.flatnonzero(touching):
                 inside_x, inside_y = (
                     np.flatnonzero((line >= low[patch, axis]) & (line < high[patch, axis]))

@@ -159,5 +159,5 @@ class _TiffImage:
         return np.ascontiguousarray(np.transpose(pixels, order))
 
     def _read(self, part: tuple[Any, ...]) -> UInt8Array:
-        with tifffile.imread(self.path, aszarr=True, series=self.series, level=self.level) as store:
+        with tifffile.TiffFile(self.path) as tiff, tiff.series[self.series].aszarr(level=self.level) as store:
             return np.asarray(zarr.open_array(store, mode="r")[part])

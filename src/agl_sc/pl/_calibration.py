@@ -7,23 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import get_table, region_of
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._style import BLUE, FONT, ORANGE, SMALL, draw_identity, label_axes
 from agl_sc.pl._tissue import MANY_SPOTS
-from agl_sc.pl._values import (
-    Expression,
-    Prediction,
-    check_genes,
-    check_sections,
-    expression_of,
-    pearson_text,
-    prediction_layer,
-    units_of,
-)
+from agl_sc.pl._values import Comparison, check_genes, expression_of, pearson_text, units_of
+from agl_sc.tl._model.belongs import Prediction, chosen_sections, prediction_layer
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -34,13 +25,17 @@ _FEWEST_PER_BIN = 5
 _N_ABREAST = 3
 
 
-def calibration(
+def calibration(  # noqa: PLR0913  one argument per thing that a user may want to name
     sdata: "SpatialData",
     genes: str | Sequence[str],
     *,
     sections: Names = None,
     prediction: Prediction = "model",
     table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     ax: Any = None,
@@ -61,12 +56,20 @@ def calibration(
     genes
         Name or names of predicted genes.
     sections
-        Name or names of the sections (regions of the table) to draw, in this order; all by default. They are pooled.
+        Name or names of the sections to use; all by default. They are pooled.
     prediction
         ``"model"`` for the predictions of one model, or ``"oof"`` for those out of fold that
         ``agl_sc.tl.cross_validate`` wrote, each by a model that had not seen the spot.
     table_key
         Table to use; the only one by default.
+    image_key
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default. They are normalised as for training.
     key_added
@@ -103,16 +106,22 @@ def calibration(
     >>> agl_sc.pl.calibration(sdata, model.genes[:2], save="calibration.png")
     """
     path = check_save(save)
-    table, keys = get_table(sdata, table_key), Keys(key_added)
-    predictions = prediction_layer(table, keys, prediction)
-    names = check_genes(table, genes, predictions)
-    regions = region_of(table)
-    rows = np.flatnonzero(regions.isin(check_sections(table, sections) or set(regions)).to_numpy())
-    (values,) = expression_of(table, [rows], names, keys=keys, predictions=predictions, layer=layer)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    study = Study.of(sdata, address, key_added)
+    names = check_genes(study.table, genes, prediction_layer(study, prediction))
+    rows = np.concatenate([rows for _, rows in chosen_sections(study, sections)])
+    (values,) = expression_of(study, [np.sort(rows)], names, prediction=prediction)
     drawn = _new_axes(len(names)) if ax is None else axes_grid(ax, shape=(1, len(names)), what="genes")[0]
     for gene, (axes, name) in enumerate(zip(drawn, names, strict=True)):
         _draw_gene(axes, values, gene, name=name)
-        label_axes(axes, x=f"predicted, {units_of(table, keys)}", y=f"measured, {units_of(table, keys)}")
+        label_axes(axes, x=f"predicted, {units_of(study)}", y=f"measured, {units_of(study)}")
     handles, _ = drawn[0].get_legend_handles_labels()
     if ax is None:
         figure = drawn[0].figure.canvas.figure
@@ -138,7 +147,7 @@ def _new_axes(n_genes: int) -> AxesGrid:
     return drawn
 
 
-def _draw_gene(ax: Axes, values: Expression, gene: int, *, name: str) -> None:
+def _draw_gene(ax: Axes, values: Comparison, gene: int, *, name: str) -> None:
     """Spots, means of bins and the identity line."""
     spots, words = values.scored(gene)
     measured, predicted = values.measured[spots, gene], values.predicted[spots, gene]

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from numpy.typing import NDArray
 
+from agl_sc._paths import replacing
+
 AxesGrid = NDArray[np.object_]
 
 WIDTH_IN = 7.0
@@ -35,7 +37,7 @@ def check_save(save: str | Path | None) -> Path | None:
     if not path.parent.is_dir():
         msg = f"The folder '{path.parent}' of save='{path}' does not exist; create it first."
         raise FileNotFoundError(msg)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not all(os.access(each, os.W_OK) for each in (path, path.parent) if each.exists()):
         msg = f"save='{path}' cannot be written; choose a file or folder with write permission."
         raise PermissionError(msg)
     return path
@@ -94,8 +96,14 @@ def finish(ax: Axes, *, is_new: bool, show: bool | None, path: Path | None) -> N
         File to save to, from :func:`check_save`.
     """
     if path is not None:
-        ax.figure.canvas.figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+        with replacing(_with_ending(path)) as fresh:
+            ax.figure.canvas.figure.savefig(fresh, dpi=_DPI, bbox_inches="tight")
     if (mpl.is_interactive() and is_new) if show is None else show:
         import matplotlib.pyplot as plt
 
         plt.show()
+
+
+def _with_ending(path: Path) -> Path:
+    """The file that matplotlib makes of a name without ending."""
+    return path if path.suffix else path.with_name(f"{path.name.rstrip('.')}.{mpl.rcParams['savefig.format']}")

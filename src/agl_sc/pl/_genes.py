@@ -1,6 +1,7 @@
 """A test metric of every gene beside what could be expected of it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -10,12 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.table import counts_of, get_table
-from agl_sc.core.arrays import FloatArray
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arrays import BoolArray, FloatArray
+from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.pl._finish import check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, METRICS, SMALL, draw_identity, label_axes, legend_above, size_pt
 from agl_sc.pl._values import units_of
+from agl_sc.pp._splits.split import assigned_in
+from agl_sc.tl._evaluate import evaluate_study
+from agl_sc.tl._model.belongs import Prediction, chosen_sections, metric_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,13 +34,19 @@ _N_NARROW_BARS = 100
 """More bars have no room for gaps."""
 
 
-def gene_metrics(
+def gene_metrics(  # noqa: PLR0913  one argument per thing that a user may want to name
     sdata: "SpatialData",
     *,
     metric: str = "pearson",
     against: Against | None = "mean",
+    prediction: Prediction = "model",
+    sections: Names = None,
     n_names: int = 10,
     table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     ax: Axes | None = None,
@@ -57,11 +68,24 @@ def gene_metrics(
     against
         ``"mean"`` for mean expression over the test spots, ``"noise_ceiling"`` (of ``"pearson"``), or None for bars from
         the largest to the smallest.
+    prediction
+        ``"model"`` for the predictions of one model, or ``"oof"`` for those out of fold that
+        ``agl_sc.tl.cross_validate`` wrote, each by a model that had not seen the spot.
+    sections
+        Name or names of the sections to use; all by default. With some, or out of fold, the metric is computed here.
     n_names
         Number of genes to name. They are those of the largest metric, as far as names cover neither names nor points; bars
         of up to 40 genes are all named.
     table_key
         Table to use; the only one by default.
+    image_key
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default. Only mean expression is made of them.
     key_added
@@ -100,15 +124,24 @@ def gene_metrics(
     """
     path = check_save(save)
     _check_against(metric, against, n_names)
-    table, keys = get_table(sdata, table_key), Keys(key_added)
-    values = _column(table, keys.metric(metric))
-    other = _other(table, keys, against, layer=layer, index=values.index)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    study = Study.of(sdata, address, key_added)
+    of = _Scores(study, prediction, sections)
+    values = of.column(metric)
+    other = _other(of, against, index=values.index)
     axes = one_axes(ax, height_in=3.0)
-    name = f"test {METRICS.get(metric, metric)}" + (f", {units_of(table, keys)} squared" if metric == "mse" else "")
+    name = f"test {METRICS.get(metric, metric)}" + (f", {units_of(study)} squared" if metric == "mse" else "")
     if other is None:
         _draw_bars(axes, values, name=name, n_names=n_names)
     else:
-        units = f"mean expression in test spots, {units_of(table, keys)}"
+        units = f"mean expression in test spots, {units_of(study)}"
         _draw_points(
             axes, other, values, x_name=units if against == "mean" else "noise ceiling of Pearson r", y_name=name
         )
@@ -131,6 +164,40 @@ def _check_against(metric: str, against: str | None, n_names: int) -> None:
         raise ValueError(msg)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scores:
+    """Where the metrics of genes come from."""
+
+    study: Study
+    """With predictions."""
+    prediction: Prediction
+    """Of one model, or out of fold."""
+    sections: Names
+    """Of which they are the mean; all by default."""
+
+    def column(self, metric: str) -> "pd.Series[float]":
+        """Values of the genes that have any: as ``evaluate`` wrote them, or of some sections computed here."""
+        name = metric_column(self.study.keys, metric, self.prediction)
+        if self.sections is None:
+            return _column(self.study.table, name)
+        table = evaluate_study(
+            self.study, prediction=self.prediction, sections=self.sections, metrics=[metric], write=False
+        )
+        return table.groupby("gene")[metric].mean().dropna()
+
+    @property
+    def rows(self) -> BoolArray:
+        """Spots that they are over, (n_obs,)."""
+        study, inside = self.study, np.zeros(self.study.table.n_obs, dtype=bool)
+        for _, rows in chosen_sections(study, self.sections):
+            inside[rows] = True
+        if self.prediction == "oof":
+            inside &= np.isfinite(np.asarray(study.table.layers[study.keys.oof])).any(axis=1)
+        else:
+            inside &= assigned_in(study) == "test"
+        return inside
+
+
 def _column(table: "AnnData", name: str) -> "pd.Series[float]":
     """Values of the genes that have any."""
     if name not in table.var:
@@ -143,24 +210,17 @@ def _column(table: "AnnData", name: str) -> "pd.Series[float]":
     return values
 
 
-def _other(
-    table: "AnnData", keys: Keys, against: Against | None, *, layer: str | None, index: pd.Index
-) -> "pd.Series[float] | None":
+def _other(of: _Scores, against: Against | None, *, index: pd.Index) -> "pd.Series[float] | None":
     """What the metric is drawn against, of the same genes; None for bars."""
     if against is None:
         return None
     if against == "noise_ceiling":
-        return _column(table, keys.metric(against)).reindex(index)
-    from agl_sc.core.spots.genes import normalize_counts
-    from agl_sc.pp._genes.targets_and_ranks import normalize_of
-    from agl_sc.pp._splits.split import split_of
-
-    is_test = split_of(table, keys) == "test"
-    if not is_test.any():
-        msg = f'obs["{keys.split}"] has no test spot to average over; pass against=None for sorted bars.'
+        return of.column(against).reindex(index)
+    study, rows = of.study, of.rows
+    if not rows.any():
+        msg = f'obs["{study.keys.split}"] has no test spot to average over; pass against=None for sorted bars.'
         raise ValueError(msg)
-    counts = counts_of(table, layer)[is_test]
-    expression = normalize_counts(counts, normalize_of(table, keys))[:, table.var_names.get_indexer(index)]
+    expression = normalize_counts(study.counts[rows], study.normalize)[:, study.table.var_names.get_indexer(index)]
     return pd.Series(np.asarray(expression.mean(axis=0), dtype=np.float64).ravel(), index=index)
 
 

@@ -15,7 +15,7 @@ from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid
 from agl_sc.pl._style import DIVERGING
 from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view
-from agl_sc.pl._values import SEEN, Expression, pearson_text
+from agl_sc.pl._values import SEEN, Comparison, pearson_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class Shown:
     """Where the spots are."""
     view: View
     """What is shown of it."""
-    expression: Expression
-    """Expression of the chosen genes in its spots."""
+    expression: Comparison
+    """Comparison of the chosen genes in its spots."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +134,7 @@ def draw_residuals(shown: list[Shown], genes: list[str], *, style: Style, grid: 
     if grid is None:
         grid = _new_rows(shown, len(genes), lettering=lettering, n_lines=_n_lines(titles))
     _set_titles(grid, titles, lettering)
-    cmap, norm = mpl.colormaps[DIVERGING], Normalize(-_REACH_SD, _REACH_SD)
+    cmap, norm = style.cmap, Normalize(-_REACH_SD, _REACH_SD)
     drawn = []
     for gene, (row, deviation) in enumerate(zip(grid, deviations, strict=True)):
         label = [genes[gene], f"1 SD = {deviation:.2g} {style.units}"]
@@ -214,7 +214,7 @@ def _titles(shown: Shown, gene: int, name: str) -> list[list[str]]:
     ]
 
 
-def _agreement(expression: Expression, gene: int) -> list[str]:
+def _agreement(expression: Comparison, gene: int) -> list[str]:
     """Pearson correlation in words that say which spots it is over."""
     known = np.isfinite(expression.predicted[:, gene])
     if not known.any():

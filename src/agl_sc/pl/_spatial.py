@@ -7,24 +7,16 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.colors import Colormap
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import get_table
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._panels import Shown, Style, draw_grid, draw_residuals
 from agl_sc.pl._style import DIVERGING
 from agl_sc.pl._tissue import check_style, view_of
-from agl_sc.pl._values import (
-    Prediction,
-    check_genes,
-    check_sections,
-    expression_of,
-    prediction_layer,
-    units_of,
-)
+from agl_sc.pl._values import check_genes, expression_of, parts_of, units_of
+from agl_sc.tl._model.belongs import Prediction, prediction_layer
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 
@@ -39,6 +31,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     cmap: str | Colormap = "viridis",
@@ -66,7 +59,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     genes
         Name or names of predicted genes.
     sections
-        Name or names of the sections (regions of the table) to draw, in this order; all by default.
+        Name or names of the sections to use; all by default. They are drawn in this order.
     prediction
         ``"model"`` for the predictions of one model, or ``"oof"`` for those out of fold that
         ``agl_sc.tl.cross_validate`` wrote, each by a model that had not seen the spot.
@@ -81,6 +74,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default. They are normalised as for training, by default to
         log1p of counts per 10,000.
@@ -129,23 +124,21 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     path = check_save(save)
     colours = mpl.colormaps.get_cmap(cmap)
     check_style(size, image_alpha)
-    table, keys = get_table(sdata, table_key), Keys(key_added)
-    elements = {"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system}
-    names, shown = _shown(
-        sdata,
-        genes,
-        table=table,
-        keys=keys,
-        prediction=prediction,
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
         layer=layer,
-        sections=sections,
-        elements=elements,
-        size=size,
-        may_lack_counts=not difference,
+    )
+    study = Study.of(sdata, address, key_added)
+    names, shown = _shown(
+        study, genes, prediction=prediction, sections=sections, size=size, may_lack_counts=not difference
     )
     n_panels = 3 if difference else 2
     grid = None if ax is None else axes_grid(ax, shape=(len(names) * len(shown), n_panels))
-    style = Style(colours, units_of(table, keys), size, image_alpha)
+    style = Style(colours, units_of(study), size, image_alpha)
     drawn = draw_grid(shown, names, n_panels=n_panels, style=style, grid=grid)
     finish(drawn[0, 0], is_new=ax is None, show=show, path=path)
     return drawn
@@ -161,8 +154,10 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
+    cmap: str | Colormap = DIVERGING,
     image_alpha: float = 0.6,
     size: float = 1.0,
     ax: Any = None,
@@ -184,7 +179,7 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     genes
         Name or names of predicted genes.
     sections
-        Name or names of the sections (regions of the table) to draw, in this order; all by default.
+        Name or names of the sections to use; all by default. They are drawn in this order.
     prediction
         ``"model"`` for the predictions of one model, or ``"oof"`` for those out of fold that
         ``agl_sc.tl.cross_validate`` wrote, each by a model that had not seen the spot.
@@ -196,10 +191,14 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default. They are normalised as for training.
     key_added
         Prefix of all slots. Predictions are read from ``layers["agl"]``, or ``layers["agl_oof"]`` out of fold.
+    cmap
+        Colour map of the residuals, best a diverging one.
     image_alpha
         Opacity of the H&E, from 0 (white) to 1.
     size
@@ -237,47 +236,37 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     >>> agl_sc.pl.residual_map(sdata, model.genes[0], save="residuals.png")
     """
     path = check_save(save)
+    colours = mpl.colormaps.get_cmap(cmap)
     check_style(size, image_alpha)
-    table, keys = get_table(sdata, table_key), Keys(key_added)
-    elements = {"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system}
-    names, shown = _shown(
-        sdata,
-        genes,
-        table=table,
-        keys=keys,
-        prediction=prediction,
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
         layer=layer,
-        sections=sections,
-        elements=elements,
-        size=size,
     )
+    study = Study.of(sdata, address, key_added)
+    names, shown = _shown(study, genes, prediction=prediction, sections=sections, size=size)
     grid = None if ax is None else axes_grid(ax, shape=(len(names), len(shown)), what="gene, section")
-    style = Style(mpl.colormaps[DIVERGING], units_of(table, keys), size, image_alpha)
+    style = Style(colours, units_of(study), size, image_alpha)
     drawn = draw_residuals(shown, names, style=style, grid=grid)
     finish(drawn[0, 0], is_new=ax is None, show=show, path=path)
     return drawn
 
 
 def _shown(
-    sdata: "SpatialData",
+    study: Study,
     genes: str | Sequence[str],
     *,
-    table: "AnnData",
-    keys: Keys,
     prediction: Prediction,
-    layer: str | None,
     sections: Names,
-    elements: dict[str, Any],
     size: float,
     may_lack_counts: bool = False,
 ) -> tuple[list[str], list[Shown]]:
     """Genes and sections to draw, the sections with their image where they have one."""
-    predictions = prediction_layer(table, keys, prediction)
-    names = check_genes(table, genes, predictions)
-    chosen = check_sections(table, sections, elements["shapes_key"])
-    found = sections_of(sdata, table, **elements | {"shapes_key": chosen}, need_image=False)
-    rows = [each.rows for each in found]
-    values = expression_of(
-        table, rows, names, keys=keys, predictions=predictions, layer=layer, may_lack_counts=may_lack_counts
-    )
-    return names, [Shown(each, view_of(each, size=size), part) for each, part in zip(found, values, strict=True)]
+    names = check_genes(study.table, genes, prediction_layer(study, prediction))
+    chosen = parts_of(study, sections, study.pictured)
+    rows = [each.rows for each in chosen]
+    values = expression_of(study, rows, names, prediction=prediction, may_lack_counts=may_lack_counts)
+    return names, [Shown(each, view_of(each, size=size), part) for each, part in zip(chosen, values, strict=True)]

@@ -11,13 +11,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 
-from agl_sc._sdata.sections import Names, Section, sections
-from agl_sc._sdata.table import get_table
+from agl_sc._sdata.sections import Names, Scales, Section
+from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arrays import IntArray, UInt8Array
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._style import FONT, ORANGE, SMALL
 from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view, view_of
-from agl_sc.pl._values import check_sections
+from agl_sc.pl._values import parts_of
 from agl_sc.pp._features.tiles import Mpp, TileSpec
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     *,
     section: str | None = None,
     n: int = 12,
-    tile_px: int = 224,
+    tile_px: int | None = None,
     mpp: Mpp = 0.5,
-    image_mpp: float | None = None,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
+    key_added: str = "agl",
     seed: int = 0,
     ax: Any = None,
     show: bool | None = None,
@@ -61,15 +62,13 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     sdata
         SpatialData with one table that annotates the spots of all sections.
     section
-        Name of the section (region of the table) to draw; the first by default.
+        Name of the section to draw; the first by default.
     n
         Tiles to draw, of spots taken at random and numbered from the top; all of a section that has fewer.
     tile_px
-        Side of a tile in pixels.
+        Side of a tile in pixels. 224 by default, or with ``mpp="image"`` what covers the same 112 um.
     mpp
         Microns per pixel of a tile, or ``"image"`` for the image's own resolution whatever it is.
-    image_mpp
-        Microns per pixel of the full image; from metadata or spot pitch by default.
     table_key
         Table to use; the only one by default.
     image_key
@@ -78,6 +77,10 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
+    key_added
+        Prefix of all slots.
     seed
         Same seed, same tiles.
     ax
@@ -111,18 +114,24 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     >>> import agl_sc
     >>> agl_sc.pl.tiles(agl_sc.datasets.toy_tissue(), tile_px=112, mpp=1.0, save="tiles.png")
     """
-    from agl_sc.pp._features.embed import place_section
+    from agl_sc.pp._features.placed import place_section
 
     path = check_save(save)
-    spec = TileSpec(tile_px, mpp)
+    TileSpec(224 if tile_px is None else tile_px, mpp)
     if n < 1:
         msg = f"n={n!r} is not a positive number of tiles; 12 is usual."
         raise ValueError(msg)
-    table = get_table(sdata, table_key)
-    chosen = check_sections(table, section, shapes_key)
-    elements: dict[str, Any] = {"image_key": image_key, "shapes_key": chosen, "coordinate_system": coordinate_system}
-    first, *_ = sections(sdata, table, **elements)
-    placed, boxes = place_section(first, spec, image_mpp)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+    )
+    study = Study.of(sdata, address, key_added)
+    first, *_ = parts_of(study, section, study.imaged)
+    spec = TileSpec.of(tile_px, mpp, lambda: [first.mpp()])
+    placed, boxes = place_section(first, spec)
     spots = _choose(placed, n, seed=seed)
     some = replace(boxes, origins=boxes.origins[spots])
     view = view_of(placed, size=1.0, margin_px=float(_corners(placed, some)[1].max()) / 2)
@@ -133,7 +142,7 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     )
     _draw_section(drawn[0], placed, some, view=view)
     _draw_tiles(drawn[1:], _cut(some, spec.tile_px), padded=some.padded)
-    side = f"{tile_px * some.mpp:.3g} µm ({tile_px} px at {some.mpp:.3g} µm/px)"
+    side = f"{spec.tile_px * some.mpp:.3g} µm ({spec.tile_px} px at {some.mpp:.3g} µm/px)"
     title = f"{placed.name} · {len(placed.rows):,} spots\n{len(spots)} tiles of {side}"
     drawn[0].set_title(title, fontsize=FONT)
     finish(drawn[0], is_new=ax is None, show=show, path=path)

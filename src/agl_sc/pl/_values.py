@@ -1,22 +1,24 @@
 """What figures of predictions are made of: checked genes and sections, measured and predicted expression, and its spots."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
 from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import counts_of, near_matches, region_of
+from agl_sc._sdata.sections import Names, Section
+from agl_sc._sdata.study import Study
+from agl_sc._sdata.table import near_matches
 from agl_sc.core.arrays import BoolArray, FloatArray
+from agl_sc.core.spots.genes import normalize_counts
+from agl_sc.tl._model.belongs import Prediction, check_belongs, chosen_sections, listed, prediction_layer
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-Prediction = Literal["model", "oof"]
 
 SEEN = {"train": "training", "validation": "validation", "unused": "unused"}
 """Splits other than test, and what a title calls them."""
@@ -24,7 +26,7 @@ _UNITS = {"log1p_cp10k": "log1p(CP10k)", "log1p": "log1p(counts)"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Expression:
+class Comparison:
     """Expression of the chosen genes in some spots."""
 
     measured: FloatArray
@@ -49,6 +51,8 @@ class Expression:
     def scored(self, gene: int) -> tuple[BoolArray, str]:
         """Spots that a score of a gene is over, (n_spots,), and words for them: test spots where there are any."""
         known = np.isfinite(self.predicted[:, gene])
+        if self.is_measured:
+            known &= np.isfinite(self.measured[:, gene])
         if self.n_folds:
             return known, f"spots, {self.out_of_fold}"
         is_test = known & (self.split == "test")
@@ -58,11 +62,9 @@ class Expression:
         return known, f"{' and '.join(seen)} spots"
 
 
-def units_of(table: "AnnData", keys: Keys) -> str:
+def units_of(study: Study) -> str:
     """What an axis calls expression in the units of the prediction."""
-    from agl_sc.pp._genes.targets_and_ranks import normalize_of
-
-    normalize = normalize_of(table, keys)
+    normalize = study.normalize
     return _UNITS.get(normalize, normalize)
 
 
@@ -72,27 +74,6 @@ def pearson_text(measured: FloatArray, predicted: FloatArray) -> str:
         return "r undefined"
     r = np.corrcoef(measured, predicted)[0, 1]
     return f"r = {round(float(r), 2) + 0.0:.2f}"
-
-
-def prediction_layer(table: "AnnData", keys: Keys, prediction: Prediction) -> str:
-    """Layer that holds predictions of one model, or out of fold; refused when it is not there."""
-    if prediction not in get_args(Prediction):
-        msg = f"prediction={prediction!r} is not one of {', '.join(map(repr, get_args(Prediction)))}."
-        raise ValueError(msg)
-    layer, source = {
-        "model": (keys.layer, "agl_sc.tl.train or agl_sc.tl.predict"),
-        "oof": (keys.oof, "agl_sc.tl.cross_validate"),
-    }[prediction]
-    if layer not in table.layers:
-        msg = (
-            f'There is no prediction layers["{layer}"] in the table; make one with {source}, '
-            "or name another with key_added=."
-        )
-        raise KeyError(msg)
-    if prediction == "oof" and keys.fold not in table.obs:
-        msg = f'obs["{keys.fold}"] is missing, the fold in which a spot was test; run {source} again.'
-        raise KeyError(msg)
-    return layer
 
 
 def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> list[str]:
@@ -116,89 +97,71 @@ def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> lis
     return names
 
 
-def check_sections(table: "AnnData", sections: Names, shapes_key: Names = None) -> list[str] | None:
-    """Regions to draw; None means what the boundary finds."""
-    if sections is None:
-        return None if shapes_key is None else listed(shapes_key, "shapes_key")
-    names = listed(sections, "sections")
-    known = sorted(set(region_of(table))) if shapes_key is None else listed(shapes_key, "shapes_key")
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        near = near_matches(unknown, known)
-        msg = f"Section {unknown[0]!r} is not among the regions of the table: {', '.join(known)}{near}."
-        raise KeyError(msg)
-    return names
-
-
-def listed(names: Iterable[Any], argument: str) -> list[str]:
-    """Names as a list without repeats."""
-    items = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
-    if not items:
-        msg = f"{argument} is empty; name at least one."
-        raise ValueError(msg)
-    strange = [name for name in items if not isinstance(name, str)]
-    if strange:
-        msg = f"{argument} holds {strange[0]!r}, a {type(strange[0]).__name__}; pass names."
-        raise TypeError(msg)
-    return list(dict.fromkeys(items))
+def parts_of(study: Study, sections: Names, regions: list[Section]) -> list[Section]:
+    """The sections that are asked for, each as the part of its region that it is."""
+    parts = []
+    for name, rows in chosen_sections(study, sections):
+        inside = [(region, np.isin(region.rows, rows)) for region in regions]
+        found = [(region, spots) for region, spots in inside if spots.any()]
+        for region, spots in found:
+            parts.append(region.take(spots, name if len(found) == 1 else f"{name} ({region.name})"))
+    return parts
 
 
 def expression_of(
-    table: "AnnData",
+    study: Study,
     rows: Sequence[NDArray[np.int64]],
     genes: list[str],
     *,
-    keys: Keys,
-    predictions: str,
-    layer: str | None,
+    prediction: Prediction,
     may_lack_counts: bool = False,
-) -> list[Expression]:
+) -> list[Comparison]:
     """Expression of genes in several sets of spots.
 
     Parameters
     ----------
-    table
-        The table.
+    study
+        With predictions.
     rows
         Rows of every set.
     genes
         Names of the genes.
-    keys
-        Names of the slots.
-    predictions
-        Layer of the predictions, from :func:`prediction_layer`.
-    layer
-        Layer with raw counts; X by default.
+    prediction
+        Which predictions.
     may_lack_counts
         Whether a table without X is of spots where nothing was measured, rather than refused.
     """
+    table, keys, layer = study.table, study.keys, prediction_layer(study, prediction)
+    if prediction == "model":
+        check_belongs(study)
     columns = table.var_names.get_indexer(genes)
-    if may_lack_counts and layer is None and table.X is None:
+    if may_lack_counts and study.address.layer is None and table.X is None:
         measured = np.full((table.n_obs, len(genes)), np.nan)
     else:
-        measured = _measured(table, columns, keys=keys, layer=layer)
-    predicted = np.asarray(table.layers[predictions])
+        measured = _measured(study, columns)
+    predicted = np.asarray(table.layers[layer])
     split = _split(table, keys)
     found = []
     for chosen in rows:
         values = predicted[np.ix_(chosen, columns)].astype(np.float64)
         is_known = np.isfinite(values).any(axis=1)
-        folds = table.obs[keys.fold].to_numpy()[chosen[is_known]] if predictions == keys.oof else []
-        found.append(Expression(measured[chosen], values, split[chosen], n_folds=len(set(folds))))
+        folds = table.obs[keys.fold].to_numpy()[chosen[is_known]] if prediction == "oof" else []
+        found.append(Comparison(measured[chosen], values, split[chosen], n_folds=len(set(folds))))
     return found
 
 
-def _measured(table: "AnnData", columns: NDArray[np.int64], *, keys: Keys, layer: str | None) -> FloatArray:
-    """Normalised expression of some genes in all spots, (n_spots, n_genes); the others enter as one, for the totals."""
-    from agl_sc.core.spots.genes import normalize_counts
-    from agl_sc.pp._genes.targets_and_ranks import normalize_of
+def _measured(study: Study, columns: NDArray[np.int64]) -> FloatArray:
+    """Normalised expression of some genes in all spots, (n_spots, n_genes), NaN in spots without a single count.
 
-    counts = counts_of(table, layer)
-    chosen = counts[:, columns]
-    others = counts.sum(axis=1) - chosen.sum(axis=1)
+    The other genes enter as one, for the totals.
+    """
+    chosen = study.counts[:, columns]
+    totals = np.asarray(study.counts.sum(axis=1))
+    others = totals - np.asarray(chosen.sum(axis=1))
     reduced = scipy.sparse.csr_matrix(scipy.sparse.hstack([chosen, others]))
-    expression = normalize_counts(reduced, normalize_of(table, keys))[:, : len(columns)]
+    expression = normalize_counts(reduced, study.normalize)[:, : len(columns)]
     measured: FloatArray = expression.toarray().astype(np.float64)
+    measured[totals.ravel() == 0] = np.nan
     return measured
 
 

@@ -11,21 +11,20 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import recorded
-from agl_sc._sdata.table import counts_of, get_table, section_of
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
 from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.metrics import overall_gene_structure, top_genes
 from agl_sc.core.evaluation.noise_ceiling import RawCounts
 from agl_sc.core.evaluation.section_metrics import NAMES, SPATIAL, check_names, section_metrics
 from agl_sc.core.evaluation.shift_test import combined_p_values, false_discovery_rate
 from agl_sc.core.spots.genes import normalize_counts
-from agl_sc.pp._genes.targets_and_ranks import normalize_of, places, role_of
-from agl_sc.pp._splits.split import split_of
+from agl_sc.pp._genes.targets_and_ranks import positions_of, role_of
+from agl_sc.pp._splits.split import assigned_in
 from agl_sc.pp._splits.units import SETS
+from agl_sc.tl._model.belongs import Prediction, check_belongs, chosen_sections, metric_column, prediction_layer
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -74,12 +73,18 @@ class Measured:
         return section_metrics(measured, predicted, names=names, lattice=lattice, counts=counts, seed=seed)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 -- an entry point
     sdata: "SpatialData",
     *,
     on: str = "test",
+    prediction: Prediction = "model",
+    sections: Names = None,
     metrics: Sequence[str] | None = None,
     table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
@@ -91,7 +96,13 @@ def evaluate(
     sdata
         SpatialData with one table that annotates the spots of all sections. Predictions are there already.
     on
-        Spots to evaluate: ``"test"``, ``"validation"`` or ``"train"``; only test spots are evidence.
+        Spots to evaluate: ``"test"``, ``"validation"`` or ``"train"``; only test spots are evidence. Out-of-fold predictions
+        are all of test spots.
+    prediction
+        ``"model"`` for the predictions of one model, or ``"oof"`` for those out of fold that
+        ``agl_sc.tl.cross_validate`` wrote, each by a model that had not seen the spot.
+    sections
+        Name or names of the sections to use; all by default.
     metrics
         Metrics to compute. All if None. Over the spots of a section: ``"pearson"``, ``"spearman"``, ``"mse"`` (in squared
         units of the layer), ``"r2"``, ``"concordance"`` (Lin's), ``"variance_ratio"`` (predicted over measured variance,
@@ -102,6 +113,14 @@ def evaluate(
         prediction could expect given the noise of the counts, and ``"pearson_of_ceiling"``, the share of it that is reached.
     table_key
         Table to use; the only one by default.
+    image_key
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
     key_added
@@ -112,8 +131,9 @@ def evaluate(
     Returns
     -------
     One row per section and target gene: section, gene, n_spots, and a column per metric; NaN where a metric is undefined,
-    such as a correlation with a constant, how often is told in the log. With ``on="test"`` also writes
-    ``var["agl_pearson"]`` and so forth, the means over the sections where a metric is defined; p-values of several
+    such as a correlation with a constant, how often is told in the log. Spots without a single count were not measured, and
+    are left out. With ``on="test"`` and all sections also writes ``var["agl_pearson"]`` and so forth (out of fold
+    ``var["agl_oof_pearson"]``), the means over the sections where a metric is defined; p-values of several
     sections are combined by twice their mean, and ``var["agl_fdr"]`` follows from these.
 
     Raises
@@ -121,28 +141,47 @@ def evaluate(
     KeyError
         There are no predictions yet.
     ValueError
-        There is no such spot or metric, or the predictions are in other units than are recorded now. A metric asked for by
-        name needs positions and there are none.
+        There is no such spot or metric, or the predictions are in other units than are recorded now, or were made under
+        another split. A metric asked for by name needs positions and there are none.
     """
-    table = get_table(sdata, table_key)
-    keys = Keys(key_added)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    study = Study.of(sdata, address, key_added)
+    return evaluate_study(study, on=on, prediction=prediction, sections=sections, metrics=metrics, seed=seed)
+
+
+def evaluate_study(
+    study: Study,
+    *,
+    on: str = "test",
+    prediction: Prediction = "model",
+    sections: Names = None,
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    write: bool = True,
+) -> pd.DataFrame:
+    """As :func:`evaluate`, of what is resolved already; ``write`` says whether anything is written."""
+    table = study.table
     check_names(NAMES if metrics is None else metrics)
     names = list(NAMES if metrics is None else metrics)
-    predicted, rows = _predictions(table, keys, on)
-    genes = _evaluated_genes(table, keys, predicted)
-    counts = counts_of(table, layer)
-    normalize = partial(normalize_counts, normalize=normalize_of(table, keys))
-    rows &= np.isfinite(predicted[:, genes]).any(axis=1)
-    if not rows.any():
-        msg = f'layers["{keys.layer}"] holds no prediction of a {on} spot; run agl_sc.tl.predict on all sections.'
-        raise ValueError(msg)
-    sections = section_of(table).to_numpy()
-    lattices = lattices_of(sdata, table, optional=metrics is None) if set(names) & set(SPATIAL) else {}
-    measured = Measured(counts, normalize, sections, lattices)
+    predicted, rows = _predictions(study, on, prediction)
+    genes = _evaluated_genes(study, predicted, prediction)
+    rows = rows & _in_sections(study, sections) & np.isfinite(predicted[:, genes]).any(axis=1)
+    counts = study.counts
+    rows = _measured_spots(rows, counts, on)
+    normalize = partial(normalize_counts, normalize=study.normalize)
+    lattices = lattices_of(study, optional=metrics is None) if set(names) & set(SPATIAL) else {}
+    measured = Measured(counts, normalize, study.section_names, lattices)
     computed = [*names, "p_value"] if "fdr" in names and "p_value" not in names else names
     tables = []
-    for name in sorted(set(sections[rows])):
-        inside = rows & (sections == name)
+    for name in sorted(set(study.section_names[rows])):
+        inside = rows & (study.section_names == name)
         pair = measured.expression[inside][:, genes].toarray(), predicted[np.ix_(inside, genes)]
         values = measured.metrics(pair[1], rows=np.flatnonzero(inside), columns=genes, names=computed, seed=seed)
         values.insert(0, "section", name)
@@ -151,39 +190,65 @@ def evaluate(
         _tell(values, names, structure=overall_gene_structure(*pair))
         tables.append(values)
     result = pd.concat(tables, ignore_index=True)
-    if on == "test":
-        _write(table, keys, result, names=names)
+    if write and on == "test" and sections is None:
+        _write(study, result, names=names, prediction=prediction)
     return result[["section", "gene", "n_spots", *names]]
 
 
-def _predictions(table: "AnnData", keys: Keys, on: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _in_sections(study: Study, sections: Names) -> NDArray[np.bool_]:
+    """Spots of the sections that are asked for, (n_obs,)."""
+    inside = np.zeros(study.table.n_obs, dtype=bool)
+    for _, rows in chosen_sections(study, sections):
+        inside[rows] = True
+    return inside
+
+
+def _measured_spots(rows: NDArray[np.bool_], counts: scipy.sparse.csr_matrix, on: str) -> NDArray[np.bool_]:
+    """Without the spots that have no count: nothing was measured there."""
+    if not rows.any():
+        msg = f"There is no prediction of a {on} spot to evaluate; run agl_sc.tl.predict on all sections."
+        raise ValueError(msg)
+    empty = rows & (np.asarray(counts.sum(axis=1)).ravel() == 0)
+    if empty.any():
+        logger.warning(
+            "%d %s spots have no counts: nothing was measured there, and they are left out.", empty.sum(), on
+        )
+    if not (rows & ~empty).any():
+        msg = (
+            f"None of the {int(rows.sum())} predicted {on} spots has a single count; there is nothing to compare with."
+        )
+        raise ValueError(msg)
+    measured: NDArray[np.bool_] = rows & ~empty
+    return measured
+
+
+def _predictions(study: Study, on: str, prediction: Prediction) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The prediction layer, and which spots are asked for; refused where they cannot be compared with the counts."""
-    if keys.layer not in table.layers:
-        msg = f'layers["{keys.layer}"] is missing; run agl_sc.tl.train or agl_sc.tl.predict first.'
-        raise KeyError(msg)
+    table, keys = study.table, study.keys
+    layer = prediction_layer(study, prediction)
     if on not in SETS[:3]:
         msg = f"on={on!r} is not one of 'test', 'validation', 'train'."
         raise ValueError(msg)
-    units, now = recorded(table, keys, "units"), normalize_of(table, keys)
-    if units not in (None, now):
-        msg = (
-            f'layers["{keys.layer}"] was predicted in units of normalize={units!r}, but uns["{keys.uns}"]["params"] now records '
-            f"{now!r}; run agl_sc.tl.train or agl_sc.tl.predict again, or agl_sc.pp.target_genes with normalize={units!r}."
-        )
-        raise ValueError(msg)
-    rows: NDArray[np.bool_] = split_of(table, keys) == on
+    predicted = np.asarray(table.layers[layer])
+    if prediction == "oof":
+        if on != "test":
+            msg = f"on={on!r} is asked of out-of-fold predictions, which are all of test spots; leave on= out."
+            raise ValueError(msg)
+        return predicted, np.ones(table.n_obs, dtype=bool)
+    check_belongs(study)
+    rows: NDArray[np.bool_] = assigned_in(study) == on
     if not rows.any():
         msg = f'obs["{keys.split}"] has no {on} spot; run agl_sc.pp.split(sdata, {on}=0.2) before training.'
         raise ValueError(msg)
     if on != "test":
         logger.warning("The model was fitted or chosen on %s spots: these numbers are not evidence.", on)
-    return np.asarray(table.layers[keys.layer]), rows
+    return predicted, rows
 
 
-def lattices_of(sdata: "SpatialData", table: "AnnData", *, optional: bool) -> dict[str, Lattice]:
+def lattices_of(study: Study, *, optional: bool) -> dict[str, Lattice]:
     """Lattice of all spots of every section that lies on one; where positions are optional, none if nobody knows them."""
     try:
-        centres, _ = places(sdata, table)
+        centres, _ = positions_of(study)
     except (KeyError, ValueError) as error:
         if not optional:
             raise
@@ -191,7 +256,7 @@ def lattices_of(sdata: "SpatialData", table: "AnnData", *, optional: bool) -> di
             "%s are undefined, for the positions of spots are unknown: %s", ", ".join(SPATIAL), error.args[0]
         )
         return {}
-    names = section_of(table).to_numpy()
+    names = study.section_names
     found = {name: Lattice.fitted(centres[names == name]) for name in sorted(set(names))}
     without = [name for name, lattice in found.items() if lattice is None]
     if without:
@@ -213,8 +278,9 @@ def _tell(values: pd.DataFrame, names: Sequence[str], structure: float) -> None:
         logger.info("Best predicted in %s: %s (mean Pearson %.2f).", section, ", ".join(best), mean)
 
 
-def _write(table: "AnnData", keys: Keys, result: pd.DataFrame, *, names: Sequence[str]) -> None:
+def _write(study: Study, result: pd.DataFrame, *, names: Sequence[str], prediction: Prediction) -> None:
     """Summaries over sections in ``var``."""
+    table = study.table
     by_gene = result.groupby("gene")
     summaries = {name: by_gene[name].mean() for name in names}
     if "p_value" in result:
@@ -223,16 +289,16 @@ def _write(table: "AnnData", keys: Keys, result: pd.DataFrame, *, names: Sequenc
         summaries["p_value"] = pd.Series(combined, index=p_values.columns)
         summaries["fdr"] = pd.Series(false_discovery_rate(combined), index=p_values.columns)
     for name in names:
-        table.var[keys.metric(name)] = summaries[name].reindex(table.var_names).to_numpy()
-    logger.info('Wrote var["%s"] and %d more metrics.', keys.metric(names[0]), len(names) - 1)
+        table.var[metric_column(study.keys, name, prediction)] = summaries[name].reindex(table.var_names).to_numpy()
+    logger.info('Wrote var["%s"] and %d more metrics.', metric_column(study.keys, names[0], prediction), len(names) - 1)
 
 
-def _evaluated_genes(table: "AnnData", keys: Keys, predicted: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Predicted target genes, or all predicted genes where the table has no roles."""
+def _evaluated_genes(study: Study, predicted: NDArray[np.float32], prediction: Prediction) -> NDArray[np.int64]:
+    """Predicted target genes, or all predicted genes where the table has no roles, or out of fold."""
     known = np.isfinite(predicted).any(axis=0)
-    if keys.role in table.var:
-        known &= role_of(table, keys) == "target"
+    if prediction == "model" and study.keys.role in study.table.var:
+        known &= role_of(study) == "target"
     if not known.any():
-        msg = f'layers["{keys.layer}"] holds no prediction of a target gene; run agl_sc.tl.train or agl_sc.tl.predict again.'
+        msg = f'layers["{study.keys.layer}"] holds no prediction of a target gene; run agl_sc.tl.train or agl_sc.tl.predict again.'
         raise ValueError(msg)
     return np.flatnonzero(known)

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from agl_sc._sdata.records import FeatureRecord
 from agl_sc.model import Model
 from agl_sc.pp import embed
 from agl_sc.pp._features import embed as _embed
@@ -105,7 +106,7 @@ def test_all_of_it_is_finite_and_kept_after_reading_it_back(
 def test_features_older_than_the_record_of_views_are_kept(
     prepared: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in Views().record():
+    for name in Views().plain():
         del prepared["table"].uns["agl"]["features"][name]
     monkeypatch.setattr(_embed, "encode", lambda *_, **__: pytest.fail("tiles were encoded again"))
     embed(prepared, **ALONE)
@@ -152,7 +153,7 @@ def test_by_default_stages_and_three_wider_fields_are_seen_upright_and_upside_do
     embed(tissue, tile_px=32, mpp=1.0)
     made_from = tissue["table"].uns["agl"]["features"]
     assert (made_from["context"], made_from["stages"], made_from["orientations"]) == ("2 4 8", True, 2)
-    assert Views.recorded(made_from).n_views == 4
+    assert Views.of(FeatureRecord.read(made_from)).n_views == 4
     features = features_of(tissue)
     assert features.shape == (159, 4 * 2304)
     embed(tissue, **{**ALONE, "mpp": 4.0, "orientations": 2})

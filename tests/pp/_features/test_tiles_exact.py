@@ -22,7 +22,7 @@ from spatialdata.transformations import Affine, BaseTransformation, Identity, Sc
 from agl_sc._sdata.sections import Section, sections
 from agl_sc.core.tiles.reader import tile_batches
 from agl_sc.io._image import open_image
-from agl_sc.pp._features.embed import place_section
+from agl_sc.pp._features.placed import place_section
 from agl_sc.pp._features.tiles import TileSpec
 
 FloatArray = NDArray[np.float64]

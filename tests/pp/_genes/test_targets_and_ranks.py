@@ -230,7 +230,9 @@ def test_a_layer_of_counts_is_used_and_x_is_not(divided: SpatialData) -> None:
     rank_auxiliary(divided, score="dispersion", layer="raw")
     pd.testing.assert_frame_equal(table.var[SLOTS], expected)
     with pytest.raises(ValueError, match="X holds values that are not whole numbers, as after normalisation"):
-        rank_auxiliary(divided, score="dispersion")
+        rank_auxiliary(divided, score="dispersion", layer="X")
+    rank_auxiliary(divided, score="dispersion")
+    pd.testing.assert_frame_equal(table.var[SLOTS], expected)
 
 
 def test_only_the_declared_slots_are_written(

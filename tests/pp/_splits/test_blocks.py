@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from spatialdata import SpatialData
 
+from agl_sc._sdata.study import Study
 from agl_sc.pp._splits.blocks import Places, locate, shared_pixels
 
 SETS = np.array(["train", "validation", "test", "unused"])
@@ -63,13 +64,13 @@ def test_tiles_that_touch_share_no_pixel() -> None:
 
 def test_places_are_microns_on_the_image(tissue: SpatialData) -> None:
     table = tissue["table"]
-    places = locate(tissue, table)
+    places = locate(Study.of(tissue))
     np.testing.assert_allclose(places.centres_um, table.obsm["spatial"] * 1.0)  # 1 um per pixel
     assert places.images.tolist() == [f"{name}_image" for name in table.obs["section"]]
     assert places.known.all()
     coarse = {**tissue.attrs["agl_sc"], "image_mpp": dict.fromkeys(tissue.images, 0.5), "technology": {}}
     tissue.attrs["agl_sc"] = coarse
-    np.testing.assert_allclose(locate(tissue, table).centres_um, table.obsm["spatial"] * 0.5)
+    np.testing.assert_allclose(locate(Study.of(tissue)).centres_um, table.obsm["spatial"] * 0.5)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 from shapely import Point
 from spatialdata import SpatialData
 
+from agl_sc._sdata.study import Study
 from agl_sc.pp._splits.blocks import Places
 from agl_sc.pp._splits.folds import Fold, FoldPlan, _by_units, _within_sections, make_folds
 
@@ -94,7 +95,7 @@ def no_places() -> Places:
 def test_one_fold_per_section_by_name_and_validation_takes_turns(tissue: SpatialData) -> None:
     table = tissue["table"]
     sections = table.obs["section"].to_numpy()
-    folds = make_folds(tissue, table, FoldPlan())
+    folds = make_folds(Study.of(tissue), FoldPlan())
     check_once(folds)
     assert [fold.name for fold in folds] == ["section_1", "section_2", "section_3"]
     assert all(set(sections[fold.assigned == "test"]) == {fold.name} for fold in folds)
@@ -106,7 +107,7 @@ def test_one_fold_per_section_by_name_and_validation_takes_turns(tissue: Spatial
 def test_seeds_choose_other_validation_and_one_seed_the_same(tissue: SpatialData) -> None:
     drawn: dict[int, tuple[str, ...]] = {}
     for seed in (0, 0, 1, 2, 3):
-        folds = make_folds(tissue, tissue["table"], FoldPlan(seed=seed))
+        folds = make_folds(Study.of(tissue), FoldPlan(seed=seed))
         text = tuple("".join(name[0] for name in fold.assigned) for fold in folds)
         assert drawn.setdefault(seed, text) == text
     assert len(set(drawn.values())) == 2  # three units in a cycle: two ways around
@@ -115,7 +116,7 @@ def test_seeds_choose_other_validation_and_one_seed_the_same(tissue: SpatialData
 def test_all_sections_of_a_patient_are_held_out(tissue: SpatialData) -> None:
     table = tissue["table"]
     table.obs["patient"] = table.obs["section"].map({"section_1": "C", "section_2": "B", "section_3": "C"}).astype(str)
-    folds = make_folds(tissue, table, FoldPlan(by="patient", block_um=200, buffer_um=110))
+    folds = make_folds(Study.of(tissue), FoldPlan(by="patient", block_um=200, buffer_um=110))
     check_once(folds)
     assert [fold.name for fold in folds] == ["B", "C"]
     for fold in folds:
@@ -127,11 +128,11 @@ def test_all_sections_of_a_patient_are_held_out(tissue: SpatialData) -> None:
 def test_sections_of_one_patient_on_both_sides_are_told(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     table = tissue["table"]
     with caplog.at_level(logging.WARNING):
-        make_folds(tissue, table, FoldPlan())
+        make_folds(Study.of(tissue), FoldPlan())
     assert not caplog.records
     table.obs["patient"] = table.obs["section"].map({"section_1": "C", "section_2": "B", "section_3": "C"}).astype(str)
     with caplog.at_level(logging.WARNING):
-        make_folds(tissue, table, FoldPlan())
+        make_folds(Study.of(tissue), FoldPlan())
     assert [record.getMessage() for record in caplog.records] == [
         "Sections of patient 'C' are in training and test (section_1, section_3): sections of one tumour are not "
         "independent; divide by='patient' to hold out patients."
@@ -140,7 +141,7 @@ def test_sections_of_one_patient_on_both_sides_are_told(tissue: SpatialData, cap
 
 def test_five_folds_of_spots_are_three_to_one_to_one(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        folds = make_folds(tissue, tissue["table"], FoldPlan(by="spot"))
+        folds = make_folds(Study.of(tissue), FoldPlan(by="spot"))
     assert "by='spot' flatters every method" in caplog.text
     check_once(folds)
     for fold in folds:
@@ -160,7 +161,7 @@ def test_spots_without_a_position_are_unused_everywhere(tissue: SpatialData, by:
         row = tissue["table"].obs["spot_id"] == shapes.index[3]
         usable &= ~(row & (tissue["table"].obs["section"] == name)).to_numpy()
     assert usable.sum() == 157
-    folds = make_folds(tissue, tissue["table"], FoldPlan(by=by, block_um=200, buffer_um=50))
+    folds = make_folds(Study.of(tissue), FoldPlan(by=by, block_um=200, buffer_um=50))
     check_once(folds, usable)
     assert all((fold.assigned[~usable] == "unused").all() for fold in folds)
 
@@ -169,7 +170,7 @@ def test_a_section_without_training_spots_is_told(tissue: SpatialData, caplog: p
     """With blocks as large as a section they are held out whole."""
     plan = FoldPlan(by="block", n_folds=3, block_um=2000, validation=0)
     with caplog.at_level(logging.WARNING):
-        folds = make_folds(tissue, tissue["table"], plan)
+        folds = make_folds(Study.of(tissue), plan)
     check_once(folds)
     assert len([r for r in caplog.records if "No training spot of section_" in r.getMessage()]) == 3
 
@@ -180,13 +181,13 @@ def test_one_section_under_two_names_is_told(tissue: SpatialData, caplog: pytest
     dense[table.obs["section"] == "section_3"] = dense[table.obs["section"] == "section_2"][::-1]
     table.X = dense
     with caplog.at_level(logging.WARNING):
-        make_folds(tissue, table, FoldPlan())
+        make_folds(Study.of(tissue), FoldPlan())
     assert "section_2 and section_3 hold the same spots (100 % have the same expression profile)" in caplog.text
 
 
 def test_nothing_is_changed(tissue: SpatialData, unchanged: Unchanged) -> None:
     with unchanged(tissue):
-        make_folds(tissue, tissue["table"], FoldPlan(by="block", block_um=200, buffer_um=50))
+        make_folds(Study.of(tissue), FoldPlan(by="block", block_um=200, buffer_um=50))
 
 
 BAD_PLANS: list[Any] = [
@@ -220,7 +221,7 @@ BAD: list[Any] = [
 @pytest.mark.parametrize(("options", "match"), BAD)
 def test_folds_that_cannot_be_are_refused(tissue: SpatialData, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        make_folds(tissue, tissue["table"], FoldPlan(**options))
+        make_folds(Study.of(tissue), FoldPlan(**options))
 
 
 def test_one_section_or_patient_cannot_be_held_out(tissue: SpatialData) -> None:
@@ -229,13 +230,13 @@ def test_one_section_or_patient_cannot_be_held_out(tissue: SpatialData) -> None:
     with pytest.raises(
         ValueError, match=r"by='patient' holds out whole patients, and there is only one \(C\); divide by='section' or"
     ):
-        make_folds(tissue, table, FoldPlan(by="patient"))
+        make_folds(Study.of(tissue), FoldPlan(by="patient"))
     table.obs["section"] = "C2"
     with pytest.raises(ValueError, match=r"holds out whole sections, and there is only one \(C2\); divide by='block'"):
-        make_folds(tissue, table, FoldPlan())
+        make_folds(Study.of(tissue), FoldPlan())
     del table.obs["patient"]
     with pytest.raises(KeyError, match="no column 'patient'"):
-        make_folds(tissue, table, FoldPlan(by="patient"))
+        make_folds(Study.of(tissue), FoldPlan(by="patient"))
 
 
 def test_a_section_without_positions_is_named(tissue: SpatialData) -> None:
@@ -244,4 +245,4 @@ def test_a_section_without_positions_is_named(tissue: SpatialData) -> None:
     with pytest.raises(
         ValueError, match="The section 'section_2' has no spot with a position, so a fold would be empty"
     ):
-        make_folds(tissue, tissue["table"], FoldPlan())
+        make_folds(Study.of(tissue), FoldPlan())

@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from spatialdata import SpatialData
 
-from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.study import Study
 from agl_sc.pp import split
 from agl_sc.pp._splits.leaks import tile_um
 
@@ -55,20 +55,29 @@ def test_sections_on_one_image_share_its_pixels(tissue: SpatialData) -> None:
     ],
 )
 def test_the_tile_is_that_of_the_features(tissue: SpatialData, made_from: Any, expected: float) -> None:
-    table = tissue["table"]
+    rest = {"encoder": "x", "weights_digest": "0", "image_mpp": {}, "images": {}, "sections": {}}
     if made_from is not None:
-        table.uns["agl"] = {"features": made_from}
-    assert tile_um(table, Keys()) == expected
+        tissue["table"].uns["agl"] = {"features": {**rest, **made_from}}
+    assert tile_um(Study.of(tissue).features) == expected
 
 
-def test_without_an_image_nothing_is_counted_and_that_is_told(
+def test_tiles_are_counted_by_positions_alone(tissue: SpatialData) -> None:
+    table, found = tissue["table"], []
+    for _ in range(2):
+        split(tissue, by="block", block_um=200, buffer_um=50)
+        found.append((table.uns["agl"]["split"]["shared_pixels"], list(table.obs["agl_split"])))
+        for name in list(tissue.images):
+            del tissue.images[name]
+    assert found[0] == found[1]
+
+
+def test_without_a_scale_nothing_is_counted_and_that_is_told(
     tissue: SpatialData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in list(tissue.images):
-        del tissue.images[name]
+    tissue.attrs["agl_sc"] = {}
     with caplog.at_level(logging.WARNING):
         split(tissue)
-    assert "Tiles of different sets that share pixels were not counted: sdata has no image" in caplog.text
+    assert "Tiles of different sets that share pixels were not counted: The microns per pixel of" in caplog.text
     assert "shared_pixels" not in tissue["table"].uns["agl"]["split"]
 
 

@@ -11,6 +11,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.study import Study
 from agl_sc.pp import split
 from agl_sc.pp._splits.folds import FoldPlan, folds_of, make_folds
 from agl_sc.pp._splits.split import split_of
@@ -32,7 +33,7 @@ def by_zarr(sdata: SpatialData, folder: Path) -> AnnData:
 @pytest.mark.parametrize("back", [by_h5ad, by_zarr])
 def test_folds_come_back(tissue: SpatialData, tmp_path: Path, back: Back) -> None:
     table = tissue["table"]
-    made = make_folds(tissue, table, FoldPlan(by="block", n_folds=3, block_um=200, buffer_um=120, seed=4))
+    made = make_folds(Study.of(tissue), FoldPlan(by="block", n_folds=3, block_um=200, buffer_um=120, seed=4))
     split(tissue, by="block", n_folds=3, block_um=200, buffer_um=120, seed=4)
     for source in (table, back(tissue, tmp_path)):
         found = folds_of(source, Keys())

@@ -14,6 +14,7 @@ from shapely import Point
 from spatialdata import SpatialData
 
 from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.study import Study
 from agl_sc.datasets import toy_tissue
 from agl_sc.pp import split
 from agl_sc.pp._splits.split import split_of, training_spots
@@ -212,7 +213,7 @@ def test_only_the_declared_slots_are_written(
 def test_a_changed_assignment_is_refused(tissue: SpatialData) -> None:
     split(tissue, test=["section_2"], validation=["section_3"])
     table = tissue["table"]
-    assert training_spots(table, Keys()).sum() == (table.obs["section"] == "section_1").sum()
+    assert training_spots(Study.of(tissue)).sum() == (table.obs["section"] == "section_1").sum()
     table.obs.loc[table.obs_names[60], "agl_split"] = "train"
     with pytest.raises(ValueError, match=r"no longer matches its manifest .* run agl_sc.pp.split"):
         split_of(table, Keys())
@@ -221,7 +222,7 @@ def test_a_changed_assignment_is_refused(tissue: SpatialData) -> None:
 def test_a_split_of_the_users_own_is_taken_as_it_is(tissue: SpatialData) -> None:
     table = tissue["table"]
     table.obs["agl_split"] = np.where(table.obs["section"] == "section_1", "train", "test")
-    assert training_spots(table, Keys()).sum() == 53
+    assert training_spots(Study.of(tissue)).sum() == 53
     table.obs["agl_split"] = np.where(table.obs["section"] == "section_1", "train", "held out")
     with pytest.raises(ValueError, match="holds 'held out'; the sets are train, validation, test, unused"):
         split_of(table, Keys())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from spatialdata import SpatialData
 
-from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.study import Study
 from agl_sc.core.config import Method, Preset
 from agl_sc.core.linear.baselines import BASELINES
 from agl_sc.pp import rank_auxiliary
@@ -49,7 +49,7 @@ def test_settings_are_common_but_for_the_published_variants(config: TrainConfig)
 
 def test_ranking_of_an_arm(prepared: SpatialData, config: TrainConfig) -> None:
     once = replace(config, max_epochs=0, refit=False)
-    fit_in_place(prepared, "dkgsb_mean", config=once)
+    fit_in_place(Study.of(prepared), "dkgsb_mean", config=once)
     found = prepared["table"].var["agl_prior_rank"].copy()
     rank_auxiliary(prepared, score="mean")
     np.testing.assert_array_equal(found, prepared["table"].var["agl_prior_rank"])
@@ -59,7 +59,7 @@ def test_random_genes_are_as_many_as_dkgsb_chooses(prepared: SpatialData, config
     once = replace(config, max_epochs=1, refit=False)
     chosen = train(prepared, method="dkgsb", config=once)
     roles = prepared["table"].var["agl_role"].copy()
-    found = fit_in_place(prepared, "random_k", config=once, seed=3)
+    found = fit_in_place(Study.of(prepared), "random_k", config=once, seed=3)
     assert found is not None
     n_chosen = chosen.n_predicted - chosen.n_targets
     assert 0 < n_chosen < len(chosen.genes) - chosen.n_targets
@@ -74,7 +74,7 @@ def test_random_genes_are_as_many_as_dkgsb_chooses(prepared: SpatialData, config
 def test_a_baseline_writes_targets_of_all_spots(name: str, prepared: SpatialData, config: TrainConfig) -> None:
     table = prepared["table"]
     table.obsm["agl_features"][0] = np.nan
-    assert fit_in_place(prepared, name, config=config) is None
+    assert fit_in_place(Study.of(prepared), name, config=config) is None
     targets = (table.var["agl_role"] == "target").to_numpy()
     assert table.layers["agl"].dtype == np.float32
     assert np.isfinite(table.layers["agl"][1:, targets]).all()
@@ -83,7 +83,7 @@ def test_a_baseline_writes_targets_of_all_spots(name: str, prepared: SpatialData
 
 
 def test_training_mean_is_of_training_and_validation_spots(prepared: SpatialData, config: TrainConfig) -> None:
-    fit_in_place(prepared, "mean", config=config)
+    fit_in_place(Study.of(prepared), "mean", config=config)
     table = prepared["table"]
     targets = (table.var["agl_role"] == "target").to_numpy()
     counts = table.X.toarray()
@@ -97,7 +97,7 @@ def test_names_of_slots(prepared: SpatialData, config: TrainConfig) -> None:
     for slot, name in (("obs", "split"), ("var", "role"), ("var", "prior_rank"), ("obsm", "features")):
         getattr(table, slot)[f"own_{name}"] = getattr(table, slot)[f"agl_{name}"]
     table.uns["own"] = table.uns["agl"]
-    fit_in_place(prepared, "ridge", config=config, keys=Keys("own"))
+    fit_in_place(Study.of(prepared, key_added="own"), "ridge", config=config)
     assert "own" in table.layers
     assert "agl" not in table.layers
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from spatialdata import SpatialData
 
-from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.study import Study
 from agl_sc.core.evaluation.section_metrics import NAMES
 from agl_sc.pp import rank_auxiliary, split, target_genes
+from agl_sc.pp._features.embed import FeatureRequest, embed_study
 from agl_sc.pp._splits.folds import Fold
 from agl_sc.tl import TrainConfig, cross_validate, evaluate, train
-from agl_sc.tl._benchmark.runs import Source, run
+from agl_sc.tl._benchmark.runs import RunData, run
 
 GENES = ["G0001", "G0002", "G0003", "G0004"]
 SECTIONS = ["section_1", "section_2", "section_3"]
@@ -115,13 +116,14 @@ def test_auxiliary_genes_are_ranked_by_a_column_of_the_user(
     *, prepared: SpatialData, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     var, seen = prepared["table"].var, []
-    kept = Source.scratch
+    kept = RunData.scratch
 
-    def scratch(source: Source, fold: Fold, keys: Keys) -> SpatialData:
-        seen.append(kept(source, fold, keys))
-        return seen[-1]
+    def scratch(data: RunData, fold: Fold) -> Study:
+        made = kept(data, fold)
+        seen.append(made.sdata)
+        return made
 
-    monkeypatch.setattr(Source, "scratch", scratch)
+    monkeypatch.setattr(RunData, "scratch", scratch)
     once = replace(config, max_epochs=0, refit=False)
     asked: dict[str, Any] = {"methods": "agl", "genes": GENES, "config": once, "checkpoint": tmp_path / "runs"}
     var["mine"] = np.arange(24.0)
@@ -173,15 +175,15 @@ def test_a_gene_that_is_the_number_of_the_spot_is_not_predictable(prepared: Spat
 
 def test_the_test_above_notices_a_leak(prepared: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(prepared)
-    honest = Source.scratch
+    honest = RunData.scratch
 
-    def leaky(*args: Any) -> SpatialData:
-        sdata = honest(*args)
-        assigned = sdata["table"].obs["agl_split"]
-        sdata["table"].obs["agl_split"] = assigned.where(assigned != "test", "train")
-        return sdata
+    def leaky(*args: Any) -> Study:
+        study = honest(*args)
+        assigned = study.table.obs["agl_split"]
+        study.table.obs["agl_split"] = assigned.where(assigned != "test", "train")
+        return study
 
-    monkeypatch.setattr(Source, "scratch", leaky)
+    monkeypatch.setattr(RunData, "scratch", leaky)
     result = cross_validate(prepared, methods="pca_ridge", genes=GENES, metrics=["pearson"])
     assert result["value"].mean() > 0.5
 
@@ -199,9 +201,10 @@ def test_only_declared_slots_change(prepared: SpatialData, slots: Slots) -> None
 def test_features_are_made_once_where_there_are_none(
     tissue: SpatialData, slots: Slots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agl_sc.pp import embed
+    def small(study: Study, asked: FeatureRequest) -> None:
+        embed_study(study, replace(asked, tile_px=32, mpp=1.0))
 
-    monkeypatch.setattr("agl_sc.tl._model.train.embed", lambda *args, **how: embed(*args, **how, tile_px=32, mpp=1.0))
+    monkeypatch.setattr("agl_sc.tl._model.train.embed_study", small)
     before = slots(tissue)
     cross_validate(tissue, methods="ridge", genes=4)
     added = {name for name in slots(tissue) if name not in before}

@@ -13,6 +13,7 @@ import spatialdata as sd
 from tests.io.hest_files import centres, write_encoder, write_sample
 
 from agl_sc import tl
+from agl_sc._sdata.study import Study
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.io import read_hest
 from agl_sc.pp._genes.targets_and_ranks import assign_roles
@@ -124,7 +125,7 @@ def test_five_spot_folds_of_three_to_one_to_one(finished: tuple[sd.SpatialData, 
 
 
 def folds_of(sdata: sd.SpatialData) -> Any:
-    return make_folds(sdata, sdata["table"], FoldPlan("spot", 5, 0.2))
+    return make_folds(Study.of(sdata), FoldPlan("spot", 5, 0.2))
 
 
 def test_targets_are_those_of_the_training_spots(finished: tuple[sd.SpatialData, pd.DataFrame]) -> None:

@@ -15,11 +15,13 @@ from anndata import AnnData, read_h5ad
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from agl_sc._sdata.study import Study
 from agl_sc.core.config import Method
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.core.spots.scaling import calibrate, held_out_slope
 from agl_sc.model import Model
 from agl_sc.pp import embed, rank_auxiliary, split, target_genes
+from agl_sc.pp._splits.split import SplitRequest, split_study
 from agl_sc.tl import TrainConfig, train
 
 Trained = tuple[SpatialData, Model]
@@ -244,11 +246,11 @@ def test_two_sections_are_split_by_block(
     table.obs["section"] = table.obs["section"].astype(str).replace("section_3", "section_2")
     seen: dict[str, Any] = {}
 
-    def spy(sdata: SpatialData, **options: Any) -> None:
-        seen.update(options)
-        split(sdata, **options, block_um=250, buffer_um=50)
+    def spy(study: Study, asked: SplitRequest) -> None:
+        seen.update(by=asked.by)
+        split_study(study, replace(asked, block_um=250, buffer_um=50))
 
-    monkeypatch.setattr("agl_sc.tl._model.train.split", spy)
+    monkeypatch.setattr("agl_sc.tl._model.train.split_study", spy)
     embed(tissue, tile_px=32, mpp=1.0)
     train(tissue, method="pgl", config=config)
     assert seen["by"] == "block"

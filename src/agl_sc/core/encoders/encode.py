@@ -1,6 +1,8 @@
 """Features of the tiles in boxes, in blocks that come out the same however the work is divided."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,10 +15,14 @@ from agl_sc.core.encoders.load import Encoder
 from agl_sc.core.tiles.reader import Boxes, tile_batches
 
 EncodedBlock = tuple[int, Float32Array]
+logger = logging.getLogger(__name__)
 
 BLOCK = 256
 """Tiles of a block, the unit of resuming and of spreading."""
 _PARTS_PER_THREAD = 4
+_ATTEMPTS = 4
+_WAIT_S = 60
+"""How long to wait for another worker where all are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,28 +134,86 @@ def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Itera
 
 
 class Workers:
-    """The workers of a ``dask.distributed.Client``, every one with the recipe."""
+    """The workers of a ``dask.distributed.Client``, every one with the recipe.
+
+    A worker that dies costs the blocks that it had: they are computed again by the others, a few times at most.
+    """
 
     def __init__(self, client: Any, recipe: Recipe) -> None:
         self.client = client
+        self._own_recipe = recipe
         self.recipe = self._share(recipe)
 
     def encoded_blocks(self, boxes: Boxes, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
-        """The same as :func:`encoded_blocks`, each worker on blocks that lie together."""
-        n_parts = min(len(blocks), _PARTS_PER_THREAD * sum(self.client.nthreads().values()))
-        there = self._share(boxes)
-        parts = [part.tolist() for part in np.array_split(np.asarray(blocks), n_parts)]
-        futures = [self.client.submit(_encoded_part, self.recipe, there, part, pure=False) for part in parts]
+        """The same as :func:`encoded_blocks`, each worker on blocks that lie together.
+
+        Raises
+        ------
+        ConnectionError
+            Workers died again and again.
+        """
+        left, failure = list(blocks), None
+        if not left:
+            return
+        for attempt in range(_ATTEMPTS):
+            for part, done in self._parts(boxes, left, again=attempt > 0):
+                if isinstance(done, Exception):
+                    failure = done
+                    continue
+                yield from done
+                left = [block for block in left if block not in part]
+            if not left:
+                return
+            logger.warning("Workers were lost (%s); %d blocks of tiles are not computed yet.", failure, len(left))
+        msg = (
+            f"Workers of client were lost {_ATTEMPTS} times over the same tiles ({failure}); look into their logs, give them "
+            "more memory, or leave client= out."
+        )
+        raise ConnectionError(msg) from failure
+
+    def _parts(
+        self, boxes: Boxes, blocks: Sequence[int], *, again: bool
+    ) -> Iterator[tuple[list[int], list[EncodedBlock] | Exception]]:
+        """Blocks that lie together, and their features, or how the worker that had them was lost."""
+        lost, futures = _lost_errors(), []
         try:
-            while futures:
-                yield from futures[0].result()
+            recipe = self._share_again() if again else self.recipe
+            n_parts = min(len(blocks), max(1, _PARTS_PER_THREAD * sum(self.client.nthreads().values())))
+            there = self._share(boxes)
+            parts = [part.tolist() for part in np.array_split(np.asarray(blocks), n_parts)]
+            futures = [self.client.submit(_encoded_part, recipe, there, part, pure=False) for part in parts]
+        except lost as error:
+            yield [], error
+        try:
+            for part in parts if futures else ():
+                try:
+                    done = futures[0].result()
+                except lost as error:
+                    done = error
+                yield part, done
                 del futures[0]
         finally:
             self.client.cancel(futures)
 
+    def _share_again(self) -> Any:
+        """The recipe for the workers there are by now: what was shared before may have gone with those that had it."""
+        self.client.wait_for_workers(1, timeout=_WAIT_S)
+        return self._share(self._own_recipe)
+
     def _share(self, value: Recipe | Boxes) -> Any:
         # Without hash=False what an earlier call sent has the same key, and its late release takes this one along.
         return self.client.scatter(value, broadcast=True, hash=False)
+
+
+def _lost_errors() -> tuple[type[Exception], ...]:
+    """What tells that a worker is gone, and not that its work cannot be done."""
+    own = (CancelledError, TimeoutError)
+    try:
+        from distributed.comm.core import CommClosedError
+        from distributed.scheduler import KilledWorker
+    except ImportError:
+        return own
+    return (*own, CommClosedError, KilledWorker)
 
 
 def _encoded_part(recipe: Recipe, boxes: Boxes, blocks: list[int]) -> list[EncodedBlock]:

@@ -10,10 +10,11 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 from timm.data.config import resolve_data_config
 from torch import nn
 
+from agl_sc.core.encoders.bounds import LARGEST_PX, check_scaling, read_configuration
 from agl_sc.core.encoders.conch import conch_module
 from agl_sc.core.encoders.dinov2 import dinov2_module
 from agl_sc.core.encoders.local_weights import file_module, folder_module, read_state
@@ -132,8 +133,14 @@ def _described(
             module, n_features = ClassAndPatches(module), 2 * n_features
     elif scaling is None:
         data = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
+        check_scaling(data["mean"], data["std"], f"the configuration of encoder={name!r}")
         scaling = tuple(data["mean"]), tuple(data["std"])
         input_px = _fixed_px(module)
+        if input_px is not None and not 1 <= input_px <= LARGEST_PX:
+            msg = (
+                f"encoder={name!r} takes tiles of {input_px} px, and at most {LARGEST_PX} px are possible; use another."
+            )
+            raise ValueError(msg)
     mean, std = scaling
     module = module.eval()
     return Encoder(name, module, mean, std, n_features, weights_digest(module.state_dict()), input_px)
@@ -179,6 +186,8 @@ def _downloaded_module(name: str, card: Card | None) -> nn.Module:
     try:
         if card is not None and card.layout != "timm":
             return _foreign_module(card)
+        if card is None and name.startswith(_HUB):
+            _check_repository(name)
         options: dict[str, Any] = {**(card.options if card else {}), "num_classes": 0}
         module: nn.Module = timm.create_model(f"{_HUB}{card.repository}" if card else name, pretrained=True, **options)
     except GatedRepoError as error:
@@ -189,6 +198,16 @@ def _downloaded_module(name: str, card: Card | None) -> nn.Module:
         msg = f"The weights of encoder={name!r} could not be loaded ({error}); check the network, or use {OFFLINE!r}, which needs none."
         raise ConnectionError(msg) from error
     return module
+
+
+def _check_repository(name: str) -> None:
+    """Refuse an encoder of the hub that asks for more than one of images needs, before it is made."""
+    repository, _, revision = name.removeprefix(_HUB).partition("@")
+    try:
+        config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    except (OSError, HfHubHTTPError, HFValidationError):
+        return  # timm says why it cannot be had
+    read_configuration(config)
 
 
 def _foreign_module(card: Card) -> nn.Module:

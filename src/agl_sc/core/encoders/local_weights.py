@@ -1,6 +1,5 @@
 """Encoders from files of the user: a state dict, or a folder laid out as on the hub; no pickled code runs."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from agl_sc.core.encoders.bounds import read_configuration
 from agl_sc.core.encoders.conch import conch_module
 from agl_sc.core.encoders.dinov2 import dinov2_module
 from agl_sc.core.encoders.pathology import Card
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+"""What torch and timm raise for sizes and names that do not belong together."""
 _TRANSFORM = ("mean", "std", "input_size", "fixed_input_size")
 
 
@@ -35,14 +37,18 @@ def folder_module(folder: Path, card: Card | None) -> nn.Module:
     if weights is None or not (folder / "config.json").is_file():
         msg = f"{folder} is not an encoder: it needs config.json and one of {', '.join(_WEIGHTS)}; copy the whole repository from the hub."
         raise FileNotFoundError(msg)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_configuration(folder / "config.json")
     if card is not None and card.layout == "dinov2":
-        return dinov2_module(config, read_state(weights))
-    if "architecture" not in config:
+        try:
+            return dinov2_module(config, read_state(weights))
+        except _MISFITS as error:
+            msg = f"{folder} is not {card.name} ({_first(error)}); copy the whole repository {card.repository} from the hub."
+            raise ValueError(msg) from error
+    if not isinstance(config.get("architecture"), str) or not timm.is_model(config["architecture"]):
         msg = f"{folder / 'config.json'} names no timm architecture; pass encoder='ARCHITECTURE@{weights}'."
         raise ValueError(msg)
-    options = {**config.get("model_args", {}), **(card.options if card else {})}
-    given = config.get("pretrained_cfg", {})
+    options = {**(config.get("model_args") or {}), **(card.options if card else {})}
+    given = config.get("pretrained_cfg") or {}
     transform = {name: given[name] for name in _TRANSFORM if name in given}
     return file_module(config["architecture"], weights, options=options, transform=transform)
 
@@ -64,9 +70,13 @@ def file_module(
         Entries of timm's ``pretrained_cfg`` that differ from the architecture's own.
     """
     options = {**(options or {}), "num_classes": 0}
-    module: nn.Module = timm.create_model(
-        architecture, pretrained=False, pretrained_cfg_overlay=transform or {}, **options
-    )
+    try:
+        module: nn.Module = timm.create_model(
+            architecture, pretrained=False, pretrained_cfg_overlay=transform or {}, **options
+        )
+    except _MISFITS as error:
+        msg = f"The settings beside {weights} make no timm architecture {architecture!r} ({_first(error)}); copy the whole repository from the hub."
+        raise ValueError(msg) from error
     classifier = f"{module.pretrained_cfg['classifier']}."  # type: ignore[index]
     state = {name: tensor for name, tensor in read_state(weights).items() if not name.startswith(classifier)}
     try:
@@ -77,6 +87,10 @@ def file_module(
         msg = f"{weights} does not fit the timm architecture {architecture!r} (e.g. {odd[0]!r}); name the one it was written for."
         raise ValueError(msg) from error
     return module
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_state(weights: Path) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Where training stands, on disk: written whole or not at all, and refused by a training of another kind."""
 
+import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from agl_sc.core.numerics.tensors import Tensors, part
+from agl_sc.core.writing.staging import staged
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +30,12 @@ class Checkpoint:
     def write(self, tensors: Tensors, progress: Mapping[str, Any]) -> None:
         """Replace the file in one move; when that fails, say so and leave the earlier one."""
         metadata = {"progress": json.dumps(dict(progress)), "settings": json.dumps(dict(self.settings))}
-        staged = self.path.with_name(f".{self.path.name}.new")
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=metadata)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        data = save(plain, metadata={**metadata, "sha256": _checksum(plain, metadata)})
         try:
-            with staged.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(self.path)
+            with staged([self.path]) as (fresh,):
+                fresh.write_bytes(data)
         except OSError as error:
-            staged.unlink(missing_ok=True)
             logger.warning(
                 "The checkpoint %s could not be written (%s); the one before it is intact.", self.path, error
             )
@@ -57,9 +54,12 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError) as error:
             msg = f"The checkpoint {self.path} is damaged ({error}); delete it to start again."
             raise ValueError(msg) from error
+        if metadata.pop("sha256", None) != _checksum(tensors, metadata):
+            msg = f"The checkpoint {self.path} is damaged (it does not have its checksum); delete it to start again."
+            raise ValueError(msg)
         written, wanted = json.loads(metadata.get("settings", "{}")), json.loads(json.dumps(dict(self.settings)))
         for name in sorted({*written, *wanted}):
             if written.get(name) != wanted.get(name):
@@ -69,6 +69,15 @@ class Checkpoint:
                 )
                 raise ValueError(msg)
         return tensors, json.loads(metadata["progress"])
+
+
+def _checksum(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    """SHA-256 of everything in a checkpoint."""
+    sha = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> Tensors:

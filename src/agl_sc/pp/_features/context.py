@@ -1,6 +1,6 @@
 """What a spot's features are made of beside its own tile: wider fields of view and neighbouring spots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -10,6 +10,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from agl_sc._sdata.records import FeatureRecord
 from agl_sc.core.arrays import Float32Array
 
 ORIENTATIONS = (1, 2, 4, 8)
@@ -48,8 +49,8 @@ class Views:
             msg = f"orientations={self.orientations!r} is not one of {', '.join(map(str, ORIENTATIONS))} ways of laying a tile; 2 is usual."
             raise ValueError(msg)
 
-    def record(self) -> dict[str, Any]:
-        """Entries of the features' record."""
+    def plain(self) -> dict[str, Any]:
+        """As :class:`FeatureRecord` holds them."""
         factors = " ".join(f"{factor:g}" for factor in self.context)
         return {
             "context": factors,
@@ -59,11 +60,10 @@ class Views:
         }
 
     @classmethod
-    def recorded(cls, made_from: Mapping[str, Any]) -> "Views":
-        """From the features' record; a record older than these entries has none of them."""
-        entries = {**cls().record(), **made_from}
-        factors = tuple(float(factor) for factor in str(entries["context"]).split())
-        return cls(factors, int(entries["neighbors"]), int(entries["orientations"]), bool(entries["stages"]))
+    def of(cls, features: FeatureRecord) -> "Views":
+        """Of the features that a record is of."""
+        factors = tuple(float(factor) for factor in features.context.split())
+        return cls(factors, features.neighbors, features.orientations, features.stages)
 
 
 def ring_means(features: Float32Array, centres: NDArray[np.float64], n_rings: int) -> Float32Array:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record, recorded
-from agl_sc._sdata.sections import Names, Section, sections
-from agl_sc._sdata.table import get_table
+from agl_sc._sdata.records import remember
+from agl_sc._sdata.sections import Names, Scales, Section
+from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arrays import Float32Array
 from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
-from agl_sc.core.encoders.load import OFFLINE, Encoder, load_encoder
+from agl_sc.core.encoders.load import OFFLINE, load_encoder
 from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.cache import FeatureCache, cache_folder
 from agl_sc.pp._features.context import WIDER, Views, ring_means
+from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tile_record
+from agl_sc.pp._features.placed import Placed, place_section
 from agl_sc.pp._features.tiles import Mpp, TileSpec, place
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from distributed import Client
     from spatialdata import SpatialData
 
-Placed = list[tuple[Section, Boxes]]
 Run = Callable[[Boxes, Sequence[int]], Iterator[EncodedBlock]]
 
 logger = logging.getLogger(__name__)
@@ -42,9 +41,8 @@ def embed(  # noqa: PLR0913 -- an entry point
     sdata: "SpatialData",
     *,
     encoder: str = OFFLINE,
-    tile_px: int = 224,
+    tile_px: int | None = None,
     mpp: Mpp = 0.5,
-    image_mpp: float | None = None,
     stages: bool = True,
     context: Sequence[float] = WIDER,
     neighbors: int = 0,
@@ -57,6 +55,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     key_added: str = "agl",
 ) -> None:
     """Compute the encoder features of the tile around every spot.
@@ -75,11 +74,9 @@ def embed(  # noqa: PLR0913 -- an entry point
         pathology encoder), or ``"ARCHITECTURE@FILE"`` for weights of a timm architecture. Tiles are resized to the side
         it takes.
     tile_px
-        Side of a tile in pixels.
+        Side of a tile in pixels. 224 by default, or with ``mpp="image"`` what covers the same 112 um.
     mpp
         Microns per pixel of a tile, or ``"image"`` for the image's own resolution whatever it is.
-    image_mpp
-        Microns per pixel of the full image; from metadata or spot pitch by default.
     stages
         Add mean and spread of the feature maps of every stage of a convolutional encoder, which tell of colour and texture;
         encoders of :func:`agl_sc.pp.encoders` and vision transformers keep their own features alone.
@@ -109,6 +106,8 @@ def embed(  # noqa: PLR0913 -- an entry point
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     key_added
         Prefix of all slots.
 
@@ -116,7 +115,8 @@ def embed(  # noqa: PLR0913 -- an entry point
     -------
     Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN where a spot has no position: features of
     the tile, then of each field of view in ``context``, then the mean of the neighbours' (their own tiles'); and
-    ``uns["agl"]["features"]``, what they were made from.
+    ``uns["agl"]["features"]``, what they were made from, ``uns["agl"]["tiles"]``, a fingerprint of every tile, and
+    ``uns["agl"]["address"]``, image, coordinate system and scale for later steps that are told none.
 
     Raises
     ------
@@ -132,96 +132,75 @@ def embed(  # noqa: PLR0913 -- an entry point
     OSError
         The disk is full while features are kept; what is finished stays valid.
     """
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+    )
     views = Views(context, neighbors, orientations, stages)
-    spec = TileSpec(tile_px, mpp)
-    if batch_size < 1:
-        msg = f"batch_size={batch_size} is not a positive number of tiles; 32 is usual."
-        raise ValueError(msg)
-    if client is not None and not hasattr(client, "scatter"):
-        msg = f"client is a {type(client).__name__}, not a dask.distributed.Client; pass distributed.Client(address)."
-        raise TypeError(msg)
-    table = get_table(sdata, table_key)
-    keys = Keys(key_added)
-    found = sections(sdata, table, image_key=image_key, shapes_key=shapes_key, coordinate_system=coordinate_system)
-    placed = [place_section(section, spec, image_mpp) for section in found]
-    network = load_encoder(encoder, stages=stages)
-    if network.input_px not in (None, tile_px):
-        logger.info("Tiles of %d px are resized to the %d px that %s takes.", tile_px, network.input_px, network.name)
-    precision = precision_of(device, client)
-    made_from = {**provenance(network, spec, placed), **views.record(), "precision": precision}
-    if keys.features in table.obsm and {**Views().record(), **(recorded(table, keys, "features") or {})} == made_from:
+    request = FeatureRequest(encoder, tile_px, mpp, views, batch_size, device, compile, client)
+    embed_study(Study.of(sdata, address, key_added), request)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRequest:
+    """What :func:`embed` is asked for."""
+
+    encoder: str = OFFLINE
+    """Name of the encoder."""
+    tile_px: int | None = None
+    """Side of a tile in pixels; as many as are usual if None."""
+    mpp: Mpp = 0.5
+    """Microns per pixel of a tile."""
+    views: Views = field(default_factory=lambda: Views(WIDER, 0, 2, stages=True))
+    """What is added to the features of the tile itself."""
+    batch_size: int = 32
+    """Tiles per forward pass."""
+    device: str | None = None
+    """Where the encoder runs; the fastest there is if None."""
+    compile: bool = False
+    """Compile the encoder first."""
+    client: Any = None
+    """Whose workers compute; this process if None."""
+
+    def __post_init__(self) -> None:
+        TileSpec(224 if self.tile_px is None else self.tile_px, self.mpp)
+        if self.batch_size < 1:
+            msg = f"batch_size={self.batch_size} is not a positive number of tiles; 32 is usual."
+            raise ValueError(msg)
+        if self.client is not None and not hasattr(self.client, "scatter"):
+            msg = f"client is a {type(self.client).__name__}, not a dask.distributed.Client; pass distributed.Client(address)."
+            raise TypeError(msg)
+
+
+def embed_study(study: Study, asked: FeatureRequest) -> None:
+    """As :func:`embed`, of what is resolved already."""
+    table, keys, views = study.table, study.keys, asked.views
+    spec = TileSpec.of(asked.tile_px, asked.mpp, lambda: [section.mpp() for section in study.imaged])
+    placed = [place_section(section, spec) for section in study.imaged]
+    network = load_encoder(asked.encoder, stages=views.stages)
+    if network.input_px not in (None, spec.tile_px):
+        logger.info(
+            "Tiles of %d px are resized to the %d px that %s takes.", spec.tile_px, network.input_px, network.name
+        )
+    precision = precision_of(asked.device, asked.client)
+    made_from, tiles = (
+        feature_record(network, spec, placed, views=views, precision=precision),
+        tile_record(study, placed),
+    )
+    if keys.features in table.obsm and is_made_from(study, made_from, tiles):
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
+        study.remember_images(study.imaged)
         return
-    recipe = Recipe(network, tile_px, orientations, batch_size, device, compile, precision)
-    features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=cache_folder(sdata), client=client)
+    recipe = Recipe(network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision)
+    folder = cache_folder(study.sdata)
+    features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=folder, client=asked.client)
     table.obsm[keys.features] = features
-    record(table, keys, {"features": made_from})
+    remember(table, keys, made_from, tiles)
+    study.remember_images(study.imaged)
     logger.info('Wrote obsm["%s"]: %d x %d from %s.', keys.features, *features.shape, network.name)
-
-
-def place_section(section: Section, spec: TileSpec, image_mpp: float | None) -> tuple[Section, Boxes]:
-    """A section reduced to the spots with a position, its scale resolved, and its boxes; tells of padded tiles."""
-    known = np.isfinite(section.centres).all(axis=1)
-    if not known.all():
-        logger.warning(
-            "%d spots of %s have no position and get no features. Mend their shapes, or drop them from the table.",
-            (~known).sum(),
-            section.name,
-        )
-    image_mpp = section.mpp(image_mpp)
-    section = replace(section, rows=section.rows[known], centres=section.centres[known], image_mpp=image_mpp)
-    boxes = place(section, spec, image_mpp)
-    n_outside = section.n_outside()
-    if n_outside:
-        logger.warning(
-            "%d of %d spots of %s lie outside the image; check its transformation, or name another coordinate_system=.",
-            n_outside,
-            len(section.rows),
-            section.name,
-        )
-    n_padded = int(boxes.padded.sum())
-    if n_padded:
-        logger.warning(
-            "%d of %d tiles of %s reach beyond the image and are padded with its background.",
-            n_padded,
-            len(section.rows),
-            section.name,
-        )
-    return section, boxes
-
-
-def provenance(network: Encoder, spec: TileSpec, placed: Sequence[tuple[Section, Boxes]]) -> dict[str, Any]:
-    """What features depend on: encoder, tiles, and per section the scale and digests of the image and of the tiles."""
-    return {
-        "encoder": network.name,
-        "weights_digest": network.digest,
-        "tile_px": spec.tile_px,
-        "mpp": float(np.mean([boxes.mpp for _, boxes in placed])) if spec.mpp == "image" else spec.mpp,
-        "image_mpp": {section.name: section.image_mpp for section, _ in placed},
-        "images": {section.name: boxes.overview_digest for section, boxes in placed},
-        "sections": {section.name: _tiles_digest(boxes) for section, boxes in placed},
-    }
-
-
-def _tiles_digest(boxes: Boxes) -> str:
-    sha = hashlib.sha256(f"{boxes.image.shape} {boxes.side} {boxes.overview_digest}".encode())
-    sha.update(boxes.origins.tobytes())
-    return sha.hexdigest()
-
-
-def placed_again(sdata: "SpatialData", table: "AnnData", keys: Keys, *, elements: dict[str, Any]) -> Placed:
-    """Sections and boxes of the tiles that the features in place were made from."""
-    made_from = recorded(table, keys, "features")
-    spec = TileSpec(int(made_from["tile_px"]), float(made_from["mpp"]))
-    scales = made_from["image_mpp"]
-    return [place_section(section, spec, scales.get(section.name)) for section in sections(sdata, table, **elements)]
-
-
-def check_provenance(made_from: dict[str, Any], network: Encoder) -> None:
-    """Refuse an encoder whose weights are not those that features were made with."""
-    if made_from["weights_digest"] != network.digest:
-        msg = f"The weights of encoder={network.name!r} are not those the features were made with; run agl_sc.pp.embed again."
-        raise ValueError(msg)
 
 
 def encode(

@@ -1,6 +1,7 @@
 """Tile geometry: one specification, integer boxes per spot on the right pyramid level."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal
@@ -13,22 +14,35 @@ from agl_sc.core.tiles.chunks import Chunks
 from agl_sc.core.tiles.reader import Boxes
 
 Mpp = float | Literal["image"]
+TILE_PX, TILE_UM = 224, 112.0
+"""Side of a usual tile."""
+_SMALLEST_PX = 8
 _MAX_UPSAMPLING = 2.0
 _SLACK = 1.01
 _OVERVIEW_BYTES = 64 * 2**20
+_MOST_OVERVIEWS = 1024
+_overviews: dict[str, tuple[UInt8Array, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class TileSpec:
     """Size and scale of every tile."""
 
-    tile_px: int = 224
+    tile_px: int = TILE_PX
     """Side of a tile in pixels, as the encoder sees it."""
     mpp: Mpp = 0.5
     """Microns per pixel of a tile, or ``"image"`` for the image's own, whatever it is."""
 
+    @classmethod
+    def of(cls, tile_px: int | None, mpp: Mpp, scales: Callable[[], Sequence[float]]) -> "TileSpec":
+        """As asked for; where nobody says how many pixels, as many as the usual 112 um take at these microns per pixel."""
+        if tile_px is not None or mpp != "image":
+            return cls(TILE_PX if tile_px is None else tile_px, mpp)
+        found = scales()
+        return cls(max(_SMALLEST_PX, round(TILE_UM * len(found) / sum(found))), mpp)
+
     def __post_init__(self) -> None:
-        if not isinstance(self.tile_px, Integral) or self.tile_px < 8:
+        if not isinstance(self.tile_px, Integral) or self.tile_px < _SMALLEST_PX:
             msg = f"tile_px={self.tile_px!r} is not a whole number of at least 8 pixels; 224 is usual."
             raise ValueError(msg)
         if self.mpp != "image" and (isinstance(self.mpp, str) or not self.mpp > 0):
@@ -106,7 +120,19 @@ def _name(section: Section, level: int) -> str:
 
 
 def overview(section: Section) -> tuple[UInt8Array, str]:
-    """Colour of the background and SHA-256 of the pixels of the coarsest level; of some of its chunks where it is large."""
+    """Colour of the background and SHA-256 of the pixels of the coarsest level; of some of its chunks where it is large.
+
+    Computed once for a lazy array: its name stands for its content.
+    """
+    name = section.levels[-1].name
+    if name not in _overviews:
+        while len(_overviews) >= _MOST_OVERVIEWS:
+            del _overviews[next(iter(_overviews))]
+        _overviews[name] = _overview(section)
+    return _overviews[name]
+
+
+def _overview(section: Section) -> tuple[UInt8Array, str]:
     level = section.levels[-1]
     chunks = Chunks(level, _name(section, len(section.levels) - 1))
     grid = list(np.ndindex(chunks.n_bytes.shape))

@@ -9,14 +9,14 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record, recorded
-from agl_sc._sdata.sections import sections
-from agl_sc._sdata.table import counts_of, get_table, near_matches, section_of
+from agl_sc._sdata.records import SettingsRecord, remember, remembered
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import near_matches
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.linear.predictability import MOST_SPOTS, predictability
 from agl_sc.core.spots.expression import Expression
-from agl_sc.core.spots.genes import Normalize, moments, normalize_counts, ranks, target_correlation
+from agl_sc.core.spots.genes import Normalize, mean_variance_detected, normalize_counts, ranks, target_correlation
 from agl_sc.core.spots.scaling import center_per_section, depth_weights, scale_features, spread
 from agl_sc.core.spots.spots import usable_spots
 from agl_sc.pp._genes.scores import morans_i
@@ -79,15 +79,29 @@ def target_genes(
     ValueError
         The counts are not raw, ``choose_by`` is unknown, or a named gene is constant over the training spots.
     """
-    table = get_table(sdata, table_key)
-    keys = Keys(key_added)
+    study = Study.of(sdata, Address(table_key=table_key, layer=layer), key_added)
+    choose_targets(study, genes=genes, choose_by=choose_by, min_detected=min_detected, normalize=normalize)
+
+
+def choose_targets(
+    study: Study,
+    *,
+    genes: int | Sequence[str] = 50,
+    choose_by: ChooseBy = "variance",
+    min_detected: float = 0.3,
+    normalize: Normalize = "log1p_cp10k",
+) -> None:
+    """As :func:`target_genes`, of what is resolved already."""
+    table, keys = study.table, study.keys
     check_targets(table, genes)
     check_choose_by(choose_by)
-    expression = training_expression(table, keys, layer=layer, normalize=normalize)
+    expression = training_expression(study, normalize)
     role = assign_roles(expression, table.var_names, genes=genes, choose_by=choose_by, min_detected=min_detected)
     table.var[keys.role] = pd.Categorical(role, categories=list(ROLES))
-    record(table, keys, {"params": {**(recorded(table, keys, "params") or {}), "normalize": normalize}})
-    record_fitted_on(table, keys, "role")
+    before = remembered(table, keys, SettingsRecord) or SettingsRecord({})
+    remember(table, keys, SettingsRecord({**before.values, "normalize": normalize}))
+    record_fitted_on(study, "role")
+    study.remember_layer()
     logger.info('Wrote var["%s"]: %s.', keys.role, ", ".join(f"{(role == name).sum()} {name}" for name in ROLES))
 
 
@@ -96,6 +110,10 @@ def rank_auxiliary(
     *,
     score: str = "predictability",
     table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
@@ -114,6 +132,14 @@ def rank_auxiliary(
         The highest score is ranked first, NaN last.
     table_key
         Table to use; the only one by default.
+    image_key
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
     key_added
@@ -132,36 +158,41 @@ def rank_auxiliary(
     ValueError
         No section has enough training spots for Moran's I.
     """
-    table = get_table(sdata, table_key)
-    keys = Keys(key_added)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    rank_study(Study.of(sdata, address, key_added), score=score, seed=seed)
+
+
+def rank_study(study: Study, *, score: str = "predictability", seed: int = 0) -> None:
+    """As :func:`rank_auxiliary`, of what is resolved already."""
+    table, keys = study.table, study.keys
     check_score(table, score)
-    role = role_of(table, keys)
-    values = _scores(sdata, table, score, keys=keys, layer=layer, seed=seed)
+    role = role_of(study)
+    values = _scores(study, score, seed=seed)
     table.var[keys.prior_rank] = ranks(values, role == "auxiliary")
-    record_fitted_on(table, keys, "prior_rank")
+    record_fitted_on(study, "prior_rank")
+    study.remember_layer()
     logger.info('Wrote var["%s"] by %s: %d auxiliary genes.', keys.prior_rank, score, (role == "auxiliary").sum())
 
 
-def training_expression(
-    table: "AnnData", keys: Keys, *, layer: str | None, normalize: Normalize
-) -> scipy.sparse.csr_matrix:
+def training_expression(study: Study, normalize: Normalize) -> scipy.sparse.csr_matrix:
     """Normalised expression of the training spots only, (n_train, n_genes)."""
-    return normalize_counts(counts_of(table, layer)[training_spots(table, keys)], normalize)
+    return normalize_counts(study.counts[training_spots(study)], normalize)
 
 
-def normalize_of(table: "AnnData", keys: Keys) -> Normalize:
-    """Units in which genes are modelled, as :func:`target_genes`, training or prediction recorded them."""
-    params = recorded(table, keys, "params") or {}
-    normalize: Normalize = params.get("normalize", "log1p_cp10k")
-    return normalize
-
-
-def role_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
+def role_of(study: Study) -> NDArray[Any]:
     """Role of every gene, (n_genes,) of str."""
+    table, keys = study.table, study.keys
     if keys.role not in table.var:
         msg = f'var["{keys.role}"] is missing; run agl_sc.pp.target_genes(sdata) first.'
         raise KeyError(msg)
-    check_fitted_on(table, keys, "role", by="target_genes")
+    check_fitted_on(study, "role", by="target_genes")
     role: NDArray[Any] = table.var[keys.role].astype(str).to_numpy()
     return role
 
@@ -205,7 +236,7 @@ def assign_roles(
     min_detected: float = 0.0,
 ) -> NDArray[Any]:
     """Role of every gene from the expression of training spots (n_train, n_genes)."""
-    _, variance, detected = moments(expression)
+    _, variance, detected = mean_variance_detected(expression)
     usable = (detected * expression.shape[0] >= _MIN_SPOTS) & (variance > 0)
     if isinstance(genes, int | np.integer):
         score, least = (variance, min_detected) if choose_by == "variance" else (dispersion(expression), 0.0)
@@ -236,47 +267,45 @@ def _tell_shortage(n_found: int, n_wanted: int, min_detected: float) -> None:
         )
 
 
-def _scores(
-    sdata: "SpatialData", table: "AnnData", score: str, *, keys: Keys, layer: str | None, seed: int
-) -> FloatArray:
+def _scores(study: Study, score: str, *, seed: int) -> FloatArray:
+    table = study.table
     if score == "random":
         drawn: FloatArray = np.random.default_rng(seed).random(table.n_vars)
         return drawn
     if score not in get_args(Score):
         column: FloatArray = table.var[score].to_numpy(dtype=float, na_value=np.nan)
         return column
-    expression = training_expression(table, keys, layer=layer, normalize=normalize_of(table, keys))
+    expression = training_expression(study, study.normalize)
     if score == "dispersion":
         return dispersion(expression)
     if score == "predictability":
-        return _predictability(table, expression, keys=keys, layer=layer)
+        return _predictability(study, expression)
+    training = training_spots(study)
     if score == "moran":
-        training = training_spots(table, keys)
-        centres, codes = places(sdata, table)
+        centres, codes = positions_of(study)
         return morans_i(expression, centres[training], codes[training])
     if score == "correlation":
-        codes = pd.factorize(section_of(table)[training_spots(table, keys)])[0].astype(np.int64)
-        return target_correlation(expression, role_of(table, keys) == "target", codes)
-    mean, variance, _ = moments(expression)
+        codes = pd.factorize(study.section_names[training])[0].astype(np.int64)
+        return target_correlation(expression, role_of(study) == "target", codes)
+    mean, variance, _ = mean_variance_detected(expression)
     return mean if score == "mean" else variance
 
 
-def _predictability(
-    table: "AnnData", expression: scipy.sparse.csr_matrix, *, keys: Keys, layer: str | None
-) -> FloatArray:
+def _predictability(study: Study, expression: scipy.sparse.csr_matrix) -> FloatArray:
     """Of all genes, from the features of the training spots and their expression (n_train, n_genes)."""
+    table, keys = study.table, study.keys
     if keys.features not in table.obsm:
         msg = f"score='predictability' needs obsm[\"{keys.features}\"], which is missing; run agl_sc.pp.embed(sdata) first, or rank by another score such as 'dispersion'."
         raise KeyError(msg)
-    training = np.flatnonzero(training_spots(table, keys))
+    training = np.flatnonzero(training_spots(study))
     features = np.asarray(table.obsm[keys.features])[training]
-    counts = counts_of(table, layer)[training]
+    counts = study.counts[training]
     usable = np.flatnonzero(usable_spots(features, counts))
     if len(usable) > MOST_SPOTS:
         usable = np.sort(np.random.default_rng(0).choice(usable, MOST_SPOTS, replace=False))
-    codes = pd.factorize(section_of(table).to_numpy()[training[usable]], sort=True)[0].astype(np.int64)
+    codes = pd.factorize(study.section_names[training[usable]], sort=True)[0].astype(np.int64)
     centred = center_per_section(features[usable], codes)
-    is_target = role_of(table, keys) == "target"
+    is_target = role_of(study) == "target"
     order = np.argsort(~is_target, kind="stable")
     values = np.empty(table.n_vars)
     values[order] = predictability(
@@ -288,10 +317,11 @@ def _predictability(
     return values
 
 
-def places(sdata: "SpatialData", table: "AnnData") -> tuple[FloatArray, NDArray[np.int64]]:
-    """Centre of every spot in pixels of its section's image, (n_obs, 2), and the number of that section, (n_obs,)."""
-    centres, codes = np.full((table.n_obs, 2), np.nan), np.full(table.n_obs, -1)
-    for number, section in enumerate(sections(sdata, table)):
+def positions_of(study: Study) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Centre of every spot, (n_obs, 2), in a unit that is the same within a region, and the number of its region, (n_obs,)."""
+    n_obs = study.table.n_obs
+    centres, codes = np.full((n_obs, 2), np.nan), np.full(n_obs, -1)
+    for number, section in enumerate(study.positioned):
         centres[section.rows], codes[section.rows] = section.centres, number
     return centres, codes
 

@@ -1,21 +1,15 @@
 """Where spots lie: blocks of the plane, the buffer between sets, tiles that share pixels."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from agl_sc._sdata.sections import sections
-from agl_sc._sdata.table import section_of
+from agl_sc._sdata.study import Study
 from agl_sc.core.arrays import BoolArray, FloatArray, StrArray
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 _STRONGER = (("train", ("validation", "test")), ("validation", ("test",)))
 
@@ -57,15 +51,18 @@ class Places:
         return result
 
 
-def locate(sdata: "SpatialData", table: "AnnData", image_mpp: float | None = None) -> Places:
-    """Every spot of the table in microns on its image."""
-    centres_um = np.full((table.n_obs, 2), np.nan)
-    images = np.full(table.n_obs, "", dtype=object)
+def locate(study: Study) -> Places:
+    """Every spot of the table in microns on its image, or where it has none in its region."""
+    centres_um = np.full((study.table.n_obs, 2), np.nan)
+    images = np.full(study.table.n_obs, "", dtype=object)
     scales: dict[str, float] = {}
-    for section in sections(sdata, table):
-        centres_um[section.rows] = section.centres * scales.setdefault(section.image_key, section.mpp(image_mpp))
-        images[section.rows] = section.image_key
-    return Places(centres_um, images.astype(str), section_of(table).to_numpy(dtype=str))
+    for section in study.positioned:
+        on = section.image_key or section.name
+        if on not in scales:
+            scales[on] = section.mpp()
+        centres_um[section.rows] = section.centres * scales[on]
+        images[section.rows] = on
+    return Places(centres_um, images.astype(str), study.section_names)
 
 
 def shared_pixels(

@@ -8,8 +8,8 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
-from agl_sc._sdata.sections import Names, sections
-from agl_sc._sdata.table import counts_of, get_table, section_of
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
 from agl_sc.pp._features.tiles import overview
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ def duplicates(
     *,
     table_key: str | None = None,
     image_key: Names = None,
+    shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
+    key_added: str = "agl",
 ) -> pd.DataFrame:
     """Find sections that are in the data under two names.
 
@@ -44,10 +47,16 @@ def duplicates(
         Table to use; the only one by default.
     image_key
         Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
+    key_added
+        Prefix of all slots.
 
     Returns
     -------
@@ -63,10 +72,16 @@ def duplicates(
     ValueError
         The counts are not raw, or several images or coordinate systems fit.
     """
-    table = get_table(sdata, table_key)
-    counts = counts_of(table, layer)
-    names = section_of(table).to_numpy(dtype=str)
-    found = sections(sdata, table, image_key=image_key, coordinate_system=coordinate_system)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    study = Study.of(sdata, address, key_added)
+    counts, names, found = study.counts, study.section_names, study.imaged
     rows: list[tuple[str, str, str, float]] = [
         (a, b, "expression", share) for a, b, share in same_profiles(counts, names)
     ]

@@ -11,18 +11,16 @@ import numpy as np
 import pandas as pd
 
 from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record
-from agl_sc._sdata.sections import positioned
-from agl_sc._sdata.table import section_of
+from agl_sc._sdata.records import SplitRecord, remember
+from agl_sc._sdata.study import Study, known_positions
 from agl_sc.core.arrays import BoolArray, StrArray
 from agl_sc.pp._splits.blocks import Places, locate
 from agl_sc.pp._splits.leaks import tell_duplicates, tell_patients
 from agl_sc.pp._splits.manifest import checked_manifest, hash_of
-from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, deal, draw, units_of
+from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, among_sets, deal, draw, units_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
 _DEFAULT_FOLDS = 5
 
@@ -79,23 +77,19 @@ class FoldPlan:
             raise ValueError(msg)
 
 
-def make_folds(sdata: "SpatialData", table: "AnnData", plan: FoldPlan, *, image_mpp: float | None = None) -> list[Fold]:
+def make_folds(study: Study, plan: FoldPlan) -> list[Fold]:
     """Divide the spots of a table into the folds of a cross-validation.
 
-    Every spot with a position is test in exactly one fold. Validation of a fold is whole units of the others where two or
-    more are left (by section or patient), drawn so that all take turns; else spatial blocks of what is left, with the
+    Every spot on tissue with a position is test in exactly one fold. Validation of a fold is whole units of the others where
+    two or more are left (by section or patient), drawn so that all take turns; else spatial blocks of what is left, with the
     buffer.
 
     Parameters
     ----------
-    sdata
-        Holds images and shapes.
-    table
-        One of its tables.
+    study
+        Where the spots are.
     plan
         How to divide.
-    image_mpp
-        Microns per pixel of the full image; from metadata or spot pitch by default.
 
     Raises
     ------
@@ -104,16 +98,16 @@ def make_folds(sdata: "SpatialData", table: "AnnData", plan: FoldPlan, *, image_
     ValueError
         There are fewer units than folds, or a set of a fold would be empty.
     """
-    known = positioned(sdata, table)
-    places = partial(locate, sdata, table, image_mpp)
+    table = study.table
+    known = known_positions(study.positioned, table.n_obs) & among_sets(study)
     if plan.by in ("section", "patient"):
-        folds = list(_by_units(table, plan, known=known, places=places))
+        folds = list(_by_units(table, plan, known=known, places=partial(locate, study)))
     else:
-        folds = list(_within_sections(places(), plan))
+        folds = list(_within_sections(locate(study), plan, known=known))
     for fold in folds:
         _check_sets(fold, plan)
         if plan.by in ("block", "spot"):
-            _tell_untrained(fold, section_of(table).to_numpy(dtype=str))
+            _tell_untrained(fold, study.section_names)
     splits = [fold.assigned for fold in folds]
     if plan.by == "section":
         tell_patients(table, splits)
@@ -124,7 +118,7 @@ def make_folds(sdata: "SpatialData", table: "AnnData", plan: FoldPlan, *, image_
 def folds_of(table: "AnnData", keys: Keys) -> list[Fold]:
     """Folds that ``agl_sc.pp.split(sdata, n_folds=)`` wrote, checked against their manifest."""
     _, manifest = checked_manifest(table, keys)
-    if "sets" not in manifest:
+    if manifest is None or manifest.names is None:
         msg = (
             f'obs["{keys.split}"] holds no folds; run agl_sc.pp.split(sdata, n_folds=5), or say how to divide with by=.'
         )
@@ -132,7 +126,7 @@ def folds_of(table: "AnnData", keys: Keys) -> list[Fold]:
     names = np.array(SETS)
     return [
         Fold(number, str(name), names[codes])
-        for number, (name, codes) in enumerate(zip(manifest["names"], manifest["sets"], strict=True))
+        for number, (name, codes) in enumerate(zip(manifest.names, manifest.sets, strict=True))
     ]
 
 
@@ -146,9 +140,8 @@ def write_folds(
     table.obs[keys.split] = pd.Categorical(assigned, categories=categories)
     sets = np.array([pd.Categorical(fold.assigned, categories=list(SETS)).codes for fold in folds])
     settings = {**asdict(plan), "n_folds": len(folds)}
-    names = np.array([fold.name for fold in folds], dtype=object)
-    manifest = {**settings, **seen, "hash": hash_of(table, assigned, sets), "names": names, "sets": sets}
-    record(table, keys, {"split": manifest})
+    names = [fold.name for fold in folds]
+    remember(table, keys, SplitRecord(hash_of(table, assigned, sets), {**settings, **seen}, names, sets))
     logger.info(
         'Wrote obs["%s"]: %d folds of %s spots.', keys.split, len(folds), ", ".join(map(str, tests.sum(axis=1)))
     )
@@ -194,10 +187,10 @@ def _groups(units: StrArray, known: BoolArray, plan: FoldPlan) -> list[list[str]
     return [sorted(set(units[known][fold_of == number].tolist())) for number in range(plan.n_folds)]
 
 
-def _within_sections(places: Places, plan: FoldPlan) -> Iterator[Fold]:
-    """Folds of blocks or spots, each with its share of every section."""
+def _within_sections(places: Places, plan: FoldPlan, *, known: BoolArray | None = None) -> Iterator[Fold]:
+    """Folds of blocks or spots, each with its share of every section; of ``known`` spots, all with a position by default."""
     n_folds = plan.n_folds or _DEFAULT_FOLDS
-    known = places.known
+    known = places.known if known is None else known
     if plan.by == "spot":
         logger.warning(SPOTS_WARNING)
         units, what = np.arange(len(known)).astype(str), "spots"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import recorded
+from agl_sc._sdata.records import FeatureRecord
+from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import section_of
 from agl_sc.core.arrays import StrArray
 from agl_sc.pp._features.context import Views
@@ -16,7 +16,6 @@ from agl_sc.pp._splits.duplicates import same_profiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
 _USUAL_TILE_UM = 112.0
 
@@ -57,16 +56,14 @@ def tell_duplicates(table: "AnnData", splits: Sequence[StrArray]) -> None:
             )
 
 
-def count_shared_pixels(
-    sdata: "SpatialData", table: "AnnData", keys: Keys, *, splits: Sequence[StrArray], image_mpp: float | None
-) -> dict[str, Any]:
+def count_shared_pixels(study: Study, *, splits: Sequence[StrArray]) -> dict[str, Any]:
     """Count the tiles of different sets that share pixels, in each of the splits; entries of their manifest.
 
-    Without a scale or an image, where only whole sections are divided, nothing is counted.
+    Without a scale, where only whole sections are divided, nothing is counted.
     """
-    side = tile_um(table, keys)
+    side = tile_um(study.features)
     try:
-        places = locate(sdata, table, image_mpp)
+        places = locate(study)
     except (KeyError, ValueError) as error:
         logger.warning("Tiles of different sets that share pixels were not counted: %s", error.args[0])
         return {}
@@ -81,9 +78,8 @@ def count_shared_pixels(
     return {"tile_um": side, "shared_pixels": counts}
 
 
-def tile_um(table: "AnnData", keys: Keys) -> float:
+def tile_um(features: FeatureRecord | None) -> float:
     """Side of the widest field of view of the features in place, of a usual tile where there are none, in microns."""
-    made_from = recorded(table, keys, "features")
-    if made_from is None:
+    if features is None:
         return _USUAL_TILE_UM
-    return float(made_from["tile_px"] * made_from["mpp"] * max([1.0, *Views.recorded(made_from).context]))
+    return float(features.tile_px * features.mpp * max([1.0, *Views.of(features).context]))

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import recorded
+from agl_sc._sdata.records import SplitRecord, remembered
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,14 +22,14 @@ def hash_of(table: "AnnData", assigned: NDArray[Any], sets: NDArray[np.int8] | N
     return sha.hexdigest()
 
 
-def checked_manifest(table: "AnnData", keys: Keys) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Set or fold of every spot, (n_obs,) of str, and the manifest, empty where the user wrote the column."""
+def checked_manifest(table: "AnnData", keys: Keys) -> tuple[NDArray[Any], SplitRecord | None]:
+    """Set or fold of every spot, (n_obs,) of str, and the manifest, None where the user wrote the column."""
     if keys.split not in table.obs:
         msg = f'obs["{keys.split}"] is missing; run agl_sc.pp.split(sdata) first, so that nothing is fitted on test spots.'
         raise KeyError(msg)
     assigned: NDArray[Any] = table.obs[keys.split].astype(str).to_numpy()
-    manifest: dict[str, Any] = recorded(table, keys, "split") or {}
-    if manifest and manifest["hash"] != hash_of(table, assigned, manifest.get("sets")):
+    manifest = remembered(table, keys, SplitRecord)
+    if manifest is not None and manifest.hash != hash_of(table, assigned, manifest.sets):
         msg = f'obs["{keys.split}"] no longer matches its manifest in uns["{keys.uns}"]["split"]; run agl_sc.pp.split(sdata) again.'
         raise ValueError(msg)
     return assigned, manifest

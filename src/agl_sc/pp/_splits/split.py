@@ -1,8 +1,8 @@
 """Training, validation and test spots that share nothing they should not."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -10,15 +10,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record, recorded
-from agl_sc._sdata.table import get_table, near_matches
+from agl_sc._sdata.records import FittedRecord, SplitRecord, remember, remembered
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import near_matches
 from agl_sc.core.arrays import StrArray
 from agl_sc.pp._splits.blocks import Places, locate
 from agl_sc.pp._splits.folds import FoldPlan, make_folds, write_folds
 from agl_sc.pp._splits.given import given_sets
 from agl_sc.pp._splits.leaks import count_shared_pixels, tell_duplicates, tell_patients
 from agl_sc.pp._splits.manifest import checked_manifest, hash_of
-from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, draw, units_of
+from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, among_sets, draw, units_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
 
 Units = float | str | Sequence[str]
 _SHARE = 0.2
+_SPLIT, _HASH = "split", "split hash"
+"""Of the memo of a study."""
 
 logger = logging.getLogger(__name__)
 
 
-def split(
+def split(  # noqa: PLR0913 -- an entry point
     sdata: "SpatialData",
     *,
     by: By = "section",
@@ -40,8 +44,11 @@ def split(
     assignments: Mapping[str, str] | str | None = None,
     block_um: float = 500.0,
     buffer_um: float = 150.0,
-    image_mpp: float | None = None,
     table_key: str | None = None,
+    image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     key_added: str = "agl",
     seed: int = 0,
 ) -> None:
@@ -50,7 +57,8 @@ def split(
     Validation picks (the cutoff, the epoch, the ridge penalty); test is only ever evaluated. When fewer than two sections
     (patients) are left after ``test`` has been taken out, a fraction for validation is drawn from spatial blocks of what is
     left. What sets still share is told: tiles with the same pixels, a patient's sections in training and test, one section
-    under two names.
+    under two names. Spots off the tissue (``obs["in_tissue"]`` of 0) are in no set, and so are those of regions that
+    ``shapes_key`` leaves out. No image is needed: blocks and buffers go by positions.
 
     Parameters
     ----------
@@ -75,10 +83,16 @@ def split(
     buffer_um
         With blocks, training and validation spots closer than this to a spot of another set are left out of both,
         in microns. The default is wider than a tile of 112 um.
-    image_mpp
-        Microns per pixel of the full image; from metadata or spot pitch by default.
     table_key
         Table to use; the only one by default.
+    image_key
+        Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     key_added
         Prefix of all slots.
     seed
@@ -101,38 +115,76 @@ def split(
         A fraction is out of range, a section is asked for twice, a set would be empty, or assignments put a patient in two
         sets.
     """
-    table = get_table(sdata, table_key)
-    keys = Keys(key_added)
-    settings: dict[str, Any] = {"by": by, "seed": seed, "block_um": block_um, "buffer_um": buffer_um}
-    if n_folds is not None:
-        _check_unused(f"n_folds={n_folds}", test=test, assignments=assignments)
-        plan = FoldPlan(n_folds=n_folds, validation=validation, **settings)  # type: ignore[arg-type]  # refuses names
-        folds = make_folds(sdata, table, plan, image_mpp=image_mpp)
-        seen = count_shared_pixels(sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=image_mpp)
-        write_folds(table, keys, folds=folds, plan=plan, seen=seen)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+    )
+    study = Study.of(sdata, address, key_added)
+    asked = SplitRequest(by, test, validation, n_folds, assignments, block_um, buffer_um, seed)
+    split_study(study, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """What :func:`split` is asked for."""
+
+    by: By = "section"
+    """What is divided."""
+    test: Units = _SHARE
+    """Fraction or names."""
+    validation: Units = _SHARE
+    """Fraction or names."""
+    n_folds: int | None = None
+    """Of folds instead of one split."""
+    assignments: Mapping[str, str] | str | None = None
+    """Sets of the user's own."""
+    block_um: float = 500.0
+    """Side of a block."""
+    buffer_um: float = 150.0
+    """Between sets of blocks."""
+    seed: int = 0
+    """Of the draw."""
+
+
+def split_study(study: Study, asked: SplitRequest) -> None:
+    """As :func:`split`, of what is resolved already."""
+    table, by, test, validation = study.table, asked.by, asked.test, asked.validation
+    for name in (_SPLIT, _HASH):
+        study.memo.pop(name, None)
+    settings: dict[str, Any] = {
+        "by": by, "seed": asked.seed, "block_um": asked.block_um, "buffer_um": asked.buffer_um
+    }  # fmt: skip
+    if asked.n_folds is not None:
+        _check_unused(f"n_folds={asked.n_folds}", test=test, assignments=asked.assignments)
+        plan = FoldPlan(n_folds=asked.n_folds, validation=validation, **settings)  # type: ignore[arg-type]  # refuses names
+        folds = make_folds(study, plan)
+        seen = count_shared_pixels(study, splits=[fold.assigned for fold in folds])
+        write_folds(table, study.keys, folds=folds, plan=plan, seen=seen)
         return
     _check(by, test, validation)
-    if assignments is None:
-        places = partial(locate, sdata, table, image_mpp)
-        assigned = _drawn(table, test, validation=validation, settings=settings, places=places)
+    if asked.assignments is None:
+        assigned = _drawn(study, test, validation=validation, settings=settings)
         _check_sets(assigned, test=test, validation=validation)
     else:
         _check_unused("assignments", test=test, validation=validation)
-        assigned = given_sets(table, assignments, by)
-        settings = {"by": by, "assignments": assignments if isinstance(assignments, str) else "mapping"}
+        assigned = given_sets(table, asked.assignments, by)
+        settings = {"by": by, "assignments": asked.assignments if isinstance(asked.assignments, str) else "mapping"}
     if by == "section":
         tell_patients(table, [assigned])
     tell_duplicates(table, [assigned])
-    seen = count_shared_pixels(sdata, table, keys, splits=[assigned], image_mpp=image_mpp)
-    _write(table, keys, assigned=assigned, settings={**settings, **seen})
+    seen = count_shared_pixels(study, splits=[assigned])
+    _write(table, study.keys, assigned=assigned, settings={**settings, **seen})
 
 
 def split_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
     """Set of every spot, (n_spots,) of str, checked against its manifest."""
     assigned, manifest = checked_manifest(table, keys)
-    if "sets" in manifest:
+    if manifest is not None and manifest.names is not None:
         msg = (
-            f'obs["{keys.split}"] holds {len(manifest["sets"])} folds, not one split; run agl_sc.tl.cross_validate(sdata) over '
+            f'obs["{keys.split}"] holds {len(manifest.names)} folds, not one split; run agl_sc.tl.cross_validate(sdata) over '
             "them, or agl_sc.pp.split(sdata) for one split."
         )
         raise ValueError(msg)
@@ -143,30 +195,41 @@ def split_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
     return assigned
 
 
-def split_hash(table: "AnnData", keys: Keys) -> str:
+def assigned_in(study: Study) -> NDArray[Any]:
+    """Set of every spot, (n_spots,) of str, looked up and checked once."""
+    if _SPLIT not in study.memo:
+        study.memo[_SPLIT] = split_of(study.table, study.keys)
+    found: NDArray[Any] = study.memo[_SPLIT]
+    return found
+
+
+def split_hash(study: Study) -> str:
     """Hash over the set of every spot, whoever wrote it."""
-    return hash_of(table, split_of(table, keys))
+    if _HASH not in study.memo:
+        study.memo[_HASH] = hash_of(study.table, assigned_in(study))
+    found: str = study.memo[_HASH]
+    return found
 
 
-def check_fitted_on(table: "AnnData", keys: Keys, what: str, *, by: str) -> None:
+def check_fitted_on(study: Study, what: str, *, by: str) -> None:
     """Refuse what was fitted on the training spots of an earlier split."""
-    fitted_on = (recorded(table, keys, "fitted_on") or {}).get(what)
-    if fitted_on is not None and fitted_on != split_hash(table, keys):
-        msg = f'var["{keys.metric(what)}"] was fitted on the training spots of another split; run agl_sc.pp.{by}(sdata) again.'
+    fitted_on = (remembered(study.table, study.keys, FittedRecord) or FittedRecord({})).by.get(what)
+    if fitted_on is not None and fitted_on != split_hash(study):
+        msg = f'var["{study.keys.metric(what)}"] was fitted on the training spots of another split; run agl_sc.pp.{by}(sdata) again.'
         raise ValueError(msg)
 
 
-def record_fitted_on(table: "AnnData", keys: Keys, what: str) -> None:
+def record_fitted_on(study: Study, what: str) -> None:
     """Remember the split that something was fitted on."""
-    fitted_on = {**(recorded(table, keys, "fitted_on") or {}), what: split_hash(table, keys)}
-    record(table, keys, {"fitted_on": fitted_on})
+    before = remembered(study.table, study.keys, FittedRecord) or FittedRecord({})
+    remember(study.table, study.keys, FittedRecord({**before.by, what: split_hash(study)}))
 
 
-def training_spots(table: "AnnData", keys: Keys) -> NDArray[np.bool_]:
+def training_spots(study: Study) -> NDArray[np.bool_]:
     """Training spots, (n_spots,); refused when there are none."""
-    training: NDArray[np.bool_] = split_of(table, keys) == "train"
+    training: NDArray[np.bool_] = assigned_in(study) == "train"
     if not training.any():
-        msg = f'obs["{keys.split}"] has no training spot; run agl_sc.pp.split(sdata) with smaller test and validation.'
+        msg = f'obs["{study.keys.split}"] has no training spot; run agl_sc.pp.split(sdata) with smaller test and validation.'
         raise ValueError(msg)
     return training
 
@@ -198,26 +261,27 @@ def _check_unused(other: str, **given: object) -> None:
             raise ValueError(msg)
 
 
-def _drawn(
-    table: "AnnData", test: Units, *, validation: Units, settings: Mapping[str, Any], places: Callable[[], Places]
-) -> StrArray:
+def _drawn(study: Study, test: Units, *, validation: Units, settings: Mapping[str, Any]) -> StrArray:
     """Set of every spot, drawn or by the names given."""
     by, generator = settings["by"], np.random.default_rng(settings["seed"])
     microns = (settings["block_um"], settings["buffer_um"])
     shares = {"test": _fraction(test), "validation": _fraction(validation)}
+    among = among_sets(study)
+    assigned = np.full(len(among), "unused", dtype="<U10")
     if by == "spot":
         logger.warning(SPOTS_WARNING)
-        return draw(np.arange(table.n_obs).astype(str), **shares, generator=generator)
+        assigned[among] = draw(np.flatnonzero(among).astype(str), **shares, generator=generator)
+        return assigned
     if by == "block":
-        everywhere = np.ones(table.n_obs, dtype=bool)
-        return _by_block(places(), everywhere, shares=shares, microns=microns, generator=generator)
-    assigned = _by_units(units_of(table, by), test, validation=validation, by=by, generator=generator)
+        return _by_block(locate(study), among, shares=shares, microns=microns, generator=generator)
+    names = units_of(study.table, by)[among]
+    assigned[among] = _by_units(names, test, validation=validation, by=by, generator=generator)
     if (assigned == "validation").any() or not shares["validation"]:
         return assigned
     logger.info("Only one %s is left for training: validation takes spatial blocks of it.", by)
     left = assigned == "train"
     within = {"test": 0.0, "validation": shares["validation"]}
-    blocks = _by_block(places(), left, shares=within, microns=microns, generator=generator)
+    blocks = _by_block(locate(study), left, shares=within, microns=microns, generator=generator)
     return np.where(left, blocks, assigned)
 
 
@@ -285,6 +349,6 @@ def _by_units(names: StrArray, test: Units, *, validation: Units, by: str, gener
 
 def _write(table: "AnnData", keys: Keys, *, assigned: NDArray[Any], settings: dict[str, Any]) -> None:
     table.obs[keys.split] = pd.Categorical(assigned, categories=list(SETS))
-    record(table, keys, {"split": {**settings, "hash": hash_of(table, assigned)}})
+    remember(table, keys, SplitRecord(hash_of(table, assigned), settings))
     counts = ", ".join(f"{(assigned == name).sum()} {name}" for name in SETS if (assigned == name).any())
     logger.info('Wrote obs["%s"]: %s spots.', keys.split, counts)

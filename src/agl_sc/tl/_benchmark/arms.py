@@ -2,24 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record
-from agl_sc._sdata.table import get_table
+from agl_sc._sdata.records import PredictionRecord, remember
+from agl_sc._sdata.study import Study
+from agl_sc._sdata.table import X
 from agl_sc.core.config import Method, Preset, TrainConfig
 from agl_sc.core.linear.baselines import WITH_AUXILIARY, Samples, fit_baseline
+from agl_sc.core.weighting import METHODS, method_spec
 from agl_sc.model import Model
-from agl_sc.pp._genes.targets_and_ranks import normalize_of, rank_auxiliary
-from agl_sc.tl._evaluate import evaluate
+from agl_sc.pp._genes.targets_and_ranks import rank_study
+from agl_sc.pp._splits.split import split_hash
+from agl_sc.tl._evaluate import evaluate_study
+from agl_sc.tl._model.belongs import counts_digest
 from agl_sc.tl._model.data import training_data
-from agl_sc.tl._model.train import train
+from agl_sc.tl._model.train import TrainRequest, train_study
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 
@@ -52,20 +55,20 @@ ARMS = {
     "reduced_rank_ridge": Arm("reduced-rank ridge", drawn=False),
     "random_forest": Arm("random forest", cheap=False),
     "gradient_boosting": Arm("gradient boosting", cheap=False, drawn=False),
-    "pgl": Arm("targets only", "pgl"),
-    "agl": Arm("all auxiliary", "agl"),
-    "dkgsb": Arm("DkGSB", "dkgsb"),
+    "pgl": Arm(METHODS["pgl"].label, "pgl"),
+    "agl": Arm(METHODS["agl"].label, "agl"),
+    "dkgsb": Arm(METHODS["dkgsb"].label, "dkgsb"),
     "random_k": Arm("random genes, k of DkGSB", "agl", score="random", random_k=True),
     "dkgsb_dispersion": Arm("DkGSB, ranked by dispersion", "dkgsb", score="dispersion"),
     "dkgsb_mean": Arm("DkGSB, ranked by mean", "dkgsb", score="mean"),
     "dkgsb_moran": Arm("DkGSB, ranked by Moran's I", "dkgsb", score="moran"),
     "dkgsb_correlation": Arm("DkGSB, ranked by correlation", "dkgsb", score="correlation"),
-    "uncertainty": Arm("uncertainty", "uncertainty"),
-    "fixed_k": Arm("fixed k", "fixed_k", cheap=False),
-    "target_weight": Arm("tuned target weight", "target_weight", cheap=False),
-    "auxilearn": Arm("AuxiLearn", "auxilearn", cheap=False),
-    "amal": Arm("AMAL", "amal", cheap=False),
-    "cosine": Arm("gradient cosine", "cosine", cheap=False),
+    "uncertainty": Arm(METHODS["uncertainty"].label, "uncertainty"),
+    "fixed_k": Arm(METHODS["fixed_k"].label, "fixed_k", cheap=False),
+    "target_weight": Arm(METHODS["target_weight"].label, "target_weight", cheap=False),
+    "auxilearn": Arm(METHODS["auxilearn"].label, "auxilearn", cheap=False),
+    "amal": Arm(METHODS["amal"].label, "amal", cheap=False),
+    "cosine": Arm(METHODS["cosine"].label, "cosine", cheap=False),
     "dkgsb_paper": Arm("DkGSB, paper", "dkgsb", score="dispersion", preset="paper", cheap=False),
     "dkgsb_released": Arm("DkGSB, released", "dkgsb", score="dispersion", preset="released", cheap=False),
     "dkgsb_warmstart": Arm("DkGSB, warm start", "dkgsb", score="dispersion", preset="warmstart", cheap=False),
@@ -94,21 +97,13 @@ def settings_of(name: str, config: TrainConfig) -> TrainConfig:
 
 
 def fit_in_place(
-    sdata: "SpatialData",
-    name: str,
-    *,
-    config: TrainConfig,
-    finetune: bool = False,
-    where: dict[str, Any] | None = None,
-    layer: str | None = None,
-    keys: Keys | None = None,
-    seed: int = 0,
+    study: Study, name: str, *, config: TrainConfig, finetune: bool = False, seed: int = 0
 ) -> Model | None:
     """Fit one arm and write its predictions.
 
     Parameters
     ----------
-    sdata
+    study
         With split, roles, prior ranks and features.
     name
         One of :data:`ARMS`.
@@ -116,12 +111,6 @@ def fit_in_place(
         Settings of training, those that a preset does not set.
     finetune
         Train the whole encoder too, where the arm is a network.
-    where
-        ``table_key``, ``image_key``, ``shapes_key`` and ``coordinate_system`` as :func:`agl_sc.tl.train` takes them.
-    layer
-        Layer with raw counts; X by default.
-    keys
-        Names of the slots.
     seed
         Of training, and of a random ranking.
 
@@ -129,38 +118,37 @@ def fit_in_place(
     -------
     The model, or None for a baseline. Writes the prediction layer; prior ranks where the arm has its own.
     """
-    arm, keys, where = ARMS[name], keys or Keys(), where or {}
-    table = get_table(sdata, where.get("table_key"))
+    arm = ARMS[name]
     if arm.method is None:
-        _write_baseline(table, name, keys=keys, layer=layer, seed=seed)
+        _write_baseline(study, name, seed=seed)
         return None
-    common: dict[str, Any] = {"layer": layer, "key_added": keys.key_added, "seed": seed}
-    fitting: dict[str, Any] = {**where, **common, "finetune": finetune, "config": settings_of(name, config)}
-    n_random = _learned_k(sdata, fitting) if arm.random_k else None
+    asked = TrainRequest(method_spec(arm.method), settings_of(name, config), Accelerator(), finetune, seed=seed)
+    n_random = _learned_k(study, asked) if arm.random_k else None
     if arm.score is not None:
-        rank_auxiliary(sdata, score=arm.score, table_key=where.get("table_key"), **common)
+        rank_study(study, score=arm.score, seed=seed)
     if n_random is None:
-        return train(sdata, method=arm.method, **fitting)
+        return train_study(study, asked)
+    table, keys = study.table, study.keys
     roles = table.var[keys.role].copy()
     try:
         table.var.loc[table.var[keys.prior_rank] >= n_random, keys.role] = "excluded"
-        return train(sdata, method=arm.method, **fitting)
+        return train_study(study, asked)
     finally:
         table.var[keys.role] = roles
 
 
-def _learned_k(sdata: "SpatialData", fitting: dict[str, Any]) -> int:
+def _learned_k(study: Study, asked: TrainRequest) -> int:
     """Number of auxiliary genes that DkGSB chooses; what is found before training is not trained for."""
-    config: TrainConfig = fitting["config"]
+    config = asked.config
     if config.search != "gradient" and config.start != "agl":
-        fitting = {**fitting, "config": replace(config, max_epochs=0, refit=False), "finetune": False}
-    model = train(sdata, method="dkgsb", **fitting)
+        asked = replace(asked, config=replace(config, max_epochs=0, refit=False), finetune=False)
+    model = train_study(study, replace(asked, spec=method_spec("dkgsb")))
     return int(model.selected.sum()) - model.n_targets
 
 
-def _write_baseline(table: "AnnData", name: str, *, keys: Keys, layer: str | None, seed: int) -> None:
+def _write_baseline(study: Study, name: str, *, seed: int) -> None:
     """Fit on training and validation spots, as the other arms are in the end."""
-    data = training_data(table, keys, layer)
+    table, data = study.table, training_data(study)
     n_genes = None if name in WITH_AUXILIARY else data.n_targets
     fitted_on = data.train | data.validation
     samples = Samples(
@@ -168,8 +156,9 @@ def _write_baseline(table: "AnnData", name: str, *, keys: Keys, layer: str | Non
     )
     written = np.full(table.shape, np.nan, dtype=np.float32)
     written[:, table.var_names.get_indexer(data.genes[: data.n_targets])] = fit_baseline(name, samples)(data.features)
-    table.layers[keys.layer] = written
-    record(table, keys, {"units": normalize_of(table, keys)})
+    table.layers[study.keys.layer] = written
+    layer = study.address.layer or X
+    remember(table, study.keys, PredictionRecord(study.normalize, split_hash(study), layer, counts_digest(study)))
 
 
 def compare_arms(
@@ -185,11 +174,12 @@ def compare_arms(
     -------
     One row per arm, section and gene (arm, seed, section, gene, pearson), and the last model.
     """
-    model = None
+    model, study = None, Study.of(sdata)
     tables = []
     for arm in check_methods(arms):
-        model = fit_in_place(sdata, arm, config=config or TrainConfig(), seed=seed) or model
-        tables.append(evaluate(sdata, metrics=["pearson"])[["section", "gene", "pearson"]].assign(arm=arm, seed=seed))
+        model = fit_in_place(study, arm, config=config or TrainConfig(), seed=seed) or model
+        scores = evaluate_study(study, metrics=["pearson"])[["section", "gene", "pearson"]]
+        tables.append(scores.assign(arm=arm, seed=seed))
     return pd.concat(tables, ignore_index=True), model
 
 

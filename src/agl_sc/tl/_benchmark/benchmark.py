@@ -1,7 +1,6 @@
 """Methods against each other in the same folds: results, paired differences, and a report of both."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from agl_sc._paths import check_folder
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import recorded
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import get_table, section_of
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import section_of
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.evaluation.differences import FEWEST_UNITS, paired_differences
 from agl_sc.core.spots.genes import Normalize
+from agl_sc.pp._features.embed import FeatureRequest
+from agl_sc.pp._features.made_from import made_by_embed
+from agl_sc.pp._genes.targets_and_ranks import ChooseBy
 from agl_sc.pp._splits.units import By, patient_of
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
 from agl_sc.tl._benchmark.cross_validate import CrossValidation, run_all
+from agl_sc.tl._benchmark.files import (
+    DIFFERENCES,
+    PROVENANCE,
+    REPORT,
+    RESULTS,
+    check_report_folder,
+    read_provenance,
+    read_table,
+    write_files,
+)
 from agl_sc.tl._benchmark.report import markdown
 from agl_sc.tl._benchmark.request import requested
 
@@ -27,7 +37,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-REPORT, RESULTS, DIFFERENCES, PROVENANCE = "report.md", "results.csv", "differences.csv", "provenance.json"
 _ALWAYS = (("agl", "pgl"), ("dkgsb", "agl"))
 """Compared wherever both are there: are auxiliary genes of use, and is choosing among them?"""
 
@@ -60,21 +69,16 @@ class Benchmark:
         FileNotFoundError
             The folder that it would lie in does not exist.
         FileExistsError
-            ``folder`` is a file.
+            ``folder`` is a file, or holds a file by one of these names that is not of a benchmark.
         """
-        path = check_folder(folder)
+        path = check_report_folder(folder)
         texts = {
+            PROVENANCE: json.dumps(self.provenance, indent=1, ensure_ascii=False) + "\n",
             REPORT: self.to_markdown(),
             RESULTS: self.results.to_csv(index=False, lineterminator="\n"),
             DIFFERENCES: self.differences.to_csv(index=False, lineterminator="\n"),
-            PROVENANCE: json.dumps(self.provenance, indent=1, ensure_ascii=False) + "\n",
         }
-        path.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=path) as staged:
-            for name, text in texts.items():
-                (Path(staged) / name).write_text(text, encoding="utf-8")
-            for name in texts:
-                (Path(staged) / name).replace(path / name)
+        write_files(path, texts)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Benchmark":
@@ -89,24 +93,16 @@ class Benchmark:
         ------
         FileNotFoundError
             One of the files is missing.
+        ValueError
+            One of them is damaged.
         """
         path = Path(folder)
         missing = [name for name in (RESULTS, DIFFERENCES, PROVENANCE) if not (path / name).is_file()]
         if missing:
             msg = f"{path} holds no benchmark ({missing[0]} is missing); pass a folder that Benchmark.save wrote."
             raise FileNotFoundError(msg)
-        results, differences = (_read(path / name) for name in (RESULTS, DIFFERENCES))
-        return cls(results, differences, json.loads((path / PROVENANCE).read_text(encoding="utf-8")))
-
-
-_TEXT = ("method", "fold", "section", "gene", "metric", "reference", "unit")
-_NUMBERS = ("value", "mean", "low", "high")
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """A table as it was written; numbers as text first, for pandas 2 rounds what it reads as numbers."""
-    frame = pd.read_csv(path, dtype=dict.fromkeys((*_TEXT, *_NUMBERS), str))
-    return frame.astype({name: float for name in _NUMBERS if name in frame})
+        results, differences = (read_table(path / name) for name in (RESULTS, DIFFERENCES))
+        return cls(results, differences, read_provenance(path / PROVENANCE))
 
 
 def benchmark(  # noqa: PLR0913 -- an entry point
@@ -119,8 +115,8 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     validation: float = 0.2,
     block_um: float = 500.0,
     buffer_um: float = 150.0,
-    image_mpp: float | None = None,
     genes: int | Sequence[str] = 50,
+    choose_by: ChooseBy = "variance",
     score: str = "predictability",
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 3,
@@ -128,10 +124,13 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     finetune: bool = False,
     config: TrainConfig | None = None,
     checkpoint: str | Path | None = None,
+    device: str | None = None,
+    batch_size: int = 32,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
@@ -165,10 +164,11 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     buffer_um
         With blocks, training and validation spots closer than this to a spot of another set are left out of both,
         in microns.
-    image_mpp
-        Microns per pixel of the full image; from metadata or spot pitch by default.
     genes
-        How many genes of highest variance on the training spots of a fold are its targets; or names, the same in all folds.
+        How many genes are targets, chosen on the training spots of a fold, so that they differ between folds; or names, the
+        same in all.
+    choose_by
+        What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper.
     score
         Prior ranking of the auxiliary genes. As :func:`agl_sc.tl.cross_validate` takes it; some arms have their own.
     normalize
@@ -183,6 +183,11 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         Settings of training; :class:`agl_sc.tl.TrainConfig` with its defaults if None.
     checkpoint
         Folder from which an interrupted run continues, to end with the same bytes as if nothing had stopped it.
+    device
+        ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
+        are computed.
+    batch_size
+        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key
@@ -191,6 +196,8 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
     key_added
@@ -219,25 +226,32 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         protocol={
             "config": config,
             "genes": genes,
+            "choose_by": choose_by,
             "score": score,
             "normalize": normalize,
             "finetune": finetune,
         },
-        where={"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system},
         metrics=metrics,
         n_seeds=seeds,
         seed=seed,
         checkpoint=checkpoint,
-        key_added=key_added,
-        image_mpp=image_mpp,
+        tiles=FeatureRequest(device=device, batch_size=batch_size),
     )
-    done = run_all(sdata, request, table_key=table_key, layer=layer)
-    table, keys = get_table(sdata, table_key), request.protocol.keys
-    unit, units = _units(table, done)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    study = Study.of(sdata, address, key_added)
+    done = run_all(study, request)
+    unit, units = _units(study.table, done)
     pairs = [(name, reference) for name in chosen if name != reference]
     pairs += [pair for pair in _ALWAYS if set(pair) <= set(chosen) and pair not in pairs]
     differences = paired_differences(done.results.assign(unit=units), pairs, unit=unit, seed=seed)
-    provenance = {**_provenance(table, keys, done, named=not isinstance(genes, int)), "reference": reference}
+    provenance = {**_provenance(study, done, named=not isinstance(genes, int)), "reference": reference}
     # A table that was in a store has its records in another order.
     plain = json.loads(json.dumps(provenance, default=str, sort_keys=True))
     return Benchmark(done.results, differences, plain)
@@ -254,7 +268,8 @@ def _units(table: "AnnData", done: CrossValidation) -> tuple[str, "pd.Series[str
     return "section", results["section"]
 
 
-def _provenance(table: "AnnData", keys: Keys, done: CrossValidation, *, named: bool) -> dict[str, Any]:
+def _provenance(study: Study, done: CrossValidation, *, named: bool) -> dict[str, Any]:
+    table = study.table
     return {
         "data": {
             "n_spots": section_of(table).value_counts().sort_index().to_dict(),
@@ -265,6 +280,6 @@ def _provenance(table: "AnnData", keys: Keys, done: CrossValidation, *, named: b
             **done.shared,
         },
         "cross_validation": done.provenance,
-        "features": recorded(table, keys, "features"),
+        "features": made_by_embed(study).plain(),
         "n_updates": done.n_updates,
     }

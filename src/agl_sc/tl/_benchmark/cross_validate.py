@@ -15,26 +15,28 @@ import scipy.sparse
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from agl_sc._sdata.record import record, recorded, unchanged_on_failure
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import counts_of, get_table, section_of
+from agl_sc._sdata.records import CrossValidationRecord, SplitRecord, remember, remembered
+from agl_sc._sdata.rollback import unchanged_on_failure
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.evaluation.section_metrics import SPATIAL
 from agl_sc.core.linear.baselines import WITH_AUXILIARY
 from agl_sc.core.spots.genes import Normalize, normalize_counts
+from agl_sc.pp._features.embed import FeatureRequest
 from agl_sc.pp._genes.targets_and_ranks import ChooseBy, Score, check_choose_by, check_score, check_targets
-from agl_sc.pp._splits.folds import Fold, folds_of, make_folds
+from agl_sc.pp._splits.folds import Fold, FoldPlan, folds_of, make_folds
 from agl_sc.pp._splits.leaks import count_shared_pixels
 from agl_sc.pp._splits.manifest import hash_of
 from agl_sc.pp._splits.units import SETS, By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
 from agl_sc.tl._benchmark.request import Request, requested
-from agl_sc.tl._benchmark.runs import Outcome, Protocol, Source, run, run_path
+from agl_sc.tl._benchmark.runs import Outcome, Protocol, RunData, run, run_path
 from agl_sc.tl._evaluate import Measured, lattices_of
+from agl_sc.tl._model.data import check_alone
 from agl_sc.tl._model.train import PACKAGES, ensure_features, smaller_batch
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 Runs = dict[tuple[int, str, int], Outcome]
@@ -68,7 +70,6 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     validation: float = 0.2,
     block_um: float = 500.0,
     buffer_um: float = 150.0,
-    image_mpp: float | None = None,
     genes: int | Sequence[str] = 50,
     choose_by: ChooseBy = "variance",
     score: str = "predictability",
@@ -78,10 +79,13 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     finetune: bool = False,
     config: TrainConfig | None = None,
     checkpoint: str | Path | None = None,
+    device: str | None = None,
+    batch_size: int = 32,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
@@ -115,8 +119,6 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     buffer_um
         With blocks, training and validation spots closer than this to a spot of another set are left out of both,
         in microns.
-    image_mpp
-        Microns per pixel of the full image; from metadata or spot pitch by default.
     genes
         How many genes are targets, chosen on the training spots of a fold, so that they differ between folds; or names, the
         same in all.
@@ -139,6 +141,11 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     checkpoint
         Folder from which an interrupted run continues, to end with the same bytes as if nothing had stopped it. It holds
         an ``npz`` file for every fold, method and seed that is finished, named by a digest of data and settings.
+    device
+        ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
+        are computed.
+    batch_size
+        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key
@@ -147,6 +154,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
     key_added
@@ -182,53 +191,52 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
             "normalize": normalize,
             "finetune": finetune,
         },
-        where={"image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system},
         metrics=metrics,
         n_seeds=seeds,
         seed=seed,
         checkpoint=checkpoint,
-        key_added=key_added,
-        image_mpp=image_mpp,
+        tiles=FeatureRequest(device=device, batch_size=batch_size),
     )
-    return run_all(sdata, request, table_key=table_key, layer=layer).results
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    return run_all(Study.of(sdata, address, key_added), request).results
 
 
-def run_all(sdata: "SpatialData", request: Request, *, table_key: str | None, layer: str | None) -> CrossValidation:
+def run_all(study: Study, request: Request) -> CrossValidation:
     """Fit every arm to every fold, and write what the first one predicts."""
-    protocol = request.protocol
-    keys = protocol.keys
-    table = get_table(sdata, table_key)
-    counts = counts_of(table, layer)
+    protocol, table = request.protocol, study.table
     check_targets(table, protocol.genes)
     check_choose_by(protocol.choose_by)
     check_score(table, protocol.score)
-    if layer == keys.oof:
-        msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
+    if study.address.layer == study.keys.oof:
+        msg = f"layer={study.address.layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
-    folds = (
-        folds_of(table, keys)
-        if request.plan is None
-        else make_folds(sdata, table, request.plan, image_mpp=request.image_mpp)
-    )
-    lattices = lattices_of(sdata, table, optional=False) if set(request.metrics) & set(SPATIAL) else {}
+    _ = study.counts  # refused before any work where they are not raw
+    folds = folds_of(table, study.keys) if request.plan is None else make_folds(study, request.plan)
+    lattices = lattices_of(study, optional=False) if set(request.metrics) & set(SPATIAL) else {}
     columns = [] if protocol.score in get_args(Score) else [protocol.score]
-    sections = section_of(table).to_numpy(dtype=str)
-    _check_folds(folds, request, sections)
-    measured = Measured(counts, partial(normalize_counts, normalize=protocol.normalize), sections, lattices)
+    _check_folds(folds, request, study.section_names)
+    normalize = partial(normalize_counts, normalize=protocol.normalize)
+    measured = Measured(study.counts, normalize, study.section_names, lattices)
     _check_genes(folds, protocol, table.var_names, measured=measured.expression)
-    with unchanged_on_failure(table, keys):
-        ensure_features(
-            sdata, table, keys=keys, where={**protocol.where, "table_key": table_key}, finetune=protocol.finetune
-        )
-        shared = count_shared_pixels(
-            sdata, table, keys, splits=[fold.assigned for fold in folds], image_mpp=request.image_mpp
-        )
+    with unchanged_on_failure(table, study.keys):
+        ensure_features(study, request.tiles, finetune=protocol.finetune)
+        if protocol.finetune:
+            check_alone(study)
+        shared = count_shared_pixels(study, splits=[fold.assigned for fold in folds])
         if request.folder is not None:
             request.folder.mkdir(exist_ok=True)
-        runs = _run_all(Source(sdata, table, counts, columns), folds, request)
+        runs = _run_all(RunData(study, columns), folds, request)
         results = _results(measured, table.var_names, folds, request=request, runs=runs)
-        provenance = _provenance(table, folds, request)
-        _write(table, folds, request, runs=runs, provenance=provenance)
+        provenance = _provenance(study, folds, request)
+        _write(study, folds, request, runs=runs, provenance=provenance)
+        study.remember_layer()
     of_method = {name: [r.n_updates for (_, own, _), r in runs.items() if own == name] for name in request.methods}
     known = {gene for outcome in runs.values() for gene in outcome.genes}
     return CrossValidation(
@@ -272,12 +280,12 @@ def _check_genes(
             raise ValueError(msg)
 
 
-def _run_all(source: Source, folds: Sequence[Fold], request: Request) -> Runs:
+def _run_all(data: RunData, folds: Sequence[Fold], request: Request) -> Runs:
     """Outcomes of all runs; those that are finished are read."""
     protocol, finished = request.protocol, {}
-    made_from = {"data": source.digest(protocol.keys), "protocol": protocol.plain(), "versions": versions()}
+    made_from = {"data": data.digest(), "protocol": protocol.plain(), "versions": versions()}
     seconds = dict.fromkeys(request.methods, 0.0)
-    prepared: tuple[int, SpatialData] | None = None
+    prepared: tuple[int, Study] | None = None
     for fold, name, seed in tqdm(request.runs(folds), desc="runs", unit="run", disable=None):
         path = None
         if request.folder is not None:
@@ -286,7 +294,7 @@ def _run_all(source: Source, folds: Sequence[Fold], request: Request) -> Runs:
             finished[fold.number, name, seed] = Outcome.read(path)
             continue
         if prepared is None or prepared[0] != fold.number:
-            prepared = fold.number, source.prepared(fold, protocol)
+            prepared = fold.number, data.prepared(fold, protocol)
         start = time.perf_counter()
         outcome = run(prepared[1], fold, name=name, seed=seed, protocol=protocol)
         seconds[name] += time.perf_counter() - start
@@ -324,14 +332,15 @@ def _results(
     return results[["method", "fold", "seed", "section", "gene", "metric", "value"]]
 
 
-def _provenance(table: "AnnData", folds: Sequence[Fold], request: Request) -> dict[str, Any]:
+def _provenance(study: Study, folds: Sequence[Fold], request: Request) -> dict[str, Any]:
     """Plain values that say what was run."""
     codes = np.array([pd.Categorical(fold.assigned, categories=list(SETS)).codes for fold in folds])
-    plan = recorded(table, request.protocol.keys, "split") if request.plan is None else asdict(request.plan)
+    manifest = remembered(study.table, study.keys, SplitRecord)
+    plan = manifest.settings if request.plan is None and manifest is not None else asdict(request.plan or FoldPlan())
     return {
         **{name: plan[name] for name in ("by", "validation", "block_um", "buffer_um")},
         "n_folds": len(folds),
-        "hash": hash_of(table, _fold_of(folds, [str(fold.number) for fold in folds]), codes),
+        "hash": hash_of(study.table, _fold_of(folds, [str(fold.number) for fold in folds]), codes),
         "folds": [fold.name for fold in folds],
         "methods": request.methods,
         "seeds": list(range(request.seed, request.seed + request.n_seeds)),
@@ -351,10 +360,8 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in sorted((*PACKAGES, "scikit-learn", "scipy"))}
 
 
-def _write(
-    table: "AnnData", folds: Sequence[Fold], request: Request, *, runs: Runs, provenance: Mapping[str, Any]
-) -> None:
-    keys, name = request.protocol.keys, request.methods[0]
+def _write(study: Study, folds: Sequence[Fold], request: Request, *, runs: Runs, provenance: Mapping[str, Any]) -> None:
+    table, keys, name = study.table, study.keys, request.methods[0]
     predicted = np.full(table.shape, np.nan, dtype=np.float32)
     for fold in folds:
         outcomes = [runs[fold.number, name, seed] for seed in request.seeds_of(name)]
@@ -365,7 +372,7 @@ def _write(
     names = [fold.name for fold in folds]
     table.obs[keys.fold] = pd.Categorical(_fold_of(folds, names), categories=names)
     lists = {key: np.array(value) for key, value in provenance.items() if isinstance(value, list)}
-    record(table, keys, {"cross_validation": {**provenance, **lists}})
+    remember(table, keys, CrossValidationRecord({**provenance, **lists}))
     logger.info(
         'Wrote layers["%s"] and obs["%s"]: out-of-fold predictions of %s.', keys.oof, keys.fold, ARMS[name].label
     )

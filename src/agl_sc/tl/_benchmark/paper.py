@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record, recorded, unchanged_on_failure
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import counts_of, get_table
+from agl_sc._sdata.records import PaperRecord, remember, remembered
+from agl_sc._sdata.rollback import unchanged_on_failure
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study, around
+from agl_sc._sdata.table import find_table
 from agl_sc.core.config import Preset, TrainConfig
 from agl_sc.core.spots.genes import normalize_counts
-from agl_sc.pp._features.embed import embed
+from agl_sc.pp._features.context import Views
+from agl_sc.pp._features.embed import FeatureRequest, embed_study
 from agl_sc.pp._features.tiles import Mpp
 from agl_sc.pp._genes.targets_and_ranks import assign_roles
 from agl_sc.tl._benchmark.arms import check_methods
 from agl_sc.tl._benchmark.cross_validate import cross_validate
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 TargetsOn = Literal["training", "all"]
@@ -78,14 +79,13 @@ def paper_prepare(
         Nothing is left, there are fewer genes than targets, or the counts are not raw.
     """
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     for name, value in (("n_targets", n_targets), ("min_genes", min_genes), ("min_spots", min_spots)):
         if value < 1:
             msg = f"{name}={value!r} is not at least 1; the paper has n_targets=50, min_genes=200, min_spots=3."
             raise ValueError(msg)
-    table, keys = get_table(sdata, table_key), Keys(key_added)
-    counts = counts_of(table, layer)
+    study = Study.of(sdata, Address(table_key=table_key, layer=layer), key_added)
+    table, keys, counts = study.table, study.keys, study.counts
     rich = counts.getnnz(axis=1) >= min_genes
     common = counts[rich].getnnz(axis=0) >= min_spots
     if common.sum() < n_targets:
@@ -103,11 +103,9 @@ def paper_prepare(
     own.uns["spatialdata_attrs"] = dict(table.uns["spatialdata_attrs"])
     left_out = {"n_spots_left_out": int((~rich).sum()), "n_genes_left_out": int((~common).sum())}
     asked = {"n_targets": n_targets, "min_genes": min_genes, "min_spots": min_spots, "normalize": _NORMALIZE}
-    record(own, keys, {"paper": {**asked, **left_out}})
+    remember(own, keys, PaperRecord({**asked, **left_out}))
     logger.info("Kept %d of %d spots and %d of %d genes.", rich.sum(), table.n_obs, common.sum(), table.n_vars)
-    return SpatialData(
-        images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": own}, attrs=dict(sdata.attrs)
-    )
+    return around(sdata, own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ def paper_folds(sdata: "SpatialData", *, table_key: str | None = None) -> PaperF
     table_key
         Table to use; the only one by default.
     """
-    obs = get_table(sdata, table_key).obs
+    obs = find_table(sdata, table_key).obs
     n_patients = obs["patient"].nunique() if "patient" in obs else 1
     return PaperFolds("patient", None, 0.2) if n_patients > 1 else PaperFolds("spot", 5, 0.2)
 
@@ -149,8 +147,13 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     mpp: Mpp = 0.5,
     changes: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
+    device: str | None = None,
+    batch_size: int = 32,
     table_key: str | None = None,
     image_key: Names = None,
+    shapes_key: Names = None,
+    coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
@@ -189,10 +192,21 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
         Fields of the preset to set otherwise, such as ``{"max_epochs": 20}``.
     checkpoint
         Folder from which an interrupted run continues, to end with the same bytes as if nothing had stopped it.
+    device
+        ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
+        are computed.
+    batch_size
+        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key
         Image element or elements to use; the one that shares a coordinate system with the spots by default.
+    shapes_key
+        Regions to use; all by default.
+    coordinate_system
+        Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
     key_added
@@ -218,18 +232,22 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     ----------
     Shiku et al., Auxiliary Gene Learning, AAAI 2026, arXiv 2511.18336.
     """
-    table, keys = get_table(sdata, table_key), Keys(key_added)
+    address: dict[str, Any] = {
+        "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system,
+        "image_mpp": image_mpp,
+    }  # fmt: skip
+    study = Study.of(sdata, Address(**address, layer=layer), key_added)
     config = TrainConfig.preset(preset, **(changes or {}))
-    genes = _targets(table, keys, n_targets=n_targets, targets_on=targets_on)
+    genes = _targets(study, n_targets=n_targets, targets_on=targets_on)
     names = check_methods(methods)
     folds = paper_folds(sdata, table_key=table_key)
-    where: dict[str, Any] = {"table_key": table_key, "image_key": image_key, "key_added": key_added}
     if targets_on == "all":
         logger.warning(
             "Targets were chosen on all spots, test spots included, as in the paper: every method is flattered."
         )
-    with unchanged_on_failure(table, keys):
-        embed(sdata, encoder=encoder, tile_px=tile_px, mpp=mpp, stages=False, context=(), orientations=1, **where)
+    tiles = FeatureRequest(encoder, tile_px, mpp, Views(), batch_size, device)
+    with unchanged_on_failure(study.table, study.keys):
+        embed_study(study, tiles)
         return cross_validate(
             sdata,
             methods=names,
@@ -244,19 +262,23 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
             finetune=True,
             config=config,
             checkpoint=checkpoint,
+            device=device,
+            batch_size=batch_size,
+            **address,
             layer=layer,
+            key_added=key_added,
             seed=seed,
-            **where,
         )
 
 
-def _targets(table: "AnnData", keys: Keys, *, n_targets: int | None, targets_on: TargetsOn) -> int | list[str]:
+def _targets(study: Study, *, n_targets: int | None, targets_on: TargetsOn) -> int | list[str]:
     """How many target genes to choose in every fold, or their names."""
     if targets_on not in get_args(TargetsOn):
         msg = f"targets_on={targets_on!r} is not one of {', '.join(map(repr, get_args(TargetsOn)))}."
         raise ValueError(msg)
-    prepared = recorded(table, keys, "paper") or {}
-    n_prepared = int(prepared.get("n_targets", 50))
+    table, keys = study.table, study.keys
+    prepared = remembered(table, keys, PaperRecord) or PaperRecord({})
+    n_prepared = int(prepared.values.get("n_targets", 50))
     if targets_on == "training":
         return n_prepared if n_targets is None else n_targets
     if keys.paper_target not in table.var:

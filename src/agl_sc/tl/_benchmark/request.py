@@ -1,14 +1,14 @@
 """What a cross-validation or a benchmark is asked for, checked before any work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agl_sc._paths import check_folder
-from agl_sc._sdata.keys import Keys
-from agl_sc.core.config import TrainConfig
+from agl_sc.core.config import checked_config
 from agl_sc.core.evaluation.section_metrics import check_names
+from agl_sc.pp._features.embed import FeatureRequest
 from agl_sc.pp._splits.folds import Fold, FoldPlan
 from agl_sc.pp._splits.units import By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
@@ -33,8 +33,8 @@ class Request:
     """What all runs have in common."""
     folder: Path | None
     """Where finished runs are kept."""
-    image_mpp: float | None = None
-    """Microns per pixel of the full image, where the plan needs them."""
+    tiles: FeatureRequest = field(default_factory=FeatureRequest)
+    """How features are made where there are none."""
 
     def __post_init__(self) -> None:
         check_methods(self.methods)
@@ -58,10 +58,8 @@ def requested(
     by: By | None,
     plan: dict[str, Any],
     protocol: dict[str, Any],
-    where: dict[str, Any],
     metrics: Sequence[str],
     checkpoint: str | Path | None,
-    key_added: str,
     seed: int,
     **rest: Any,
 ) -> Request:
@@ -69,12 +67,12 @@ def requested(
     if by is None and plan["n_folds"] is not None:
         msg = f"n_folds={plan['n_folds']} says how to divide, but by=None takes the folds that are there; pass one of the two."
         raise ValueError(msg)
-    config = protocol["config"] or TrainConfig()
+    config = checked_config(protocol["config"])
     return Request(
         methods,
         metrics=metrics,
         plan=None if by is None else FoldPlan(by, seed=seed, **plan),
-        protocol=Protocol(**{**protocol, "config": config}, where=where, keys=Keys(key_added)),
+        protocol=Protocol(**{**protocol, "config": config}),
         folder=None if checkpoint is None else check_folder(checkpoint),
         seed=seed,
         **rest,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import zlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -12,26 +12,24 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import recorded
-from agl_sc._sdata.table import section_of
+from agl_sc._paths import replacing
+from agl_sc._sdata.records import AddressRecord, FeatureRecord, TileRecord, remember, remembered
+from agl_sc._sdata.study import Study
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.spots.genes import Normalize
 from agl_sc.core.spots.spots import usable_spots
 from agl_sc.core.training.epoch import batches_of
-from agl_sc.pp._genes.targets_and_ranks import ChooseBy, rank_auxiliary, role_of, target_genes
+from agl_sc.pp._features.made_from import made_by_embed
+from agl_sc.pp._genes.targets_and_ranks import ChooseBy, choose_targets, rank_study, role_of
 from agl_sc.pp._splits.folds import Fold
+from agl_sc.pp._splits.split import assigned_in
 from agl_sc.pp._splits.units import SETS
 from agl_sc.tl._benchmark.arms import ARMS, fit_in_place
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
     from agl_sc.model import Model
 
 
@@ -47,10 +45,6 @@ class Protocol:
     """Units in which genes are modelled."""
     finetune: bool
     """Train the whole encoder too."""
-    where: dict[str, Any]
-    """``image_key``, ``shapes_key`` and ``coordinate_system``."""
-    keys: Keys
-    """Names of the slots."""
     choose_by: ChooseBy = "variance"
     """What the target genes chosen are highest in."""
     score: str = "predictability"
@@ -59,58 +53,55 @@ class Protocol:
     def plain(self) -> dict[str, Any]:
         """As JSON values; None, which h5ad and zarr refuse, is left out."""
         genes = self.genes if isinstance(self.genes, int | str) else list(self.genes)
-        config = {name: value for name, value in asdict(self.config).items() if value is not None}
+        config = {name: value for name, value in self.config.plain().items() if value is not None}
         how = {name: getattr(self, name) for name in ("choose_by", "score", "normalize", "finetune")}
         return {"genes": genes, **how, "config": config}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
+class RunData:
     """The user's data, of which a run changes nothing."""
 
-    sdata: "SpatialData"
-    """Holds images and shapes."""
-    table: "AnnData"
-    """Its table, with features."""
-    counts: scipy.sparse.csr_matrix
-    """Raw counts of the table, (n_obs, n_genes)."""
+    study: Study
+    """Images, shapes and the table, with features."""
     columns: Sequence[str] = ()
     """Columns of ``var`` that runs are shown: the prior score, where that is the user's own."""
 
-    def scratch(self, fold: Fold, keys: Keys) -> "SpatialData":
+    def scratch(self, fold: Fold) -> Study:
         """Images, shapes, counts and features, not copied, under a table that knows little but one fold's split."""
         from anndata import AnnData
 
-        made_from = {"features": recorded(self.table, keys, "features")}
+        table, keys = self.study.table, self.study.keys
         own = AnnData(
-            self.counts,
-            obs=self.table.obs.copy(),
-            var=self.table.var[list(self.columns)].copy(),
-            obsm={keys.features: self.table.obsm[keys.features]},
-            uns={"spatialdata_attrs": dict(self.table.uns["spatialdata_attrs"]), keys.uns: made_from},
+            self.study.counts,
+            obs=table.obs.copy(),
+            var=table.var[list(self.columns)].copy(),
+            obsm={keys.features: table.obsm[keys.features]},
+            uns={"spatialdata_attrs": dict(table.uns["spatialdata_attrs"])},
         )
+        known = (remembered(table, keys, kind) for kind in (FeatureRecord, TileRecord, AddressRecord))
+        remember(own, keys, *(record for record in known if record is not None))
         own.obs[keys.split] = pd.Categorical(fold.assigned, categories=list(SETS))
-        return _around(self.sdata, own)
+        return self.study.around(own)
 
-    def prepared(self, fold: Fold, protocol: Protocol) -> "SpatialData":
+    def prepared(self, fold: Fold, protocol: Protocol) -> Study:
         """The same with what the runs of a fold have in common: target genes and prior ranks of its training spots."""
-        keys = protocol.keys
-        scratch = self.scratch(fold, keys)
-        genes: dict[str, Any] = {"genes": protocol.genes, "choose_by": protocol.choose_by}
-        target_genes(scratch, **genes, normalize=protocol.normalize, key_added=keys.key_added)
-        rank_auxiliary(scratch, score=protocol.score, key_added=keys.key_added)
+        scratch = self.scratch(fold)
+        choose_targets(scratch, genes=protocol.genes, choose_by=protocol.choose_by, normalize=protocol.normalize)
+        rank_study(scratch, score=protocol.score)
         return scratch
 
-    def digest(self, keys: Keys) -> str:
+    def digest(self) -> str:
         """Of everything in the data that a run depends on."""
+        table, counts = self.study.table, self.study.counts
         sha = hashlib.sha256()
-        for names in (self.table.obs_names, self.table.var_names, section_of(self.table)):
+        for names in (table.obs_names, table.var_names, self.study.section_names):
             sha.update("\n".join(map(str, names)).encode())
-        features = np.asarray(self.table.obsm[keys.features])
-        for array in (self.counts.data, self.counts.indices, self.counts.indptr, features):
+        features = np.asarray(table.obsm[self.study.keys.features])
+        for array in (counts.data, counts.indices, counts.indptr, features):
             sha.update(np.ascontiguousarray(array).tobytes())
-        sha.update(self.table.var[list(self.columns)].to_csv().encode())
-        sha.update(json.dumps(recorded(self.table, keys, "features"), sort_keys=True, default=str).encode())
+        sha.update(table.var[list(self.columns)].to_csv().encode())
+        sha.update(json.dumps(made_by_embed(self.study).plain(), sort_keys=True, default=str).encode())
         return sha.hexdigest()
 
 
@@ -127,15 +118,10 @@ class Outcome:
 
     def write(self, path: Path) -> None:
         """Whole or not at all."""
-        staged = path.with_name(f".{path.name}.new")
         try:
-            with staged.open("wb") as file:
+            with replacing(path) as fresh, fresh.open("wb") as file:
                 np.savez(file, genes=np.array(self.genes), predicted=self.predicted, n_updates=self.n_updates)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(path)
         except OSError as error:
-            staged.unlink(missing_ok=True)
             msg = f"A finished run could not be written to {path} ({error.strerror or error}); make room and run again, and it goes on from there."
             raise OSError(msg) from error
 
@@ -145,31 +131,18 @@ class Outcome:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(arrays["genes"].tolist(), arrays["predicted"], int(arrays["n_updates"]))
-        except (BadZipFile, EOFError, KeyError, ValueError) as error:
+        except (BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as error:
             msg = f"The finished run {path} is damaged ({error}); delete it to run it again."
             raise ValueError(msg) from error
 
 
-def _around(sdata: "SpatialData", table: "AnnData") -> "SpatialData":
-    """The same images and shapes, not copied, around another table."""
-    from spatialdata import SpatialData
-
-    return SpatialData(
-        images=dict(sdata.images),
-        shapes=dict(sdata.shapes),
-        points=dict(sdata.points),
-        tables={"table": table},
-        attrs=dict(sdata.attrs),
-    )
-
-
-def run(prepared: "SpatialData", fold: Fold, *, name: str, seed: int, protocol: Protocol) -> Outcome:
+def run(prepared: Study, fold: Fold, *, name: str, seed: int, protocol: Protocol) -> Outcome:
     """Fit one arm to one fold, and predict its test spots.
 
     Parameters
     ----------
     prepared
-        From :meth:`Source.prepared`; left as it is.
+        From :meth:`RunData.prepared`; left as it is.
     fold
         Sets of the spots.
     name
@@ -181,16 +154,15 @@ def run(prepared: "SpatialData", fold: Fold, *, name: str, seed: int, protocol: 
     """
     from anndata import AnnData
 
-    keys, common = protocol.keys, prepared.tables["table"]
+    common, keys = prepared.table, prepared.keys
     own = AnnData(common.X, obs=common.obs.copy(), var=common.var.copy(), obsm=common.obsm, uns=deepcopy(common.uns))
-    scratch = _around(prepared, own)
+    scratch = prepared.around(own)
     if protocol.score == "random":
-        rank_auxiliary(scratch, score="random", key_added=keys.key_added, seed=seed)
-    how: dict[str, Any] = {"config": protocol.config, "finetune": protocol.finetune, "where": protocol.where}
-    model = fit_in_place(scratch, name, **how, keys=keys, seed=seed)
-    test, targets = fold.assigned == "test", role_of(own, keys) == "target"
+        rank_study(scratch, score="random", seed=seed)
+    model = fit_in_place(scratch, name, config=protocol.config, finetune=protocol.finetune, seed=seed)
+    test, targets = fold.assigned == "test", role_of(scratch) == "target"
     predicted = np.asarray(own.layers[keys.layer], dtype=np.float32)[np.ix_(test, targets)]
-    n_updates = 0 if model is None else _n_updates(model, own, keys)
+    n_updates = 0 if model is None else _n_updates(model, scratch)
     return Outcome(list(own.var_names[targets]), predicted, n_updates)
 
 
@@ -201,9 +173,9 @@ def run_path(folder: Path, fold: Fold, *, name: str, seed: int, made_from: Mappi
     return folder / f"{fold.number}_{name}_{seed}_{digest[:16]}.npz"
 
 
-def _n_updates(model: "Model", table: "AnnData", keys: Keys) -> int:
+def _n_updates(model: "Model", study: Study) -> int:
     """Epochs until training stopped, times the batches of one; neither searches before it nor the refit count."""
-    usable = usable_spots(np.asarray(table.obsm[keys.features]), table.X)
-    n_train = int((usable & (table.obs[keys.split] == "train").to_numpy()).sum())
+    usable = usable_spots(np.asarray(study.table.obsm[study.keys.features]), study.counts)
+    n_train = int((usable & (assigned_in(study) == "train")).sum())
     batches = batches_of(n_train, model.card["params"]["batch_size"], torch.Generator())
     return int(model.history["epoch"].max()) * len(batches)

@@ -1,25 +1,29 @@
 """Predict expression of sections from their images and write it."""
 
 import logging
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record, recorded, unchanged_on_failure
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import get_table, near_matches, region_of, section_of
+from agl_sc._sdata.records import FeatureRecord, PredictionRecord, SettingsRecord, remember
+from agl_sc._sdata.rollback import unchanged_on_failure
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import near_matches, region_of
+from agl_sc.core.arrays import BoolArray
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import without_path
 from agl_sc.core.evaluation.section_metrics import NAMES
 from agl_sc.model import Model
 from agl_sc.pp._features.context import Views
-from agl_sc.pp._features.embed import embed, encode, placed_again
+from agl_sc.pp._features.embed import FeatureRequest, embed_study, encode
+from agl_sc.pp._features.made_from import check_tiles, placed_again
 from agl_sc.pp._splits.split import split_hash
 from agl_sc.pp._splits.units import SETS
+from agl_sc.tl._model.belongs import seen_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,10 +36,13 @@ def predict(
     sdata: "SpatialData",
     model: Model,
     *,
+    device: str | None = None,
+    batch_size: int = 32,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     key_added: str = "agl",
 ) -> None:
     """Predict expression of sections the model has never seen.
@@ -49,6 +56,10 @@ def predict(
         SpatialData with one table that annotates the spots of all sections.
     model
         A trained model.
+    device
+        ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default.
+    batch_size
+        Tiles per forward pass.
     table_key
         Table to use; the only one by default.
     image_key
@@ -57,6 +68,8 @@ def predict(
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     key_added
         Prefix of all slots.
 
@@ -75,53 +88,61 @@ def predict(
     if not isinstance(model, Model):
         msg = f"model is a {type(model).__name__}, not an agl_sc.Model; train one with agl_sc.tl.train or read it with agl_sc.Model.load."
         raise TypeError(msg)
-    table = get_table(sdata, table_key)
-    keys = Keys(key_added)
-    _check_genes(table, model)
-    where: dict[str, Any] = {
-        "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system
-    }  # fmt: skip
-    with unchanged_on_failure(table, keys):
-        _check_features(table, keys, model)
-        if keys.features not in table.obsm:
-            made_from = model.card["features"]
-            tiles: dict[str, Any] = {name: made_from[name] for name in ("encoder", "tile_px", "mpp")}
-            embed(sdata, **tiles, **asdict(Views.recorded(made_from)), **where, key_added=key_added)
-            _check_features(table, keys, model)
-        seen = _seen_sections(table, keys, model)
-        write_predictions(sdata, table, keys=keys, model=model, where=where)
-        _write_provenance(table, keys, model, seen=seen)
-
-
-def write_predictions(
-    sdata: "SpatialData", table: "AnnData", *, keys: Keys, model: Model, where: dict[str, Any]
-) -> None:
-    """Write the prediction layer from the features in place."""
-    features = (
-        _own_features(sdata, table, keys=keys, model=model, where=where)
-        if model.finetuned
-        else np.asarray(table.obsm[keys.features])
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
     )
-    predicted = model.predict(features, section_of(table).to_numpy())
+    study = Study.of(sdata, address, key_added)
+    predict_study(study, model, FeatureRequest(device=device, batch_size=batch_size))
+
+
+def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
+    """As :func:`predict`, of what is resolved already."""
+    table, keys = study.table, study.keys
+    _check_genes(table, model)
+    with unchanged_on_failure(table, keys):
+        _check_features(study, model)
+        if keys.features not in table.obsm:
+            made_from = FeatureRecord.read(model.card["features"])
+            views = Views.of(made_from)
+            own = replace(tiles, encoder=made_from.encoder, tile_px=made_from.tile_px, mpp=made_from.mpp, views=views)
+            embed_study(study, own)
+            _check_features(study, model)
+        else:
+            check_tiles(study)
+        seen = _seen(study, model)
+        _write_split(study, seen)
+        split = split_hash(study) if seen.any() else None
+        write_predictions(study, model, record=PredictionRecord(model.card["normalize"], split), tiles=tiles)
+        values = {**model.card["params"], "normalize": model.card["normalize"]}
+        remember(table, keys, SettingsRecord(values, model.card["versions"]))
+
+
+def write_predictions(study: Study, model: Model, *, record: PredictionRecord, tiles: FeatureRequest) -> None:
+    """Write the prediction layer from the features in place."""
+    table, keys = study.table, study.keys
+    features = _own_features(study, model, tiles) if model.finetuned else np.asarray(table.obsm[keys.features])
+    predicted = model.predict(features, study.section_names)
     columns = table.var_names.get_indexer(model.predicted_genes)
     layer = np.full(table.shape, np.nan, dtype=np.float32)
     layer[:, columns[columns >= 0]] = predicted[:, columns >= 0]
     table.layers[keys.layer] = layer
-    record(table, keys, {"units": model.card["normalize"]})
+    remember(table, keys, record)
     for metric in NAMES:  # of earlier predictions
         if keys.metric(metric) in table.var:
             del table.var[keys.metric(metric)]
     logger.info('Wrote layers["%s"]: %d genes of %d spots.', keys.layer, (columns >= 0).sum(), table.n_obs)
 
 
-def _own_features(
-    sdata: "SpatialData", table: "AnnData", *, keys: Keys, model: Model, where: dict[str, Any]
-) -> NDArray[np.float32]:
+def _own_features(study: Study, model: Model, tiles: FeatureRequest) -> NDArray[np.float32]:
     """Features of a fine-tuned encoder; they stay with the prediction, the slot keeps those of the encoder it names."""
-    elements = {name: where[name] for name in ("image_key", "shapes_key", "coordinate_system")}
-    placed = placed_again(sdata, table, keys, elements=elements)
-    tile_px = int(model.card["features"]["tile_px"])
-    return encode(Recipe(model.encoder(), tile_px), placed, n_obs=table.n_obs)
+    recipe = Recipe(
+        model.encoder(), int(model.card["features"]["tile_px"]), batch_size=tiles.batch_size, device=tiles.device
+    )
+    return encode(recipe, placed_again(study), n_obs=study.table.n_obs)
 
 
 def _check_genes(table: "AnnData", model: Model) -> None:
@@ -147,49 +168,46 @@ def _check_genes(table: "AnnData", model: Model) -> None:
         )
 
 
-def _check_features(table: "AnnData", keys: Keys, model: Model) -> None:
+def _check_features(study: Study, model: Model) -> None:
     """Refuse features in the slot that the model's encoder and tiles did not make."""
-    if keys.features not in table.obsm:
+    slot = study.keys.features
+    if slot not in study.table.obsm:
         return
-    made_from, wanted = (
-        {**Views().record(), **(each or {})} for each in (recorded(table, keys, "features"), model.card["features"])
-    )
-    for name in ("encoder", *Views().record(), "weights_digest", "tile_px", "mpp"):
-        if made_from.get(name) != wanted[name] and not (
-            (name == "encoder" and without_path(str(made_from.get(name))) == without_path(wanted[name]))
-            or (name == "mpp" and np.isclose(made_from.get(name, 0), wanted[name], rtol=0.05))
+    made_from, wanted = study.features, FeatureRecord.read(model.card["features"])
+    for name in ("encoder", *Views().plain(), "weights_digest", "tile_px", "mpp"):
+        found, needed = getattr(made_from, name, None), getattr(wanted, name)
+        if found != needed and not (
+            (name == "encoder" and without_path(str(found)) == without_path(needed))
+            or (name == "mpp" and np.isclose(found or 0, needed, rtol=0.05))
         ):
             msg = (
-                f'obsm["{keys.features}"] was made with {name}={made_from.get(name)!r}, the model with {wanted[name]!r}; '
-                f'delete obsm["{keys.features}"], or use another key_added.'
+                f'obsm["{slot}"] was made with {name}={found!r}, the model with {needed!r}; '
+                f'delete obsm["{slot}"], or use another key_added.'
             )
             raise ValueError(msg)
 
 
-def _seen_sections(table: "AnnData", keys: Keys, model: Model) -> list[str]:
-    """Sections whose image the model was fitted on; refused where another split would call their spots test."""
-    images = recorded(table, keys, "features")["images"]
-    known = set(model.card["fitted_on"].values())
-    seen = sorted(name for name, digest in images.items() if digest in known)
-    if seen and keys.split in table.obs and split_hash(table, keys) != model.card["split"]:
+def _seen(study: Study, model: Model) -> BoolArray:
+    """Spots that the model was fitted among, (n_obs,); refused where another split would call them test."""
+    seen, keys = seen_spots(study, model.card), study.keys
+    if seen.any() and keys.split in study.table.obs and split_hash(study) != model.card["split"]:
         msg = (
-            f'The model was fitted on {", ".join(seen)}, under another split than obs["{keys.split}"], which could call '
+            f'The model was fitted on {_named(study, seen)}, under another split than obs["{keys.split}"], which could call '
             "spots that it has seen test; predict with another key_added."
         )
         raise ValueError(msg)
     return seen
 
 
-def _write_provenance(table: "AnnData", keys: Keys, model: Model, *, seen: list[str]) -> None:
-    """Say how the layer was made, and which spots the model has seen."""
-    record(
-        table,
-        keys,
-        {"params": {**model.card["params"], "normalize": model.card["normalize"]}, "versions": model.card["versions"]},
-    )
+def _named(study: Study, seen: BoolArray) -> str:
+    return ", ".join(sorted(set(region_of(study.table)[seen])))
+
+
+def _write_split(study: Study, seen: BoolArray) -> None:
+    """Say which spots the model has seen, where nothing is said yet."""
+    table, keys = study.table, study.keys
     if keys.split in table.obs:
         return
-    if seen:
-        logger.warning("The model was fitted on %s: predictions there are not evidence.", ", ".join(seen))
-    assigned = np.where(region_of(table).isin(seen), "train", "test")
-    table.obs[keys.split] = pd.Categorical(assigned, categories=list(SETS))
+    if seen.any():
+        logger.warning("The model was fitted on %s: predictions there are not evidence.", _named(study, seen))
+    table.obs[keys.split] = pd.Categorical(np.where(seen, "train", "test"), categories=list(SETS))

@@ -1,31 +1,37 @@
 """Train a model on a SpatialData and write what it predicts and which genes it chose."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
 from agl_sc._paths import check_parent
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.record import record, recorded, unchanged_on_failure
-from agl_sc._sdata.sections import Names
-from agl_sc._sdata.table import counts_of, get_table, section_of
-from agl_sc.core.config import Method, Preset, TrainConfig
+from agl_sc._sdata.records import PredictionRecord, SettingsRecord, TrainingRecord, forget, remember
+from agl_sc._sdata.rollback import unchanged_on_failure
+from agl_sc._sdata.sections import Names, Scales
+from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import X
+from agl_sc.core.config import Method, Preset, TrainConfig, checked_config
+from agl_sc.core.training.recipe import TrainingData, fit_arm
 from agl_sc.core.training.result import FitResult
+from agl_sc.core.weighting import MakeWeighting, MethodSpec, method_spec, with_auxiliary
 from agl_sc.model import Model
-from agl_sc.pp._features.embed import embed
-from agl_sc.pp._genes.targets_and_ranks import normalize_of, rank_auxiliary, role_of, target_genes
-from agl_sc.pp._splits.split import split, split_hash, split_of
-from agl_sc.tl._model.data import TrainingData, finetune_data, fit_arm, possible_method, training_data
+from agl_sc.pp._features.context import Views
+from agl_sc.pp._features.embed import FeatureRequest, embed_study
+from agl_sc.pp._features.made_from import check_tiles, made_by_embed
+from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study, role_of
+from agl_sc.pp._splits.split import SplitRequest, assigned_in, split_hash, split_study
+from agl_sc.tl._model.belongs import counts_digest, places_of
+from agl_sc.tl._model.data import finetune_data, training_data
 from agl_sc.tl._model.predict import write_predictions
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -38,16 +44,19 @@ N_TARGETS = 50
 def train(  # noqa: PLR0913 -- the entry point
     sdata: "SpatialData",
     *,
-    method: Method = "dkgsb",
+    method: Method | MethodSpec | MakeWeighting = "dkgsb",
     finetune: bool = False,
     config: TrainConfig | None = None,
     preset: Preset | None = None,
     accelerator: Accelerator | None = None,
     checkpoint: str | Path | None = None,
+    device: str | None = None,
+    batch_size: int = 32,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
     coordinate_system: str | None = None,
+    image_mpp: Scales = None,
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
@@ -67,7 +76,8 @@ def train(  # noqa: PLR0913 -- the entry point
         How auxiliary genes are weighted: ``"pgl"`` (none), ``"agl"`` (all) or ``"dkgsb"`` (the leading ones, their number
         learned). For comparison: ``"fixed_k"`` and ``"target_weight"`` (the best on validation spots of a few numbers of
         genes, or of weights of the targets among all genes), ``"uncertainty"`` (Kendall 2018), ``"auxilearn"`` (Navon
-        2021), ``"amal"`` (Sivasubramanian 2023), ``"cosine"`` (Du 2018).
+        2021), ``"amal"`` (Sivasubramanian 2023), ``"cosine"`` (Du 2018). Or a weighting of your own: a subclass of
+        :class:`agl_sc.tl.Weighting`, or a :class:`agl_sc.tl.MethodSpec` that makes one.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
     config
@@ -82,6 +92,11 @@ def train(  # noqa: PLR0913 -- the entry point
     checkpoint
         Folder from which an interrupted run continues, to end with the same bytes as if nothing had stopped it. It holds
         ``model``, the best so far, and ``state.safetensors``, written after every epoch.
+    device
+        ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
+        are computed; ``accelerator`` says where the network trains.
+    batch_size
+        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key
@@ -90,6 +105,8 @@ def train(  # noqa: PLR0913 -- the entry point
         Regions to use; all by default.
     coordinate_system
         Coordinate system that joins image and spots; the one they share by default.
+    image_mpp
+        Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
     key_added
@@ -115,45 +132,81 @@ def train(  # noqa: PLR0913 -- the entry point
     ----------
     Shiku et al., Auxiliary Gene Learning, AAAI 2026, arXiv 2511.18336.
     """
-    if method not in get_args(Method):
-        msg = f"method={method!r} is not one of {', '.join(map(repr, get_args(Method)))}."
-        raise ValueError(msg)
-    config = _config(config, preset)
+    spec, config = method_spec(method), checked_config(config, preset)
     accelerator = accelerator or Accelerator()
     folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
-    table = get_table(sdata, table_key)
-    counts_of(table, layer)
-    keys = Keys(key_added)
-    if layer == keys.layer:
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    study = Study.of(sdata, address, key_added)
+    if study.address.layer == study.keys.layer:
         msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
-    where: dict[str, Any] = {
-        "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system
-    }  # fmt: skip
-    with unchanged_on_failure(table, keys):
-        _prepare(sdata, table, where=where, how=(keys, layer, seed, config), finetune=finetune)
-        data = training_data(table, keys, layer)
-        method = possible_method(data, method)
-        if finetune:
-            data = finetune_data(sdata, table, where=where, data=data, keys=keys, device=accelerator.device)
+    tiles = FeatureRequest(device=device, batch_size=batch_size)
+    request = TrainRequest(spec, config, accelerator, finetune, folder, tiles, seed)
+    return train_study(study, request)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What :func:`train` is asked for."""
+
+    spec: MethodSpec
+    """How auxiliary genes are weighted."""
+    config: TrainConfig
+    """Settings of training."""
+    accelerator: Accelerator
+    """Device, precision, processes, trackers."""
+    finetune: bool = False
+    """Train the whole encoder too."""
+    folder: Path | None = None
+    """Checkpoint."""
+    tiles: FeatureRequest = field(default_factory=FeatureRequest)
+    """How features are made where there are none."""
+    seed: int = 0
+    """Of split, initial weights and batches."""
+
+
+def train_study(study: Study, asked: TrainRequest) -> Model:
+    """As :func:`train`, of what is resolved already."""
+    accelerator, config, folder = asked.accelerator, asked.config, asked.folder
+    _ = study.counts  # refused before any work where they are not raw
+    with unchanged_on_failure(study.table, study.keys):
+        _prepare(study, asked)
+        data = training_data(study)
+        spec = with_auxiliary(asked.spec, len(data.genes) - data.n_targets)
+        if asked.finetune:
+            data = finetune_data(study, data, accelerator.device)
         if folder is not None:
             folder.mkdir(exist_ok=True)
         tracking = bool(accelerator.log_with) and not accelerator.trackers
         if tracking:
-            accelerator.init_trackers("agl_sc", config={"method": method, "seed": seed, **asdict(config)})
-        describe = partial(_model, table, keys, data=data, how=(method, config, seed))
+            said = {"method": spec.name, "seed": asked.seed, **config.plain()}
+            accelerator.init_trackers("agl_sc", config=said)
+        describe = partial(_model, study, data=data, spec=spec, asked=asked)
         result = fit_arm(
             data,
-            method,
+            spec,
             config,
             accelerator=accelerator,
-            seed=seed,
+            seed=asked.seed,
             on_improvement=None if folder is None else lambda best: describe(result=best).save(folder / "model"),
             checkpoint=None if folder is None else folder / "state.safetensors",
         )
         model = describe(result=result)
-        _write(table, keys, model)
-        write_predictions(sdata, table, keys=keys, model=model, where=where)
+        _write(study, model)
+        seen = PredictionRecord(
+            units=model.card["normalize"],
+            split=split_hash(study),
+            layer=study.address.layer or X,
+            counts=counts_digest(study),
+        )
+        write_predictions(study, model, record=seen, tiles=asked.tiles)
         if folder is not None and accelerator.is_main_process:
             model.save(folder / "model")
         if tracking:  # end_training() would end the processes' connection too, which the next training needs
@@ -161,17 +214,6 @@ def train(  # noqa: PLR0913 -- the entry point
                 tracker.finish()
             accelerator.trackers = []
     return model
-
-
-def _config(config: TrainConfig | None, preset: Preset | None) -> TrainConfig:
-    if preset is None:
-        return TrainConfig() if config is None else config
-    if config is not None:
-        msg = (
-            f"preset={preset!r} and config= exclude each other; pass config=TrainConfig.preset({preset!r}, ...) alone."
-        )
-        raise ValueError(msg)
-    return TrainConfig.preset(preset)
 
 
 def _checkpoint_folder(path: str | Path) -> Path:
@@ -184,35 +226,24 @@ def _checkpoint_folder(path: str | Path) -> Path:
     return folder
 
 
-def _prepare(
-    sdata: "SpatialData",
-    table: "AnnData",
-    *,
-    where: dict[str, Any],
-    how: tuple[Keys, str | None, int, TrainConfig],
-    finetune: bool,
-) -> None:
+def _prepare(study: Study, asked: TrainRequest) -> None:
     """Whatever is missing, the quick and the refusals first."""
-    keys, layer, seed, config = how
-    common: dict[str, Any] = {"table_key": where["table_key"], "key_added": keys.key_added}
-    split_if_missing(sdata, table, keys=keys, seed=seed)
-    check_enough(table, keys, config)
+    table, keys = study.table, study.keys
+    split_if_missing(study, seed=asked.seed)
+    check_enough(study, asked.config)
     if keys.role not in table.var:
-        target_genes(sdata, genes=min(N_TARGETS, table.n_vars), layer=layer, **common)
-    ensure_features(sdata, table, keys=keys, where=where, finetune=finetune)
+        choose_targets(study, genes=min(N_TARGETS, table.n_vars))
+    ensure_features(study, asked.tiles, finetune=asked.finetune)
     if keys.prior_rank not in table.var:
-        rank_auxiliary(sdata, layer=layer, **common)
+        rank_study(study)
+    study.remember_layer()
 
 
-def split_if_missing(
-    sdata: "SpatialData", table: "AnnData", *, keys: Keys, seed: int, image_mpp: float | None = None
-) -> None:
+def split_if_missing(study: Study, *, seed: int) -> None:
     """Split by section, or by block with few of them, where the table has no split."""
-    if keys.split not in table.obs:
-        by_section = section_of(table).nunique() >= _MANY_SECTIONS
-        name = next(name for name, each in sdata.tables.items() if each is table)
-        where: dict[str, Any] = {"table_key": name, "key_added": keys.key_added}
-        split(sdata, by="section" if by_section else "block", image_mpp=image_mpp, seed=seed, **where)
+    if study.keys.split not in study.table.obs:
+        by_section = len(set(study.section_names.tolist())) >= _MANY_SECTIONS
+        split_study(study, SplitRequest(by="section" if by_section else "block", seed=seed))
 
 
 def smaller_batch(n_train: int) -> str:
@@ -221,51 +252,47 @@ def smaller_batch(n_train: int) -> str:
     return f"pass config=TrainConfig(batch_size={size}), or --set batch_size={size} on the command line"
 
 
-def check_enough(table: "AnnData", keys: Keys, config: TrainConfig) -> None:
+def check_enough(study: Study, config: TrainConfig) -> None:
     """Refuse a split with too few training or validation spots."""
-    assigned = split_of(table, keys)
+    assigned = assigned_in(study)
     n_train = int((assigned == "train").sum())
     if n_train < config.batch_size:
         msg = (
             f"There are {n_train} training spots, fewer than batch_size={config.batch_size}; {smaller_batch(n_train)}."
         )
         raise ValueError(msg)
-    per_section = section_of(table)[assigned == "validation"].value_counts()
-    if per_section.max() < 2 or per_section.empty:
-        msg = f'obs["{keys.split}"] has {per_section.sum()} validation spots, no two of them in one section, and validation picks the epoch by Pearson; run agl_sc.pp.split(sdata, validation=0.2).'
+    _, per_section = np.unique(study.section_names[assigned == "validation"], return_counts=True)
+    if per_section.max(initial=0) < 2:
+        msg = f'obs["{study.keys.split}"] has {per_section.sum()} validation spots, no two of them in one section, and validation picks the epoch by Pearson; run agl_sc.pp.split(sdata, validation=0.2).'
         raise ValueError(msg)
 
 
-def ensure_features(
-    sdata: "SpatialData", table: "AnnData", *, keys: Keys, where: dict[str, Any], finetune: bool
-) -> None:
+def ensure_features(study: Study, tiles: FeatureRequest, *, finetune: bool) -> None:
     """Features of the offline encoder where there are none, of the tile alone for fine-tuning; others' are refused."""
-    if keys.features not in table.obsm:
-        alone: dict[str, Any] = {"context": (), "orientations": 1} if finetune else {}
-        embed(sdata, **alone, **where, key_added=keys.key_added)
-    if recorded(table, keys, "features") is None:
-        msg = f'obsm["{keys.features}"] was not made by agl_sc.pp.embed; run it, so that the model knows its encoder and tiles.'
-        raise ValueError(msg)
+    if study.keys.features not in study.table.obsm:
+        views = Views(stages=True) if finetune else tiles.views
+        embed_study(study, replace(tiles, views=views))
+        return
+    made_by_embed(study)
+    check_tiles(study)
 
 
-def _model(
-    table: "AnnData", keys: Keys, *, data: TrainingData, how: tuple[Method, TrainConfig, int], result: FitResult
-) -> Model:
-    method, config, seed = how
-    learned = method in ("dkgsb", "fixed_k")
+def _model(study: Study, *, data: TrainingData, spec: MethodSpec, asked: TrainRequest, result: FitResult) -> Model:
+    config = asked.config
     card = {
-        "features": recorded(table, keys, "features"),
-        "normalize": normalize_of(table, keys),
+        "features": made_by_embed(study).plain(),
+        "normalize": study.normalize,
         "params": {
-            "method": method,
-            "seed": seed,
+            "method": spec.name,
+            "seed": asked.seed,
             "alpha": result.choices.alpha,
             "target_weight": result.choices.target_weight,
-            **asdict(config),
+            **config.plain(),
         },
         "versions": {name: version(name) for name in PACKAGES},
         "fitted_on": data.section_digests,
-        "split": split_hash(table, keys),
+        "places": places_of(study, data.train | data.validation),
+        "split": split_hash(study),
     }
     return Model(
         tensors=data.calibrated(result, config),
@@ -273,9 +300,9 @@ def _model(
         weights=result.weights,
         n_targets=data.n_targets,
         selected=result.selected,
-        method=method,
-        search=config.search if method == "dkgsb" else None,
-        cutoff=result.choices.cutoff if learned else None,
+        method=spec.name,
+        search=config.search if spec.searches else None,
+        cutoff=result.choices.cutoff if spec.has_cutoff else None,
         best_epoch=result.choices.n_epochs,
         card=card,
         history=result.history,
@@ -283,19 +310,13 @@ def _model(
     )
 
 
-def _write(table: "AnnData", keys: Keys, model: Model) -> None:
+def _write(study: Study, model: Model) -> None:
+    table, keys = study.table, study.keys
     weight = pd.Series(model.weights, index=model.genes).reindex(table.var_names)
     table.var[keys.weight] = weight.to_numpy()
-    table.var[keys.selected] = table.var_names.isin(model.predicted_genes) & (role_of(table, keys) == "auxiliary")
-    trace = {name: model.cutoff_trace[name].to_numpy(dtype=float) for name in model.cutoff_trace}
-    entries = {
-        "params": {**model.card["params"], "normalize": model.card["normalize"]},
-        "versions": model.card["versions"],
-        "history": {name: model.history[name].to_numpy() for name in model.history},
-        "cutoff_trace": trace,
-        "best_epoch": model.best_epoch,
-    }
-    table.uns[keys.uns].pop("cutoff", None)  # of an earlier training
-    record(table, keys, entries if model.cutoff is None else {**entries, "cutoff": model.cutoff})
+    table.var[keys.selected] = table.var_names.isin(model.predicted_genes) & (role_of(study) == "auxiliary")
+    forget(table, keys, "cutoff")  # of an earlier training
+    settings = SettingsRecord({**model.card["params"], "normalize": model.card["normalize"]}, model.card["versions"])
+    remember(table, keys, settings, TrainingRecord(model.history, model.cutoff_trace, model.best_epoch, model.cutoff))
     selected = int(table.var[keys.selected].sum())
     logger.info('Wrote var["%s"], var["%s"]: %d auxiliary genes selected.', keys.weight, keys.selected, selected)

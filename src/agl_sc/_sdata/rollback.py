@@ -1,8 +1,8 @@
-"""What an analysis leaves in the table, and how it is taken back when a step fails."""
+"""How what an analysis wrote into the table is taken back when a step fails."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agl_sc._sdata.keys import Keys
 
@@ -38,13 +38,3 @@ def unchanged_on_failure(table: "AnnData", keys: Keys) -> Iterator[None]:
         else:
             table.uns.pop(keys.uns, None)
         raise
-
-
-def record(table: "AnnData", keys: Keys, entries: Mapping[str, Any]) -> None:
-    """Put entries into ``uns[key_added]``, leaving what is there."""
-    table.uns[keys.uns] = {**table.uns.get(keys.uns, {}), **entries}
-
-
-def recorded(table: "AnnData", keys: Keys, name: str) -> Any:
-    """Entry of ``uns[key_added]``, or None."""
-    return table.uns.get(keys.uns, {}).get(name)

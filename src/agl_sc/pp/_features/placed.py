@@ -1,0 +1,50 @@
+"""Sections with the boxes of their tiles."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from agl_sc._sdata.sections import Section
+from agl_sc.core.tiles.reader import Boxes
+from agl_sc.pp._features.tiles import TileSpec, place
+
+logger = logging.getLogger(__name__)
+
+Placed = list[tuple[Section, Boxes]]
+
+
+def place_section(section: Section, spec: TileSpec, image_mpp: float | None = None) -> tuple[Section, Boxes]:
+    """A section reduced to the spots with a position, its scale resolved, and its boxes; tells of padded tiles."""
+    section, boxes, n_nowhere = placed_quietly(section, spec, image_mpp)
+    if n_nowhere:
+        logger.warning(
+            "%d spots of %s have no position and get no features. Mend their shapes, or drop them from the table.",
+            n_nowhere,
+            section.name,
+        )
+    n_outside = section.n_outside()
+    if n_outside:
+        logger.warning(
+            "%d of %d spots of %s lie outside the image; check its transformation, or name another coordinate_system=.",
+            n_outside,
+            len(section.rows),
+            section.name,
+        )
+    n_padded = int(boxes.padded.sum())
+    if n_padded:
+        logger.warning(
+            "%d of %d tiles of %s reach beyond the image and are padded with its background.",
+            n_padded,
+            len(section.rows),
+            section.name,
+        )
+    return section, boxes
+
+
+def placed_quietly(section: Section, spec: TileSpec, image_mpp: float | None) -> tuple[Section, Boxes, int]:
+    """The same without a word, and the number of spots without a position."""
+    known = np.asarray(np.isfinite(section.centres).all(axis=1))
+    image_mpp = section.mpp(image_mpp)
+    section = replace(section.take(known, section.name), image_mpp=image_mpp)
+    return section, place(section, spec, image_mpp), int((~known).sum())
