@@ -530,7 +530,7 @@ ELSEWHERE = [
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_card_alone_fetches_no_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, name: str
+    *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, name: str
 ) -> None:
     asked: list[str] = []
 

@@ -36,11 +36,13 @@ def test_a_claim_leaves_nothing_behind_and_can_be_had_again(tmp_path: Path) -> N
 def test_another_process_is_refused_in_one_sentence_and_has_it_after(tmp_path: Path) -> None:
     path = tmp_path / "m"
     with holder(path) as process:
-        with pytest.raises(
-            BlockingIOError, match=r"Another process is writing to .*/m; wait until it is done, or choose"
+        with (
+            pytest.raises(
+                BlockingIOError, match=r"Another process is writing to .*/m; wait until it is done, or choose"
+            ),
+            claimed(path),
         ):
-            with claimed(path):
-                pass
+            pass
         with claimed(tmp_path / "other"):
             pass
         threading.Timer(0.5, lambda: process.stdin and process.stdin.close()).start()
