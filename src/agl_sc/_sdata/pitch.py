@@ -172,12 +172,12 @@ def _checked_pitch(near: _Near, guess: float, n_fold: int) -> float:
     if not near.within(_SAME_CLASS * pitch).any():  # no two spots are adjacent: a lattice finer than need be
         return float("nan")
     places = near.differences(chosen) @ np.linalg.inv(steps)
-    off = places - np.round(places)
+    off: FloatArray = places - np.round(places)
     far_off = (np.linalg.norm(off @ steps, axis=1) > _FAR_OFF * pitch).mean()
     if np.abs(off).mean(axis=0).max() > _MOST_OFF or far_off > _MOST_FAR_OFF:
         return float("nan")
     groups = _groups(near, chosen, steps)
-    certain = groups.relative_error(off) < _PRECISION / 3 and groups.evidence(n_fold) >= _EVIDENCE_BITS
+    certain = groups.relative_error(off) < _PRECISION / 4 and groups.evidence(n_fold) >= _EVIDENCE_BITS
     return pitch if certain else float("nan")
 
 

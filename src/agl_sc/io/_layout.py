@@ -1,9 +1,11 @@
 """From plain records, one per section, to the SpatialData that the rest of the package reads."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Real
 from typing import Any, TypeVar
 
 import dask.array as da
@@ -22,10 +24,17 @@ from agl_sc.io._image import Image, check_image, image_element
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 ATTRS_KEY = "agl_sc"
 TABLE_KEY = "table"
 REGION_KEY = "region"
 INSTANCE_KEY = "spot_id"
+ASSUMED_KEY = "patients_assumed"
+"""Entry of ``attrs["agl_sc"]``, True where nobody named patients and each section was taken for its own."""
+_CORNER = 0.2
+"""Share of either side of the image: spots that all lie this near its origin are in pixels of a smaller image."""
+_FEWEST_IN_CORNER = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +55,8 @@ class SectionData:
     """(n_spots, 2), x and y in level-0 pixels; the centre of the first pixel is at (0.5, 0.5)."""
     radius_px: float
     """Spot radius in level-0 pixels."""
-    patient: str
-    """Person or animal the section is from."""
+    patient: str | None
+    """Person or animal the section is from; None if nobody says: the section then counts as its own."""
     image_mpp: float | None = None
     """Microns per level-0 pixel; None if unknown."""
     technology: str | None = None
@@ -96,9 +105,11 @@ def assemble(sections: Sequence[SectionData]) -> SpatialData:
     -------
     Per section ``S`` the image ``S_image`` and the circles ``S`` in the coordinate system ``S`` (unit: level-0
     pixels); the table ``table`` with ``obs["region"]``, ``obs["spot_id"]``, ``obs["section"]``, ``obs["patient"]``
-    and ``obsm["spatial"]``; what is known of scale and technology in ``attrs["agl_sc"]``.
+    and ``obsm["spatial"]``; what is known of scale and technology in ``attrs["agl_sc"]``, and there too
+    ``patients_assumed`` if the patient of a section is not known.
     """
     check_section_names([section.name for section in sections])
+    assumed = [section.name for section in sections if section.patient is None]
     return SpatialData(
         images={
             image_key_of(section.name): image_element(section.image, name=section.name, coarser=section.coarser)
@@ -109,6 +120,7 @@ def assemble(sections: Sequence[SectionData]) -> SpatialData:
         attrs=scale_attrs(
             {section.name: section.image_mpp for section in sections},
             {section.name: section.technology for section in sections},
+            assumed=assumed,
         ),
     )
 
@@ -119,14 +131,21 @@ def image_key_of(section: str) -> str:
 
 
 def scale_attrs(
-    image_mpp: dict[str, float | None], technology: dict[str, str | None], bin_um: dict[str, float | None] | None = None
+    image_mpp: dict[str, float | None],
+    technology: dict[str, str | None],
+    bin_um: dict[str, float | None] | None = None,
+    *,
+    assumed: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What is known of physical scale, as plain JSON-able dicts; all arguments are keyed by section."""
+    """What is known of physical scale, as plain JSON-able dicts keyed by section; and whether patients were ``assumed``."""
     known_mpp = {image_key_of(name): float(mpp) for name, mpp in image_mpp.items() if mpp is not None}
     known_technology = {name: value for name, value in technology.items() if value is not None}
     known_bins = {name: side for name, side in (bin_um or {}).items() if side is not None}
     bins = {"bin_um": known_bins} if known_bins else {}
-    return {ATTRS_KEY: {"image_mpp": known_mpp, "technology": known_technology, **bins}}
+    patients = {ASSUMED_KEY: True} if assumed else {}
+    if assumed:
+        logger.info("no patient was named, so each section counts as its own: %s", ", ".join(assumed))
+    return {ATTRS_KEY: {"image_mpp": known_mpp, "technology": known_technology, **bins, **patients}}
 
 
 def _circles(section: SectionData) -> gpd.GeoDataFrame:
@@ -159,7 +178,7 @@ def check_section_names(names: Sequence[str]) -> None:
 
 
 def check_centres(centres_px: NDArray[np.float64], size_px: Sequence[int], *, name: str) -> None:
-    """Refuse centres that are not numbers, or of which none lies inside the image of ``size_px`` (y, x)."""
+    """Refuse centres that are not numbers, or that belong to an image other than the one of ``size_px`` (y, x)."""
     if not len(centres_px):
         msg = f"{name!r} has no spots; give at least one."
         raise ValueError(msg)
@@ -168,13 +187,27 @@ def check_centres(centres_px: NDArray[np.float64], size_px: Sequence[int], *, na
         msg = f"{n_unknown} of {len(centres_px)} spots of {name!r} have no finite centre; drop them before reading."
         raise ValueError(msg)
     width, height = size_px[1], size_px[0]
-    if not ((centres_px >= 0) & (centres_px <= (width, height))).all(axis=1).any():
-        x, y = centres_px[0]
-        msg = (
-            f"No spot of {name!r} lies inside its image of {width} x {height} px (the first is at x={x:.0f}, y={y:.0f}); "
-            "the image, or the scale of the positions, belongs to something else."
+    is_inside = ((centres_px >= 0) & (centres_px <= (width, height))).all(axis=1)
+    x, y = centres_px[np.argmin(is_inside)]
+    if not is_inside.any():
+        fault = (
+            f"No spot of {name!r} lies inside its image of {width} x {height} px (the first is at x={x:.0f}, y={y:.0f})"
         )
-        raise ValueError(msg)
+    elif is_inside.mean() < 0.5:
+        n_outside = int((~is_inside).sum())
+        fault = (
+            f"{n_outside} of {len(centres_px)} spots of {name!r} lie outside its image of {width} x {height} px (e.g. at "
+            f"x={x:.0f}, y={y:.0f}; drop them if the image is a crop)"
+        )
+    elif len(centres_px) >= _FEWEST_IN_CORNER and (centres_px <= (_CORNER * width, _CORNER * height)).all():
+        fault = (
+            f"All {len(centres_px)} spots of {name!r} lie in one corner of its image of {width} x {height} px, up to "
+            f"x={centres_px[:, 0].max():.0f}, y={centres_px[:, 1].max():.0f} (crop the image if they do)"
+        )
+    else:
+        return
+    msg = f"{fault}; the image, or the scale of the positions, belongs to something else."
+    raise ValueError(msg)
 
 
 def per_section(value: T | Mapping[str, T], sections: Sequence[str], *, argument: str) -> dict[str, T]:
@@ -185,12 +218,20 @@ def per_section(value: T | Mapping[str, T], sections: Sequence[str], *, argument
 
 
 def entries(value: Mapping[str, T], sections: Sequence[str], *, argument: str) -> dict[str, T]:
-    """Entries of a mapping for the sections, refusing one that lacks some."""
-    missing = [name for name in sections if name not in value]
+    """Entries of a mapping for the sections, whose keys may be numbers, refusing one that lacks some."""
+    named = {label_of(key): entry for key, entry in value.items()}
+    missing = [name for name in sections if name not in named]
     if missing:
-        msg = f"{argument} has no entry for {', '.join(missing)}; it has {', '.join(map(str, value)) or 'none'}."
+        msg = f"{argument} has no entry for {', '.join(missing)}; it has {', '.join(named) or 'none'}."
         raise KeyError(msg)
-    return {name: value[name] for name in sections}
+    return {name: named[name] for name in sections}
+
+
+def label_of(key: object) -> str:
+    """Name of a section as text: samples are numbered in some files, and numbers with gaps become floats."""
+    if isinstance(key, Real) and not isinstance(key, bool) and float(key).is_integer():
+        return str(int(float(key)))
+    return str(key)
 
 
 def refuse_duplicates(names: Sequence[str], what: str) -> None:
@@ -214,7 +255,7 @@ def _table(sections: Sequence[SectionData]) -> AnnData:
             REGION_KEY: pd.Categorical(names, categories=[section.name for section in sections]),
             INSTANCE_KEY: spots,
             "section": pd.Categorical(names, categories=[section.name for section in sections]),
-            "patient": pd.Categorical(np.repeat([section.patient for section in sections], sizes)),
+            "patient": pd.Categorical(np.repeat([section.patient or section.name for section in sections], sizes)),
         },
         index=pd.Index([f"{name}_{spot}" for name, spot in zip(names, spots, strict=True)]),
     )
