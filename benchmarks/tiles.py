@@ -47,8 +47,9 @@ from agl_sc.core.encoders.load import OFFLINE, Encoder, load_encoder
 from agl_sc.core.tiles import reader as reading
 from agl_sc.core.tiles.chunks import Chunk, Chunks
 from agl_sc.core.tiles.reader import Boxes, tile_batches
-from agl_sc.io._image import CHUNK_PX, open_image
+from agl_sc.io._image import open_image
 from agl_sc.io._st import read_st_folder
+from agl_sc.io._tiff import CHUNK_PX
 from agl_sc.pp._features.tiles import TileSpec, place
 
 TILE_PX, MPP, BATCH = 224, 0.5, 32

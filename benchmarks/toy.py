@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 import agl_sc
-from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import section_of
 from agl_sc.core.config import Method, Search
 from agl_sc.core.linear.baselines import ridge_cv
 from agl_sc.datasets import toy_tissue
-from agl_sc.tl import TrainConfig, train
+from agl_sc.tl import GradientSearch, TrainConfig, train
 from agl_sc.tl._model.data import training_data
 
 FloatArray = NDArray[np.float64]
@@ -113,7 +113,7 @@ def outcomes(sdata: SpatialData, searches: Sequence[Search], starts: tuple[float
         "agl": ("agl", TrainConfig(refit=False)),
     }
     for search, start in itertools.product(searches, starts):
-        config = TrainConfig(search=search, start_cutoff=start, refit=False)
+        config = TrainConfig(search=search, gradient=GradientSearch(start_cutoff=start), refit=False)
         arms[f"dkgsb {search} .{start * 10:.0f}"] = "dkgsb", config
     refitted = {"pgl", "agl", "dkgsb path .5"} & set(arms)
     arms |= {f"{name}, refit": (arms[name][0], TrainConfig()) for name in sorted(refitted, key=list(arms).index)}
@@ -123,7 +123,7 @@ def outcomes(sdata: SpatialData, searches: Sequence[Search], starts: tuple[float
 
 def ridge(sdata: SpatialData, score: Callable[[FloatArray], FloatArray], *, refit: bool) -> Outcome:
     """Ridge on the spots that the arms are fitted on."""
-    data = training_data(sdata.tables["table"], Keys(), None)
+    data = training_data(Study.of(sdata))
     spots = data.spots(data.train | data.validation if refit else data.train, data.n_targets)
     return Outcome(
         score(data.features @ ridge_cv(spots.features, spots.expression.columns(0, data.n_targets))),
@@ -150,7 +150,7 @@ def trained(sdata: SpatialData, score: Callable[[FloatArray], FloatArray], arm: 
 def scorer(sdata: SpatialData) -> Callable[[FloatArray], FloatArray]:
     """From predictions of the targets to their mean Pearson, as it is and in every draw of blocks."""
     table = sdata.tables["table"]
-    data = training_data(table, Keys(), None)
+    data = training_data(Study.of(sdata))
     names = section_of(table).to_numpy()
     measured = data.measured(np.ones(table.n_obs, dtype=bool), data.n_targets)
     held_out = [name for name in np.unique(names) if (table.obs["agl_split"][names == name] == "test").all()]

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from agl_sc.core.config import Method, Search, TrainConfig
+from agl_sc.core.config import GradientSearch, Method, Search, TrainConfig
 from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.bilevel import Bilevel
 from agl_sc.core.network.network import Network
@@ -28,7 +28,7 @@ from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.build import make_optimizer, make_problem
 from agl_sc.core.training.epoch import batches_of, train_epoch
 from agl_sc.core.training.fit import fit
-from agl_sc.core.weighting import Fixed, gene_weights
+from agl_sc.core.weighting import METHODS, Fixed
 
 N_TARGETS, N_FEATURES, RANK, BATCH = 50, 1280, 64, 128
 Work = Callable[[], object]
@@ -97,9 +97,10 @@ def matrix_products(n_genes: int) -> Work:
 
 def fit_seconds(method: Method, search: Search, data: tuple[Spots, Validation], *, n_epochs: int) -> float:
     """Of a whole fit: the closed form, a search where there is one, and the epochs."""
-    config = TrainConfig(search=search, rank=RANK, start_cutoff=0.2, max_epochs=n_epochs, patience=n_epochs + 1)
+    at = GradientSearch(start_cutoff=0.2)
+    config = TrainConfig(search=search, rank=RANK, max_epochs=n_epochs, patience=n_epochs + 1, gradient=at)
     start = time.process_time()
-    fit(*data, n_targets=N_TARGETS, method=method, config=config)
+    fit(*data, n_targets=N_TARGETS, method=METHODS[method], config=config)
     return time.process_time() - start
 
 
@@ -136,7 +137,7 @@ def loop_epoch(data: tuple[Spots, Validation], method: Method, cutoff: float) ->
     problem = make_problem(
         *data, n_targets=N_TARGETS, start=start, config=config, state=None, sources=None, device=accelerator.device, seed=0
     )  # fmt: skip
-    weights = gene_weights(method, cutoff, n_targets=N_TARGETS, n_genes=n_genes, temperature=0.01)
+    weights = METHODS[method].gene_weights(cutoff, n_targets=N_TARGETS, n_genes=n_genes, temperature=0.01)
     weighting, optimizer = Fixed(N_TARGETS, weights), make_optimizer(problem, [], config)
     stepper = AcceleratedOptimizer(optimizer, scaler=None)
 

@@ -109,7 +109,7 @@ REFUSED: list[Any] = [
     pytest.param("paper TENX152 --evaluate", r"results\.csv does not exist; run `agl-sc paper TENX152` first", id="not run"),
     pytest.param("paper TENX152 --targets TP53", "Invalid value for '--targets'", id="named target"),
     pytest.param("paper TENX152 --preset mine", "preset='mine' is not one of 'paper'", id="preset"),
-    pytest.param("paper TENX152 --set inner=2", "--set inner=2 is not NAME=VALUE .* did you mean gradient.inner_steps", id="setting"),
+    pytest.param("paper TENX152 --set gradient.inner_step=2", "--set gradient.inner_step=2 is not NAME=VALUE .* did you mean gradient.inner_steps", id="setting"),
     pytest.param("benchmark TENX152 --protocol mine", "--protocol mine is unknown; the one there is, is paper", id="protocol"),
     pytest.param("benchmark TENX152 --protocol paper --targets TP53", "--targets TP53 is not a number of target genes", id="named target, as it was"),
     pytest.param("hest download ../TENX152", r"ids=\['../TENX152'\] names no sample of HEST-1k", id="id"),

@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 
 from agl_sc.model import Model
 from agl_sc.pp import rank_auxiliary, split, target_genes
-from agl_sc.tl import TrainConfig, evaluate, train
+from agl_sc.tl import GradientSearch, TrainConfig, evaluate, train
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 COLUMNS = ["agl_role", "agl_prior_rank", "agl_weight", "agl_selected"]
@@ -57,7 +57,7 @@ CHANGES: dict[str, Change] = {
 
 @pytest.mark.parametrize("search", ["path", "gradient"])
 def test_counts_of_test_spots_change_nothing(*, prepared: SpatialData, config: TrainConfig, search: Any) -> None:
-    settings = replace(config, search=search, inner_steps=2, max_epochs=2)
+    settings = replace(config, search=search, gradient=GradientSearch(inner_steps=2), max_epochs=2)
     original = prepared["table"].X.copy()
     _, before = run(prepared, settings)
     for name, change in CHANGES.items():

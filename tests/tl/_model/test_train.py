@@ -22,7 +22,7 @@ from agl_sc.core.spots.scaling import calibrate, held_out_slope
 from agl_sc.model import Model
 from agl_sc.pp import embed, rank_auxiliary, split, target_genes
 from agl_sc.pp._splits.split import SplitRequest, split_study
-from agl_sc.tl import TrainConfig, train
+from agl_sc.tl import GradientSearch, TrainConfig, train
 
 Trained = tuple[SpatialData, Model]
 Slots = Callable[[SpatialData], dict[str, Any]]
@@ -296,7 +296,8 @@ def test_spots_without_counts_or_tile_are_left_out_and_told(
 
 
 def test_the_gradient_search_learns_a_cutoff_too(prepared: SpatialData, config: TrainConfig) -> None:
-    settings = replace(config, search="gradient", inner_steps=2, outer_lr=0.05, temperature=0.05)
+    gradient = GradientSearch(inner_steps=2, outer_lr=0.05)
+    settings = replace(config, search="gradient", gradient=gradient, temperature=0.05)
     model = train(prepared, config=settings)
     assert model.search == "gradient"
     assert model.cutoff is not None

@@ -56,7 +56,8 @@ def test_likelihoods_without_library_size(prepared: SpatialData, config: TrainCo
 @pytest.mark.parametrize("preset", ["paper", "released", "warmstart"])
 def test_presets_train(prepared: SpatialData, config: TrainConfig, *, preset: Any) -> None:
     quick = TrainConfig.preset(
-        preset, batch_size=config.batch_size, hidden=16, max_epochs=3, search_patience=2, outer_batch_size=None, validation_batch_size=None
+        preset, batch_size=config.batch_size, hidden=16, max_epochs=3,
+        gradient={"search_patience": 2, "outer_batch_size": None, "validation_batch_size": None},
     )  # fmt: skip
     model = train(prepared, config=quick)
     assert model.method == "dkgsb"
