@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from tests.refusals import watch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 if "numba" in sys.modules:
     sys.modules["numba"].config.THREADING_LAYER = "workqueue"
+
+watch()  # before tests import the functions
 
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.refusals import foreign_arguments, unknown_in_calls, watched
 
 import agl_sc
 
@@ -54,6 +55,65 @@ def test_shared_parameters_read_the_same() -> None:
             seen.setdefault(name, set()).add(text.split(".")[0])
     own = {"ax", "genes", "seed"}  # mean something of their own in every function
     assert not {name: texts for name, texts in seen.items() if name not in own and len(texts) > 1}
+
+
+def test_shared_parameters_have_one_default() -> None:
+    seen: dict[str, dict[str, list[str]]] = {}
+    for param in PUBLIC:
+        func: Callable[..., Any] = param.values[0]  # type: ignore[assignment]
+        for name, value in inspect.signature(func).parameters.items():
+            if not func.__module__.startswith(("agl_sc.io", "agl_sc.datasets")):
+                seen.setdefault(name, {}).setdefault(repr(value.default), []).append(func.__name__)
+    # The paper's protocol has its own encoder, methods and preset; a figure's genes and colours are its own; one method
+    # is cross-validated with one seed and several are compared with three; evaluate computes whatever is defined.
+    own = {"encoder", "methods", "preset", "n_targets", "genes", "cmap", "seeds", "metrics"}
+    assert not {name: defaults for name, defaults in seen.items() if name not in own and len(defaults) > 1}
+
+
+ADDRESS = ["table_key", "image_key", "shapes_key", "coordinate_system", "image_mpp"]
+LOOKING_UP = [
+    agl_sc.pp.embed, agl_sc.pp.split, agl_sc.pp.rank_auxiliary, agl_sc.pp.duplicates, agl_sc.tl.train, agl_sc.tl.predict,
+    agl_sc.tl.evaluate, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark, agl_sc.pl.tiles,
+    agl_sc.pl.spatial_pred, agl_sc.pl.residual_map, agl_sc.pl.calibration, agl_sc.pl.gene_metrics,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("func", LOOKING_UP, ids=lambda func: func.__name__)
+def test_whoever_looks_positions_or_images_up_takes_the_same_address(func: Callable[..., Any]) -> None:
+    parameters = list(inspect.signature(func).parameters)
+    assert [name for name in parameters if name in ADDRESS] == ADDRESS
+
+
+@pytest.mark.parametrize(
+    "func",
+    [agl_sc.pp.embed, agl_sc.tl.train, agl_sc.tl.predict, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark],
+    ids=lambda func: func.__name__,
+)  # fmt: skip
+def test_whoever_computes_on_tiles_takes_device_and_batch_size(func: Callable[..., Any]) -> None:
+    assert {"device", "batch_size"} <= set(inspect.signature(func).parameters)
+
+
+def test_refusals_are_watched() -> None:
+    assert foreign_arguments("layer='x' is not there; pass layer=", {"layer"}) == []
+    assert foreign_arguments("pass image_key=, or config=TrainConfig(batch_size=8)", {"config"}) == ["image_key"]
+    assert unknown_in_calls("run agl_sc.pp.split(sdata, validation=0.2, nothing=1)") == ["pp.split(nothing=)"]
+    with pytest.raises(AssertionError, match=r"refused with arguments that it lacks \(depth\)"):
+        watched(_refuses)(3)
+
+
+def _refuses(width: int) -> None:
+    msg = f"width={width} is too much; pass depth=."
+    raise ValueError(msg)
+
+
+STRING_KEYS = re.compile(r"""\.uns(\[|\.get\()""")
+
+
+@pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda p: str(p.relative_to(SRC)))
+def test_what_is_remembered_is_read_and_written_in_one_room(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if STRING_KEYS.search(line)]
+    elsewhere = [line for line in lines if "keys.uns" in line or '"agl"' in line]
+    assert path.parent.name == "_sdata" or not elsewhere
 
 
 @pytest.mark.parametrize("path", sorted((SRC / "core").rglob("*.py")), ids=lambda p: p.stem)

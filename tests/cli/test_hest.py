@@ -67,6 +67,10 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     again = invoke("paper TENX152 --evaluate")
     assert again.exit_code == 0, again.output
     assert again.stdout == done.stdout
+    old = invoke("benchmark TENX152 --protocol paper --evaluate")
+    assert (old.exit_code, old.stdout) == (0, done.stdout)
+    told = "The paper's protocol is now the command `agl-sc paper`; --protocol paper goes in the next version."
+    assert told in old.stderr
     header, *rows = (row.split() for row in again.stdout.splitlines()[:3])
     assert header == ["MSE", "Pearson", "Spearman"]
     assert [row[0] for row in rows] == ["pgl", "dkgsb"]

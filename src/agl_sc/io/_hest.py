@@ -33,7 +33,7 @@ from agl_sc.io._layout import (
     per_section,
 )
 from agl_sc.io._patches import DOWNLOAD_AGAIN, Patches, open_patches, slide_of
-from agl_sc.io._readable import readable
+from agl_sc.io._readable import check_sparse, readable
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _sample(source: _Source, stated_mpp: float | None, gene_names: GeneNames) ->
     with readable(path, mend=DOWNLOAD_AGAIN), h5py.File(path) as file:
         stored = read_elem(file["X"])
         if issparse(stored):
-            stored.check_format(full_check=True)
+            check_sparse(stored)
         counts = csr_matrix(stored, dtype=np.float32)
         obs, var = read_elem(file["obs"]), read_elem(file["var"])
         centres_px = np.asarray(read_elem(file["obsm/spatial"]), dtype=float)[:, :2]

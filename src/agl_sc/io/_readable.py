@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
+from scipy.sparse import csc_matrix, csr_matrix
 
 # What h5py, zarr, tifffile, imagecodecs, Pillow, pandas and json raise for a damaged file; never MemoryError.
 _DAMAGE = (
@@ -62,4 +64,14 @@ def refuse_beyond_memory(path: Path, needed: int, *, what: str, mend: str) -> No
     available = psutil.virtual_memory().available
     if needed > available:
         msg = f"Decoding {what} of '{path}' takes {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available; {mend}."
+        raise ValueError(msg)
+
+
+def check_sparse(matrix: csr_matrix | csc_matrix) -> None:
+    """Refuse a compressed matrix, as read from a file, whose pointers lead outside it; computing with it could end Python."""
+    indptr, indices = np.asarray(matrix.indptr, dtype=np.int64), np.asarray(matrix.indices)
+    n_minor = matrix.shape[1 if matrix.format == "csr" else 0]
+    is_whole = indptr[0] == 0 and indptr[-1] == len(indices) == len(matrix.data) and (np.diff(indptr) >= 0).all()
+    if not is_whole or (indices < 0).any() or (indices >= n_minor).any():
+        msg = "its sparse matrix points outside itself"
         raise ValueError(msg)

@@ -15,7 +15,7 @@ from scipy.io import mmread
 from scipy.sparse import csr_matrix
 
 from agl_sc.io._layout import refuse_duplicates
-from agl_sc.io._readable import readable
+from agl_sc.io._readable import check_sparse, readable
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _matrix(arrays: Sequence[NDArray[Any]], *, n_features: list[int], n_barcodes
         msg = f"its shape is {shape.tolist()}, with {n_features[0]} features and {n_barcodes} barcodes"
         raise ValueError(msg)
     matrix = csr_matrix((data, indices, indptr), shape=(n_barcodes, n_features[0]))
-    matrix.check_format(full_check=True)
+    check_sparse(matrix)
     return matrix
 
 

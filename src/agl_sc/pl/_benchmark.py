@@ -13,7 +13,7 @@ from agl_sc.pl._finish import check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, METRICS, ORANGE, SMALL, label_axes, legend_above
 
 if TYPE_CHECKING:
-    from agl_sc.tl._benchmark.benchmark import Benchmark
+    from agl_sc.tl._benchmark.result import Benchmark
 
 _FAINT = "#9A9A9A"
 _ROW_IN = 0.28

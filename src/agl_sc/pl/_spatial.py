@@ -82,7 +82,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     key_added
         Prefix of all slots. Predictions are read from ``layers["agl"]``, or ``layers["agl_oof"]`` out of fold.
     cmap
-        Colour map of expression.
+        Colour map of the spots.
     image_alpha
         Opacity of the H&E, from 0 (white) to 1.
     size
@@ -198,7 +198,7 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     key_added
         Prefix of all slots. Predictions are read from ``layers["agl"]``, or ``layers["agl_oof"]`` out of fold.
     cmap
-        Colour map of the residuals, best a diverging one.
+        Colour map of the spots. Best a diverging one.
     image_alpha
         Opacity of the H&E, from 0 (white) to 1.
     size

@@ -2,13 +2,14 @@
 
 from agl_sc.core.config import GradientSearch, TrainConfig
 from agl_sc.core.weighting import MethodSpec, Weighting
-from agl_sc.tl._benchmark.benchmark import Benchmark, benchmark
+from agl_sc.tl._benchmark.benchmark import benchmark
 from agl_sc.tl._benchmark.cross_validate import cross_validate
 from agl_sc.tl._benchmark.paper import paper_benchmark, paper_prepare, paper_summary
+from agl_sc.tl._benchmark.result import Benchmark, CrossValidation
 from agl_sc.tl._evaluate import evaluate
 from agl_sc.tl._model.predict import predict
 from agl_sc.tl._model.train import train
 
 __all__ = ["benchmark", "cross_validate", "evaluate", "predict", "train"]
 __all__ += ["paper_benchmark", "paper_prepare", "paper_summary"]
-__all__ += ["Benchmark", "GradientSearch", "MethodSpec", "TrainConfig", "Weighting"]
+__all__ += ["Benchmark", "CrossValidation", "GradientSearch", "MethodSpec", "TrainConfig", "Weighting"]

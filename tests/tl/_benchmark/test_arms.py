@@ -10,6 +10,7 @@ from spatialdata import SpatialData
 from agl_sc._sdata.study import Study
 from agl_sc.core.config import Method, Preset
 from agl_sc.core.linear.baselines import BASELINES
+from agl_sc.core.weighting import METHODS
 from agl_sc.pp import rank_auxiliary
 from agl_sc.tl import TrainConfig, train
 from agl_sc.tl._benchmark.arms import ARMS, check_methods, compare_arms, fit_in_place, settings_of, summary
@@ -26,6 +27,7 @@ def test_labels_tell_arms_apart_and_fit_a_figure() -> None:
     labels = [arm.label for arm in ARMS.values()]
     assert len(set(labels)) == len(labels)
     assert max(map(len, labels)) <= 28
+    assert {name: ARMS[name].label for name in METHODS} == {name: row.label for name, row in METHODS.items()}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def paired_differences(
     Returns
     -------
     One row per pair and metric: method, reference, metric, unit, n_units, mean, low, high, and distinguishable, whether the
-    interval leaves zero out.
+    interval leaves zero out; never of an interval over genes.
 
     References
     ----------
@@ -55,7 +55,8 @@ def paired_differences(
             if 0 < len(values) < FEWEST_UNITS:
                 over, values = "gene", difference.groupby("gene").mean()
             low, high = bootstrap_interval(values.to_numpy(), seed=seed)
-            rows.append((method, reference, metric, over, len(values), values.mean(), low, high, low > 0 or high < 0))
+            told = over != "gene" and (low > 0 or high < 0)
+            rows.append((method, reference, metric, over, len(values), values.mean(), low, high, told))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

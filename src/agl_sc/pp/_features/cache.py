@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _ZARR_ERRORS = (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
 """What zarr raises for files that are not as it wrote them."""
-_OTHER_THINGS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_OTHER_THINGS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _COMPARED = (
     "zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value",
@@ -153,9 +153,12 @@ class FeatureCache:
         files: dict[str, Any] = {}
         self._made(MemoryStore(files))
         for name in ("features", "digests"):
-            file = self.path / name / "zarr.json"
-            if not (self.path / name).exists():
+            file, chunks = self.path / name / "zarr.json", self.path / name / "c"
+            if not os.path.lexists(self.path / name):
                 continue  # interrupted before it was made
+            if os.path.lexists(chunks) and not chunks.is_dir():
+                msg = f"{chunks} is not a folder"
+                raise ValueError(msg)
             found = json.loads(file.read_text(encoding="utf-8"))
             wanted = json.loads(files[f"{name}/zarr.json"].to_bytes())
             if not isinstance(found, dict):
@@ -170,11 +173,10 @@ class FeatureCache:
         """Features of a block, or None where it is not finished."""
         try:
             digest = digests[block]
-            if not digest.any():
-                return None
-            values: Float32Array = features[block * BLOCK : (block + 1) * BLOCK]
-            if _digest(values) == digest.tobytes():
-                return values
+            if digest.any():
+                values: Float32Array = features[block * BLOCK : (block + 1) * BLOCK]
+                if _digest(values) == digest.tobytes():
+                    return values
         except _ZARR_ERRORS as error:
             logger.warning("Block %d of the features in %s is damaged (%s).", block, self.path, _first(error))
         try:

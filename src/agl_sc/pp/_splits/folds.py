@@ -150,7 +150,28 @@ def write_folds(
 def _by_units(table: "AnnData", plan: FoldPlan, *, known: BoolArray, places: Callable[[], Places]) -> Iterator[Fold]:
     """Folds of whole sections or patients."""
     units = units_of(table, "patient" if plan.by == "patient" else "section")
-    groups = _groups(units, known, plan)
+    return folds_of_units(units, plan, known=known, places=places, what=plan.by)
+
+
+def folds_of_units(
+    units: StrArray, plan: FoldPlan, *, known: BoolArray, places: Callable[[], Places], what: str
+) -> Iterator[Fold]:
+    """Folds of whole units.
+
+    Parameters
+    ----------
+    units
+        Unit of every spot, (n_obs,).
+    plan
+        How to divide.
+    known
+        Spots to be divided, (n_obs,).
+    places
+        Where they are, asked for where blocks are needed.
+    what
+        What a unit is called.
+    """
+    groups = _groups(units, known, plan, what=what)
     order = np.random.default_rng(plan.seed).permutation(len(groups))
     n_validation = max(1, round(plan.validation * sum(map(len, groups)))) if plan.validation else 0
     for number, held_out in enumerate(groups):
@@ -169,15 +190,19 @@ def _by_units(table: "AnnData", plan: FoldPlan, *, known: BoolArray, places: Cal
         yield Fold(number, held_out[0] if len(held_out) == 1 else f"fold {number}", assigned)
 
 
-def _groups(units: StrArray, known: BoolArray, plan: FoldPlan) -> list[list[str]]:
+def _groups(units: StrArray, known: BoolArray, plan: FoldPlan, *, what: str) -> list[list[str]]:
     """Names of the units held out in every fold."""
-    names = sorted(set(units.tolist()))
+    names = sorted(set(units.tolist()) - {""})
     nowhere = sorted(set(names) - set(units[known].tolist()))
     if nowhere:
-        msg = f"The {plan.by} {nowhere[0]!r} has no spot with a position, so a fold would be empty; drop its spots from the table."
+        msg = f"The {what} {nowhere[0]!r} has no spot with a position, so a fold would be empty; drop its spots from the table."
         raise ValueError(msg)
     if len(names) < 2:
-        msg = f"by={plan.by!r} holds out whole {plan.by}s, and there is only one ({names[0]}); divide by={FINER[plan.by]}."
+        msg = (
+            f"by={plan.by!r} holds out whole {plan.by}s, and there is only one ({names[0]}); divide by={FINER[plan.by]}."
+            if what == plan.by
+            else f"There is only one {what} ({', '.join(names) or 'none'}), and folds hold out one after the other; name more."
+        )
         raise ValueError(msg)
     if plan.n_folds is None:
         return [[name] for name in names]

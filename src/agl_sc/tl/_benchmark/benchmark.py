@@ -1,108 +1,24 @@
 """Methods against each other in the same folds: results, paired differences, and a report of both."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc._sdata.table import section_of
 from agl_sc.core.config import TrainConfig
-from agl_sc.core.evaluation.differences import FEWEST_UNITS, paired_differences
 from agl_sc.core.spots.genes import Normalize
 from agl_sc.pp._features.embed import FeatureRequest
-from agl_sc.pp._features.made_from import made_by_embed
 from agl_sc.pp._genes.targets_and_ranks import ChooseBy
-from agl_sc.pp._splits.units import By, patient_of
+from agl_sc.pp._splits.own_folds import OwnFolds
+from agl_sc.pp._splits.units import By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
-from agl_sc.tl._benchmark.cross_validate import CrossValidation, run_all
-from agl_sc.tl._benchmark.files import (
-    DIFFERENCES,
-    PROVENANCE,
-    REPORT,
-    RESULTS,
-    check_report_folder,
-    read_provenance,
-    read_table,
-    write_files,
-)
-from agl_sc.tl._benchmark.report import markdown
+from agl_sc.tl._benchmark.cross_validate import run_all
 from agl_sc.tl._benchmark.request import requested
+from agl_sc.tl._benchmark.result import Benchmark
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
-
-_ALWAYS = (("agl", "pgl"), ("dkgsb", "agl"))
-"""Compared wherever both are there: are auxiliary genes of use, and is choosing among them?"""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Benchmark:
-    """Methods compared in the same folds."""
-
-    results: pd.DataFrame = field(repr=False)
-    """Out-of-fold metrics: method, fold, seed, section, gene, metric, value; NaN where undefined."""
-    differences: pd.DataFrame = field(repr=False)
-    """method, reference, metric, unit (what the interval is over), n_units, mean, low, high, distinguishable (from zero)."""
-    provenance: dict[str, Any] = field(repr=False)
-    """Data, folds with their hash, features, settings, versions, numbers of updates, as JSON values."""
-
-    def to_markdown(self) -> str:
-        """The report, without a date: from the same seed the same bytes."""
-        return markdown(self.results, self.differences, self.provenance)
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``report.md``, ``results.csv``, ``differences.csv`` and ``provenance.json``, replacing an earlier report.
-
-        Parameters
-        ----------
-        folder
-            The folder; made where it does not exist.
-
-        Raises
-        ------
-        FileNotFoundError
-            The folder that it would lie in does not exist.
-        FileExistsError
-            ``folder`` is a file, or holds a file by one of these names that is not of a benchmark.
-        """
-        path = check_report_folder(folder)
-        texts = {
-            PROVENANCE: json.dumps(self.provenance, indent=1, ensure_ascii=False) + "\n",
-            REPORT: self.to_markdown(),
-            RESULTS: self.results.to_csv(index=False, lineterminator="\n"),
-            DIFFERENCES: self.differences.to_csv(index=False, lineterminator="\n"),
-        }
-        write_files(path, texts)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Benchmark":
-        """Read what :meth:`save` wrote.
-
-        Parameters
-        ----------
-        folder
-            The folder.
-
-        Raises
-        ------
-        FileNotFoundError
-            One of the files is missing.
-        ValueError
-            One of them is damaged.
-        """
-        path = Path(folder)
-        missing = [name for name in (RESULTS, DIFFERENCES, PROVENANCE) if not (path / name).is_file()]
-        if missing:
-            msg = f"{path} holds no benchmark ({missing[0]} is missing); pass a folder that Benchmark.save wrote."
-            raise FileNotFoundError(msg)
-        results, differences = (read_table(path / name) for name in (RESULTS, DIFFERENCES))
-        return cls(results, differences, read_provenance(path / PROVENANCE))
 
 
 def benchmark(  # noqa: PLR0913 -- an entry point
@@ -112,6 +28,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     reference: str = "ridge",
     by: By | None = "section",
     n_folds: int | None = None,
+    folds: OwnFolds | None = None,
     validation: float = 0.2,
     block_um: float = 500.0,
     buffer_um: float = 150.0,
@@ -157,6 +74,9 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         None takes the folds that :func:`agl_sc.pp.split` wrote.
     n_folds
         Number of folds. One per section or patient, 5 of blocks or spots, by default.
+    folds
+        Folds of your own, instead of ``by``: a column of ``obs``, every value of which is held out once (spots without one
+        are in no set), or of every fold the set of every spot.
     validation
         What picks. A fraction of the units, or with blocks and spots of the spots, in every fold.
     block_um
@@ -187,7 +107,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
         are computed.
     batch_size
-        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
+        Tiles per forward pass. Those of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key
@@ -235,6 +155,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         n_seeds=seeds,
         seed=seed,
         checkpoint=checkpoint,
+        own_folds=folds,
         tiles=FeatureRequest(device=device, batch_size=batch_size),
     )
     address = Address(
@@ -245,41 +166,4 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         image_mpp=image_mpp,
         layer=layer,
     )
-    study = Study.of(sdata, address, key_added)
-    done = run_all(study, request)
-    unit, units = _units(study.table, done)
-    pairs = [(name, reference) for name in chosen if name != reference]
-    pairs += [pair for pair in _ALWAYS if set(pair) <= set(chosen) and pair not in pairs]
-    differences = paired_differences(done.results.assign(unit=units), pairs, unit=unit, seed=seed)
-    provenance = {**_provenance(study, done, named=not isinstance(genes, int)), "reference": reference}
-    # A table that was in a store has its records in another order.
-    plain = json.loads(json.dumps(provenance, default=str, sort_keys=True))
-    return Benchmark(done.results, differences, plain)
-
-
-def _units(table: "AnnData", done: CrossValidation) -> tuple[str, "pd.Series[str]"]:
-    """What is independent, and which of it every row of the results belongs to."""
-    by, results = done.provenance["by"], done.results
-    if by == "patient":
-        patients = dict(zip(section_of(table), patient_of(table), strict=True))
-        return "patient", results["section"].map(patients)
-    if by == "block" and results["section"].nunique() < FEWEST_UNITS:
-        return "fold", results["fold"]
-    return "section", results["section"]
-
-
-def _provenance(study: Study, done: CrossValidation, *, named: bool) -> dict[str, Any]:
-    table = study.table
-    return {
-        "data": {
-            "n_spots": section_of(table).value_counts().sort_index().to_dict(),
-            **({"n_patients": table.obs["patient"].nunique()} if "patient" in table.obs else {}),
-            "n_genes": table.n_vars,
-            "targets": done.targets,
-            "targets_named": named,
-            **done.shared,
-        },
-        "cross_validation": done.provenance,
-        "features": made_by_embed(study).plain(),
-        "n_updates": done.n_updates,
-    }
+    return run_all(Study.of(sdata, address, key_added), request).compare(reference, seed=seed)

@@ -1,9 +1,10 @@
 """Every spot predicted out of fold, everything that is fitted fitted anew in every fold."""
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,24 +20,29 @@ from agl_sc._sdata.records import CrossValidationRecord, SplitRecord, remember, 
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import section_of
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.evaluation.section_metrics import SPATIAL
 from agl_sc.core.linear.baselines import WITH_AUXILIARY
 from agl_sc.core.spots.genes import Normalize, normalize_counts
 from agl_sc.pp._features.embed import FeatureRequest
+from agl_sc.pp._features.made_from import made_by_embed
 from agl_sc.pp._genes.targets_and_ranks import ChooseBy, Score, check_choose_by, check_score, check_targets
 from agl_sc.pp._splits.folds import Fold, FoldPlan, folds_of, make_folds
 from agl_sc.pp._splits.leaks import count_shared_pixels
 from agl_sc.pp._splits.manifest import hash_of
+from agl_sc.pp._splits.own_folds import OwnFolds, own_folds
 from agl_sc.pp._splits.units import SETS, By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
 from agl_sc.tl._benchmark.request import Request, requested
+from agl_sc.tl._benchmark.result import CrossValidation
 from agl_sc.tl._benchmark.runs import Outcome, Protocol, RunData, run, run_path
 from agl_sc.tl._evaluate import Measured, lattices_of
 from agl_sc.tl._model.data import check_alone
 from agl_sc.tl._model.train import PACKAGES, ensure_features, smaller_batch
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 Runs = dict[tuple[int, str, int], Outcome]
@@ -45,28 +51,13 @@ Runs = dict[tuple[int, str, int], Outcome]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CrossValidation:
-    """What came out."""
-
-    results: pd.DataFrame
-    """method, fold, seed, section, gene, metric, value."""
-    provenance: dict[str, Any]
-    """How the folds were made, their hash, and what was run, as JSON values."""
-    shared: dict[str, Any]
-    """How many tiles of different sets share pixels, over all folds, as :func:`agl_sc.pp.split` counts them."""
-    n_updates: dict[str, float]
-    """Mean number of updates over folds and seeds, by method."""
-    targets: list[str]
-    """Genes that are a target in some fold, in the order of the table."""
-
-
 def cross_validate(  # noqa: PLR0913 -- an entry point
     sdata: "SpatialData",
     *,
     methods: str | Sequence[str] = "dkgsb",
     by: By | None = "section",
     n_folds: int | None = None,
+    folds: OwnFolds | None = None,
     validation: float = 0.2,
     block_um: float = 500.0,
     buffer_um: float = 150.0,
@@ -89,7 +80,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
-) -> pd.DataFrame:
+) -> CrossValidation:
     """Predict every spot out of fold, with everything that is fitted fitted anew in every fold.
 
     Target genes, prior ranks, scaling, penalties and calibration come from the training spots of the fold; validation
@@ -112,6 +103,9 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         None takes the folds that :func:`agl_sc.pp.split` wrote.
     n_folds
         Number of folds. One per section or patient, 5 of blocks or spots, by default.
+    folds
+        Folds of your own, instead of ``by``: a column of ``obs``, every value of which is held out once (spots without one
+        are in no set), or of every fold the set of every spot.
     validation
         What picks. A fraction of the units, or with blocks and spots of the spots, in every fold.
     block_um
@@ -145,7 +139,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
         are computed.
     batch_size
-        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
+        Tiles per forward pass. Those of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key
@@ -165,8 +159,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
 
     Returns
     -------
-    One row per method, fold, seed, section, gene and metric, with its value over the test spots of the fold in the section;
-    NaN where undefined. Writes ``layers["agl_oof"]``, the prediction of every spot when it was test by the first method,
+    The cross-validation: ``results``, one row per method, fold, seed, section, gene and metric, with its value over the test
+    spots of the fold in the section, NaN where undefined; what was run; ``compare`` and ``save``. Writes ``layers["agl_oof"]``, the prediction of every spot when it was test by the first method,
     the mean over seeds, float32 in the units of the layer, NaN for genes that were no target in its fold;
     ``obs["agl_fold"]``, the fold in which a spot was test; ``uns["agl"]["cross_validation"]``; and
     ``obsm["agl_features"]`` where there were none. On an error or an interrupt every slot is as it was.
@@ -195,6 +189,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         n_seeds=seeds,
         seed=seed,
         checkpoint=checkpoint,
+        own_folds=folds,
         tiles=FeatureRequest(device=device, batch_size=batch_size),
     )
     address = Address(
@@ -205,7 +200,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         image_mpp=image_mpp,
         layer=layer,
     )
-    return run_all(Study.of(sdata, address, key_added), request).results
+    return run_all(Study.of(sdata, address, key_added), request)
 
 
 def run_all(study: Study, request: Request) -> CrossValidation:
@@ -218,7 +213,7 @@ def run_all(study: Study, request: Request) -> CrossValidation:
         msg = f"layer={study.address.layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
     _ = study.counts  # refused before any work where they are not raw
-    folds = folds_of(table, study.keys) if request.plan is None else make_folds(study, request.plan)
+    folds = _folds(study, request)
     lattices = lattices_of(study, optional=False) if set(request.metrics) & set(SPATIAL) else {}
     columns = [] if protocol.score in get_args(Score) else [protocol.score]
     _check_folds(folds, request, study.section_names)
@@ -237,15 +232,51 @@ def run_all(study: Study, request: Request) -> CrossValidation:
         provenance = _provenance(study, folds, request)
         _write(study, folds, request, runs=runs, provenance=provenance)
         study.remember_layer()
-    of_method = {name: [r.n_updates for (_, own, _), r in runs.items() if own == name] for name in request.methods}
+    whole = _whole_provenance(study, request, runs, folds={"cross_validation": provenance}, shared=shared)
+    return CrossValidation(results, whole, patients_of(table))
+
+
+def _folds(study: Study, request: Request) -> list[Fold]:
+    """The user's own, those in place, or made as asked."""
+    if request.own_folds is not None:
+        return own_folds(study, request.own_folds, request.plan or FoldPlan())
+    return folds_of(study.table, study.keys) if request.plan is None else make_folds(study, request.plan)
+
+
+def _whole_provenance(
+    study: Study, request: Request, runs: Runs, *, folds: dict[str, Any], shared: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that the numbers depend on, as JSON values in an order that no file changes."""
+    table = study.table
     known = {gene for outcome in runs.values() for gene in outcome.genes}
-    return CrossValidation(
-        results,
-        provenance,
-        shared,
-        {name: float(np.mean(n)) for name, n in of_method.items()},
-        [name for name in table.var_names if name in known],
-    )
+    n_updates = {
+        name: float(np.mean([run.n_updates for (_, own, _), run in runs.items() if own == name]))
+        for name in request.methods
+    }
+    whole = {
+        "data": {
+            "n_spots": pd.Series(study.section_names).value_counts().sort_index().to_dict(),
+            **({"n_patients": table.obs["patient"].nunique()} if "patient" in table.obs else {}),
+            "n_genes": table.n_vars,
+            "targets": [name for name in table.var_names if name in known],
+            "targets_named": not isinstance(request.protocol.genes, int | np.integer),
+            **shared,
+        },
+        **folds,
+        "features": made_by_embed(study).plain(),
+        "n_updates": n_updates,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(whole, default=str, sort_keys=True))
+    return plain
+
+
+def patients_of(table: "AnnData") -> dict[str, str]:
+    """Patient of every section whose spots have one and the same; empty where the table names none."""
+    if "patient" not in table.obs:
+        return {}
+    pairs = set(zip(section_of(table), table.obs["patient"].astype(str), strict=True))
+    names = [section for section, _ in pairs]
+    return {section: patient for section, patient in pairs if names.count(section) == 1}
 
 
 def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]) -> None:
@@ -339,6 +370,7 @@ def _provenance(study: Study, folds: Sequence[Fold], request: Request) -> dict[s
     plan = manifest.settings if request.plan is None and manifest is not None else asdict(request.plan or FoldPlan())
     return {
         **{name: plan[name] for name in ("by", "validation", "block_um", "buffer_um")},
+        **({} if request.own_folds is None else {"by": "own"}),
         "n_folds": len(folds),
         "hash": hash_of(study.table, _fold_of(folds, [str(fold.number) for fold in folds]), codes),
         "folds": [fold.name for fold in folds],

@@ -143,7 +143,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     n_targets: int | None = None,
     targets_on: TargetsOn = "training",
     encoder: str = "resnet18",
-    tile_px: int = 224,
+    tile_px: int | None = None,
     mpp: Mpp = 0.5,
     changes: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
@@ -185,7 +185,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
         :func:`agl_sc.pp.encoders`, any timm or ``hf-hub:`` name, and whatever else :func:`agl_sc.pp.embed` takes. The weights
         of the paper's, ``"resnet18"``, are downloaded once.
     tile_px
-        Side of a tile in pixels.
+        Side of a tile in pixels. 224 by default, or with ``mpp="image"`` what covers the same 112 um.
     mpp
         Microns per pixel of a tile, or ``"image"`` for the image's own resolution whatever it is.
     changes
@@ -196,7 +196,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
         ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
         are computed.
     batch_size
-        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
+        Tiles per forward pass. Those of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key

@@ -10,6 +10,7 @@ from agl_sc.core.config import checked_config
 from agl_sc.core.evaluation.section_metrics import check_names
 from agl_sc.pp._features.embed import FeatureRequest
 from agl_sc.pp._splits.folds import Fold, FoldPlan
+from agl_sc.pp._splits.own_folds import OwnFolds
 from agl_sc.pp._splits.units import By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
 from agl_sc.tl._benchmark.runs import Protocol
@@ -33,6 +34,8 @@ class Request:
     """What all runs have in common."""
     folder: Path | None
     """Where finished runs are kept."""
+    own_folds: OwnFolds | None = None
+    """Folds of the user's own, instead of a plan."""
     tiles: FeatureRequest = field(default_factory=FeatureRequest)
     """How features are made where there are none."""
 
@@ -66,6 +69,9 @@ def requested(
     """What the arguments of an entry point ask for, refused where it makes no sense."""
     if by is None and plan["n_folds"] is not None:
         msg = f"n_folds={plan['n_folds']} says how to divide, but by=None takes the folds that are there; pass one of the two."
+        raise ValueError(msg)
+    if rest.get("own_folds") is not None and plan["n_folds"] is not None:
+        msg = f"n_folds={plan['n_folds']} says how to divide, but folds= gives the folds; pass one of the two."
         raise ValueError(msg)
     config = checked_config(protocol["config"])
     return Request(

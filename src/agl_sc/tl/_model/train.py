@@ -96,7 +96,7 @@ def train(  # noqa: PLR0913 -- the entry point
         ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default. Of the encoder, where features
         are computed; ``accelerator`` says where the network trains.
     batch_size
-        Tiles per forward pass of the encoder; spots per step are ``config.batch_size``.
+        Tiles per forward pass. Those of the encoder; spots per step are ``config.batch_size``.
     table_key
         Table to use; the only one by default.
     image_key
