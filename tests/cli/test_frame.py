@@ -2,14 +2,19 @@
 
 import json
 import logging
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from agl_sc._paths import replacing
 from agl_sc.cli import _frame
 from agl_sc.cli._frame import OneLine, command, plain
 
@@ -62,6 +67,7 @@ def test_result_goes_to_stdout_and_all_else_to_stderr(try_out: Run) -> None:
         pytest.param(FileNotFoundError("No store here; name another."), 2, "No store here; name another.", id="file"),
         pytest.param(OSError(28, "No space left on device"), 2, "[Errno 28] No space left on device", id="full disk"),
         pytest.param(KeyboardInterrupt(), 130, "interrupted; nothing was written.", id="interrupt"),
+        pytest.param(_frame.Terminated(), 143, "terminated; nothing was written.", id="termination"),
     ],
 )
 def test_error_is_one_line_and_one_object(try_out: Run, *, error: BaseException, code: int, text: str) -> None:
@@ -70,6 +76,40 @@ def test_error_is_one_line_and_one_object(try_out: Run, *, error: BaseException,
     done = try_out(raising(error), "--json")
     assert (done.exit_code, done.stderr) == (code, f"agl-sc: {text}\n")
     assert json.loads(done.stdout) == {"error": text, "exit_code": code}
+
+
+def test_an_interrupt_names_what_was_finished_and_is_still_there(try_out: Run, tmp_path: Path) -> None:
+    def body(*, many: bool = False) -> _frame.Result:
+        for name in ("a", "b", *(("c", "d") if many else ())):
+            with replacing(tmp_path / name) as fresh:
+                fresh.write_text("")
+        (tmp_path / "b").unlink()
+        raise KeyboardInterrupt
+
+    done = try_out(body)
+    assert done.stderr == f"agl-sc: interrupted; what was finished by then is kept: {tmp_path / 'a'}.\n"
+    (tmp_path / "a").unlink()
+    assert "is kept: " in try_out(body, "--many").stderr
+    assert try_out(raising(KeyboardInterrupt())).stderr == "agl-sc: interrupted; nothing was written.\n"
+
+
+def test_a_signal_to_end_is_an_interrupt_once_and_what_was_set_before_comes_back(try_out: Run) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = []
+
+    def body() -> _frame.Result:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+        return _frame.Result({}, "")
+
+    done = try_out(body)
+    assert (done.exit_code, done.stderr) == (143, "agl-sc: terminated; nothing was written.\n")
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_refusal_of_the_library_is_bad_input_and_a_fault_is_not_hidden(try_out: Run) -> None:

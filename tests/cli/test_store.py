@@ -8,7 +8,8 @@ import pytest
 import zarr
 from typer.testing import Result
 
-from agl_sc.cli._store import free_place, open_store
+from agl_sc.cli._store import free_place, holding_places, open_store
+from agl_sc.core.writing.claims import is_held
 
 Run = Callable[..., Result]
 
@@ -92,3 +93,15 @@ def test_failure_while_writing_leaves_what_was_there(
     done = run("evaluate", results / "result.zarr", "--csv", csv, "--force")
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, "agl-sc: interrupted; nothing was written.")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_places_are_kept_while_a_command_runs_and_free_again_after(tmp_path: Path) -> None:
+    for _ in range(2):
+        with holding_places():
+            free_place(tmp_path / "new.zarr", force=False)
+            assert is_held(tmp_path / "new.zarr")
+            with pytest.raises(FileExistsError, match=r"new\.zarr is named for two results; choose another place"):
+                free_place(tmp_path / "new.zarr", force=True)
+        assert not is_held(tmp_path / "new.zarr")
+    free_place(tmp_path / "new.zarr", force=False)
+    assert not is_held(tmp_path / "new.zarr")  # of no command

@@ -74,7 +74,7 @@ def test_one_library(one: AnnData) -> None:
     assert sdata["s1"].index.tolist() == one.obs_names.tolist()
     assert sdata["s1"]["radius"].unique().tolist() == [55.0 / 4]
     assert sdata.coordinate_systems == ["s1"]
-    assert sdata.attrs["agl_sc"] == {"image_mpp": {}, "technology": {}}
+    assert sdata.attrs["agl_sc"] == {"image_mpp": {}, "technology": {}, "patients_assumed": True}
 
 
 def test_the_same_object_becomes_the_table_and_only_gains_the_declared_slots(one: AnnData) -> None:
@@ -214,6 +214,7 @@ def test_bins_of_visium_hd(known: str, lacking: str | None) -> None:
         "image_mpp": {f"{name}_image": pytest.approx(0.16)},
         "technology": {name: "visium_hd"},
         "bin_um": {name: 8.0},
+        "patients_assumed": True,
     }
     assert sdata[name]["radius"].unique() == pytest.approx([PITCH_PX / 4])
     (section,) = sections(sdata, sdata["table"])

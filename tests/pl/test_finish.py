@@ -88,3 +88,31 @@ def test_axes_of_the_user_are_drawn_on() -> None:
     assert one_axes(ax, height_in=2) is ax
     with pytest.raises(TypeError, match="ax is a str, not a matplotlib Axes"):
         one_axes("ax", height_in=2)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_leaves_the_older_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "figure.png").write_text("older")
+
+    def full(figure: Any, path: Path, **options: Any) -> None:
+        Path(path).write_bytes(b"half of a figure")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        finish(one_axes(None, height_in=2), is_new=True, show=None, path=tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_text() == "older"
+    assert [each.name for each in tmp_path.iterdir()] == ["figure.png"]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("figure", "figure.png"), ("fig.", "fig.png"), ("a.b.svg", "a.b.svg")])
+def test_a_figure_goes_where_matplotlib_would_put_it(tmp_path: Path, name: str, expected: str) -> None:
+    finish(one_axes(None, height_in=2), is_new=True, show=None, path=tmp_path / name)
+    assert [each.name for each in tmp_path.iterdir()] == [expected]
+
+
+def test_a_figure_goes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real.png").write_text("older")
+    (tmp_path / "figure.png").symlink_to("real.png")
+    finish(one_axes(None, height_in=2), is_new=True, show=None, path=tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_symlink()
+    assert (tmp_path / "real.png").read_bytes().startswith(b"\x89PNG")

@@ -34,13 +34,17 @@ def sdata(trained: Trained) -> SpatialData:
     """Two test sections: the split is another one than the model's, which does not matter here."""
     sdata, _ = trained
     split(sdata, test=["section_1", "section_3"], validation=0.0)
-    del sdata["table"].uns["agl"]["fitted_on"]  # it would, rightly, be refused
+    for name in ("fitted_on", "prediction"):  # it would, rightly, be refused
+        del sdata["table"].uns["agl"][name]
     return sdata
 
 
 def test_a_split_made_after_training_is_refused(trained: Trained) -> None:
     sdata, _ = trained
     split(sdata, test=["section_1", "section_3"], validation=0.0)
+    with pytest.raises(ValueError, match=r'layers\["agl"\] was predicted under another split than obs\["agl_split"\]'):
+        evaluate(sdata)
+    del sdata["table"].uns["agl"]["prediction"]
     with pytest.raises(ValueError, match=r"agl_role.* was fitted on the training spots of another split"):
         evaluate(sdata)
 
@@ -205,14 +209,21 @@ def test_undefined_values_are_counted_in_the_log(sdata: SpatialData, caplog: pyt
 def test_without_positions_the_spatial_metrics_are_undefined_unless_asked_for(
     sdata: SpatialData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in list(sdata.images):
-        del sdata.images[name]
+    for name in list(sdata.shapes):
+        del sdata.shapes[name]
     result = evaluate(sdata)
     assert result[["ssim", "moran_ratio", "p_value", "fdr"]].isna().all(axis=None)
     assert np.isfinite(result[BASIC]).all(axis=None)
     assert any(message.startswith("ssim, moran_ratio, p_value, fdr are undefined, for") for message in caplog.messages)
-    with pytest.raises(KeyError, match="sdata has no image"):
+    with pytest.raises(KeyError, match="Region 'section_1' of the table is not a shapes element"):
         evaluate(sdata, metrics=["moran_ratio"])
+
+
+def test_metrics_on_the_lattice_need_no_image(sdata: SpatialData) -> None:
+    expected = evaluate(sdata)
+    for name in list(sdata.images):
+        del sdata.images[name]
+    pd.testing.assert_frame_equal(evaluate(sdata), expected)
 
 
 def test_spots_on_no_lattice_are_told(sdata: SpatialData, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Where the data is: said once, resolved once, remembered by later steps."""
 
+import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -196,3 +197,11 @@ def known_positions(found: list[Section], n_obs: int) -> "np.ndarray[Any, np.dty
     for section in found:
         known[section.rows] = np.isfinite(section.centres).all(axis=1)
     return known
+
+
+def without_counts(table: "AnnData", keys: Keys) -> "AnnData":
+    """A copy of the spots of a table and of what is remembered of them."""
+    from anndata import AnnData
+
+    names = [name for name in ("spatialdata_attrs", keys.uns) if name in table.uns]
+    return AnnData(obs=table.obs.copy(), uns=copy.deepcopy({name: table.uns[name] for name in names}))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.sections import levels_of
-from agl_sc._sdata.study import Address, Study, around
+from agl_sc._sdata.study import Address, Study, around, without_counts
 from agl_sc._sdata.table import check_unique_genes, counts_of, find_table, region_of, section_of
 from agl_sc.cli._frame import REFUSALS, is_refusal, message_of
 from agl_sc.core.config import TrainConfig
@@ -107,12 +107,7 @@ def _check_region(
 
 def _check_split(sdata: "SpatialData", table: "AnnData", *, address: Address, keys: Keys) -> None:
     """Whether there are enough spots to train on, after the split that training would make; on a copy."""
-    from anndata import AnnData
-
-    spots = AnnData(
-        obs=table.obs.copy(),
-        uns=copy.deepcopy({k: table.uns[k] for k in ("spatialdata_attrs", keys.uns) if k in table.uns}),
-    )
+    spots = without_counts(table, keys)
     copied = around(sdata, spots)
     copied.attrs = copy.deepcopy(sdata.attrs)
     study = Study.of(copied, replace(address, table_key=None, layer=None), keys.key_added)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.records import PaperRecord, remembered
 from agl_sc.cli._frame import Force, OneLine, Result, command, say
 from agl_sc.cli._store import free_place, written
 
@@ -76,7 +78,7 @@ def prepare(
     with written(context, place) as (fresh,):
         prepared.write(fresh)
     table = prepared.tables["table"]
-    said = table.uns["agl"]["paper"]
+    said = (remembered(table, Keys(), PaperRecord) or PaperRecord({})).values
     text = (
         f"{table.n_obs} spots ({said['n_spots_left_out']} left out), {table.n_vars} genes "
         f"({said['n_genes_left_out']} left out), {targets} targets\n{place.path}"

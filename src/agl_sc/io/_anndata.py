@@ -1,9 +1,8 @@
 """From AnnData in scanpy's and squidpy's layout, without copying it."""
 
-import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,20 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from agl_sc._sdata.geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp, is_positive_number
-from agl_sc.io._image import Image, image_element, open_image, rgb_from_array
+from agl_sc._sdata.geometry import (
+    HD,
+    PITCH_UM,
+    Bins,
+    bin_side_um,
+    check_mpp,
+    is_positive_number,
+    technology_named,
+)
+from agl_sc.core.arrays import FloatArray
+from agl_sc.io._anndata_checks import refuse_gaps, refuse_names, refuse_shared_places, tell_outside_tissue
+from agl_sc.io._anndata_libraries import ONLY_LIBRARY, Source, libraries_of, source_given, source_in_uns
+from agl_sc.io._anndata_positions import array_of, centres_of
+from agl_sc.io._image import image_element
 from agl_sc.io._layout import (
     INSTANCE_KEY,
     REGION_KEY,
@@ -22,16 +33,14 @@ from agl_sc.io._layout import (
     check_centres,
     check_section_names,
     image_key_of,
+    label_of,
     per_section,
     refuse_duplicates,
     scale_attrs,
     spot_circles,
 )
 
-logger = logging.getLogger(__name__)
-
 _SPATIALDATA_ATTRS = "spatialdata_attrs"
-_ONLY_LIBRARY = "section"
 _SPOT_DIAMETER_UM = {"st": 100.0, "visium": 55.0}
 _TECHNOLOGIES = (*PITCH_UM, HD)
 
@@ -108,46 +117,46 @@ def from_anndata(
     >>> sdata["table"] is adata  # doctest: +SKIP
     True
     """
-    _check(adata, technology=technology, bin_um=bin_um)
-    library_of_spot = _library_of_spot(adata, library_key)
+    known = _check(adata, technology=technology, bin_um=bin_um)
+    centres, array = centres_of(adata), array_of(adata.obs, is_array=known is not None)
+    found = libraries_of(adata.uns)
+    library_of_spot = _library_of_spot(adata, found, library_key)
     names = library_of_spot.categories.tolist()
     check_section_names(names)
-    columns = _columns(adata, library_of_spot, patient=patient)
-    sources = _sources(adata, names, image=image, image_key=image_key)
+    columns, assumed = _columns(adata, library_of_spot, patient=patient)
+    refuse_names(adata, list(columns))
+    sources = _sources(found, names, image=image, image_key=image_key)
     stated_mpp = per_section(image_mpp, names, argument="image_mpp")
     sides_um = per_section(bin_um, names, argument="bin_um")
-    libraries = [
-        _resolve(
-            sources[name],
-            adata[library_of_spot == name],
-            image_mpp=stated_mpp[name],
-            technology=technology,
-            bin_um=_side_um(sources[name], sides_um[name]) if technology == HD else None,
-        )
-        for name in names
-    ]
-    return _wrap(adata, libraries, columns)
+    libraries = []
+    for name in names:
+        rows = np.asarray(library_of_spot == name)
+        refuse_shared_places(adata, centres, array, rows=rows, name=name)
+        spots = _Spots(adata.obs_names[rows], centres[rows], None if array is None else array[rows])
+        side_um = _side_um(sources[name], sides_um[name]) if known == HD else None
+        libraries.append(_resolve(sources[name], spots, image_mpp=stated_mpp[name], technology=known, bin_um=side_um))
+    sdata = _wrap(adata, libraries, columns, assumed=assumed)
+    tell_outside_tissue(adata.obs)
+    return sdata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Source:
-    """Image of a library and what is known of its scale."""
+class _Spots:
+    """Spots of one library."""
 
-    name: str
-    """Library, which names the section."""
-    image: Image
-    """(c, y, x), uint8."""
-    scale: float
-    """Pixels of ``image`` per full-resolution pixel."""
-    factors: Mapping[str, Any]
-    """``uns["spatial"][library]["scalefactors"]``."""
+    names: pd.Index
+    """Instance ids."""
+    centres: FloatArray
+    """(n_spots, 2), x and y in full-resolution pixels."""
+    array: FloatArray | None
+    """(n_spots, 2), row and column on the array; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Library:
     """One library, resolved to what its elements are made of; lengths in pixels of the image."""
 
-    source: _Source
+    source: Source
     """Image and name."""
     spots: pd.Index
     """Instance ids."""
@@ -163,59 +172,66 @@ class _Library:
     """Side of the bins of ``"visium_hd"`` in microns."""
 
 
-def _check(adata: AnnData, *, technology: str | None, bin_um: float | Mapping[str, float] | None) -> None:
+def _check(adata: AnnData, *, technology: str | None, bin_um: float | Mapping[str, float] | None) -> str | None:
+    """Refuse what cannot be converted at all; returns the technology by its own name."""
     if not isinstance(adata, AnnData):
         msg = f"adata is a {type(adata).__name__}, not an AnnData; a SpatialData needs no conversion."
         raise TypeError(msg)
-    if technology is not None and technology not in _TECHNOLOGIES:
+    known = technology_named(technology)
+    if technology is not None and known is None:
         msg = f"technology={technology!r} is unknown; use one of {sorted(_TECHNOLOGIES)}, or None."
         raise ValueError(msg)
-    if bin_um is not None and technology != HD:
+    if bin_um is not None and known != HD:
         msg = f"bin_um={bin_um!r} is the side of bins, but technology={technology!r} has none; pass technology={HD!r}, or no bin_um."
         raise ValueError(msg)
     if adata.is_view:
         msg = "adata is a view of another AnnData and would be copied on writing; pass adata.copy()."
         raise ValueError(msg)
     refuse_duplicates(adata.obs_names, "names of the observations")
-    if "spatial" not in adata.obsm:
-        msg = f"adata has no obsm['spatial'] (spot centres x, y); it has {', '.join(adata.obsm) or 'no obsm'}."
-        raise KeyError(msg)
-    if np.ndim(adata.obsm["spatial"]) != 2 or np.shape(adata.obsm["spatial"])[1] != 2:
-        msg = f"obsm['spatial'] has shape {np.shape(adata.obsm['spatial'])}; it must be (n_spots, 2), x and y."
-        raise ValueError(msg)
+    return known
 
 
-def _library_of_spot(adata: AnnData, library_key: str | None) -> pd.Categorical:
+def _library_of_spot(
+    adata: AnnData, libraries: Mapping[str, Mapping[str, Any]], library_key: str | None
+) -> "pd.Categorical[str]":
     """Library of every spot; the categories are those that have spots, in order."""
-    known = list(adata.uns.get("spatial", {}))
     if library_key is None:
-        if len(known) > 1:
-            msg = f"adata has {len(known)} libraries ({', '.join(known)}); pass library_key=, the column of obs that tells."
+        if len(libraries) > 1:
+            msg = f"adata has {len(libraries)} libraries ({', '.join(libraries)}); pass library_key=, the column of obs that tells."
             raise ValueError(msg)
-        name = known[0] if known else _ONLY_LIBRARY
+        name = next(iter(libraries), ONLY_LIBRARY)
         return pd.Categorical([name] * adata.n_obs, categories=[name])
     if library_key not in adata.obs:
-        msg = f"library_key={library_key!r} is not a column of obs, which has {', '.join(adata.obs) or 'none'}."
+        msg = (
+            f"library_key={library_key!r} is not a column of obs, which has {', '.join(map(str, adata.obs)) or 'none'}."
+        )
         raise KeyError(msg)
     column = adata.obs[library_key]
-    if column.isna().any():
-        msg = f"{column.isna().sum()} spots have no library in obs[{library_key!r}]; give them one, or drop them."
-        raise ValueError(msg)
+    refuse_gaps(column, what="library", mend="give them one, or drop them")
     order = column.cat.remove_unused_categories().cat.categories if column.dtype == "category" else column.unique()
-    return pd.Categorical(column.astype(str), categories=[str(name) for name in order])
+    names = [label_of(name) for name in order]
+    refuse_duplicates(names, f"libraries of obs[{library_key!r}]")
+    return pd.Categorical([label_of(name) for name in column], categories=names)
 
 
 def _columns(
-    adata: AnnData, library_of_spot: pd.Categorical, *, patient: str | Mapping[str, str] | None
-) -> dict[str, pd.Categorical | pd.Index]:
-    """Columns of ``obs`` to be added, refusing to replace others of the same name."""
+    adata: AnnData, library_of_spot: "pd.Categorical[str]", *, patient: str | Mapping[str, str] | None
+) -> tuple[dict[str, pd.Categorical | pd.Index], list[str]]:
+    """Columns of ``obs`` to be added, refusing to replace others of the same name; and libraries of which no one named a patient."""
     names = library_of_spot.categories.tolist()
     columns: dict[str, pd.Categorical | pd.Index] = {REGION_KEY: library_of_spot, INSTANCE_KEY: adata.obs_names}
+    for key in ("section", "patient"):
+        if key in adata.obs:
+            refuse_gaps(adata.obs[key], what=key, mend=f"name it for all of them, or rename the column to 'my_{key}'")
     if "section" not in adata.obs:
         columns["section"] = library_of_spot
+    patient_of = per_section(patient, names, argument="patient")
+    assumed = [name for name in names if patient_of[name] is None]
     if patient is not None or "patient" not in adata.obs:
-        patient_of = per_section(patient, names, argument="patient")
-        columns["patient"] = pd.Categorical([patient_of[name] or name for name in library_of_spot])
+        label = {name: name if patient_of[name] is None else label_of(patient_of[name]) for name in names}
+        columns["patient"] = pd.Categorical([label[name] for name in library_of_spot])
+    elif _SPATIALDATA_ATTRS not in adata.uns or list(adata.obs["patient"]) != list(library_of_spot):
+        assumed = []  # obs names them, rather than an earlier conversion that had no names
     for key, values in columns.items():
         if key in adata.obs and list(adata.obs[key]) != list(values):
             msg = (
@@ -231,16 +247,18 @@ def _columns(
             f"use that SpatialData, or pass a copy without uns[{_SPATIALDATA_ATTRS!r}]."
         )
         raise ValueError(msg)
-    return columns
+    return columns, assumed
 
 
 def _attrs(names: list[str]) -> dict[str, Any]:
     return {"region": names, "region_key": REGION_KEY, "instance_key": INSTANCE_KEY}
 
 
-def _sources(adata: AnnData, names: list[str], *, image: Any, image_key: str | None) -> dict[str, _Source]:
+def _sources(
+    libraries: Mapping[str, Mapping[str, Any]], names: list[str], *, image: Any, image_key: str | None
+) -> dict[str, Source]:
     if image is None:
-        return {name: _source_in_uns(adata, name, image_key) for name in names}
+        return {name: source_in_uns(libraries, name, image_key) for name in names}
     if image_key is not None:
         msg = f"image_key={image_key!r} names an image of uns['spatial'], but image= was given too; pass one of them."
         raise ValueError(msg)
@@ -248,36 +266,10 @@ def _sources(adata: AnnData, names: list[str], *, image: Any, image_key: str | N
         msg = f"One image was given for {len(names)} libraries; pass a mapping with the keys {', '.join(names)}."
         raise ValueError(msg)
     images = per_section(image, names, argument="image")
-    libraries = adata.uns.get("spatial", {})
-    return {
-        name: _Source(name, _open(images[name], name), 1.0, libraries.get(name, {}).get("scalefactors", {}))
-        for name in names
-    }
+    return {name: source_given(libraries, name, images[name]) for name in names}
 
 
-def _source_in_uns(adata: AnnData, name: str, image_key: str | None) -> _Source:
-    libraries = adata.uns.get("spatial", {})
-    if name not in libraries:
-        msg = f"uns['spatial'] has no library {name!r}; it has {', '.join(libraries) or 'none'}; or pass image=."
-        raise KeyError(msg)
-    images, factors = (libraries[name].get(key, {}) for key in ("images", "scalefactors"))
-    candidates = ["hires", "lowres"] if image_key is None else [image_key]
-    chosen = next((key for key in candidates if images.get(key) is not None), None)
-    if chosen is None:
-        msg = f"Library {name!r} has no image {' or '.join(candidates)}; it has {', '.join(images) or 'none'}; or pass image=."
-        raise KeyError(msg)
-    if f"tissue_{chosen}_scalef" not in factors:
-        msg = f"The scalefactors of library {name!r} lack 'tissue_{chosen}_scalef'; they are {', '.join(factors) or 'none'}."
-        raise KeyError(msg)
-    logger.info("%s: taking the %s image of uns['spatial']", name, chosen)
-    return _Source(name, _open(images[chosen], name), float(factors[f"tissue_{chosen}_scalef"]), factors)
-
-
-def _open(image: Any, name: str) -> Image:
-    return open_image(image) if isinstance(image, str | Path) else rgb_from_array(image, name=name)
-
-
-def _side_um(source: _Source, stated: float | None) -> float:
+def _side_um(source: Source, stated: float | None) -> float:
     """Side of the bins of a library in microns."""
     side = source.factors.get("bin_size_um", bin_side_um(source.name)) if stated is None else stated
     if side is None:
@@ -293,17 +285,25 @@ def _side_um(source: _Source, stated: float | None) -> float:
 
 
 def _resolve(
-    source: _Source, spots: AnnData, *, image_mpp: float | None, technology: str | None, bin_um: float | None
+    source: Source, spots: _Spots, *, image_mpp: float | None, technology: str | None, bin_um: float | None
 ) -> _Library:
-    centres_px = np.asarray(spots.obsm["spatial"], dtype=np.float64) * source.scale
+    centres_px = spots.centres * source.scale
     check_centres(centres_px, source.image.shape[1:], name=source.name)
-    diameter_px = source.factors.get("spot_diameter_fullres")
-    diameter_px = None if diameter_px is None else float(diameter_px) * source.scale
-    if image_mpp is None and "microns_per_pixel" in source.factors:  # Visium HD, per full-resolution pixel
-        image_mpp = float(source.factors["microns_per_pixel"]) / source.scale
+    diameter = source.number("spot_diameter_fullres")
+    diameter_px = None if diameter is None else diameter * source.scale
+    in_factors = source.number("microns_per_pixel") if image_mpp is None else None
+    if in_factors is not None:  # Visium HD, per full-resolution pixel
+        image_mpp = in_factors / source.scale
     if image_mpp is not None or technology is not None:
-        bins = Bins(bin_um, diameter_px) if technology == HD else None
-        image_mpp = check_mpp(image_mpp, centres_px, technology, name=source.name, bins=bins)
+        image_mpp = check_mpp(
+            image_mpp,
+            centres_px,
+            technology,
+            name=source.name,
+            bins=Bins(bin_um, diameter_px) if technology == HD else None,
+            array=spots.array,
+            diameter_px=diameter_px,
+        )
     if diameter_px is None:
         if technology is None or image_mpp is None:
             msg = (
@@ -314,7 +314,7 @@ def _resolve(
         diameter_px = (bin_um or _SPOT_DIAMETER_UM[technology]) / image_mpp
     return _Library(
         source=source,
-        spots=spots.obs_names,
+        spots=spots.names,
         centres_px=centres_px,
         radius_px=diameter_px / 2,
         image_mpp=image_mpp,
@@ -323,7 +323,13 @@ def _resolve(
     )
 
 
-def _wrap(adata: AnnData, libraries: list[_Library], columns: Mapping[str, pd.Categorical | pd.Index]) -> SpatialData:
+def _wrap(
+    adata: AnnData,
+    libraries: list[_Library],
+    columns: Mapping[str, pd.Categorical | pd.Index],
+    *,
+    assumed: list[str],
+) -> SpatialData:
     names = [library.source.name for library in libraries]
     sdata = SpatialData(
         images={
@@ -338,17 +344,18 @@ def _wrap(adata: AnnData, libraries: list[_Library], columns: Mapping[str, pd.Ca
             {lib.source.name: lib.image_mpp for lib in libraries},
             {lib.source.name: lib.technology for lib in libraries},
             {lib.source.name: lib.bin_um for lib in libraries},
+            assumed=assumed,
         ),
     )
-    added = [key for key in columns if key not in adata.obs]
-    is_new = _SPATIALDATA_ATTRS not in adata.uns
+    obs, attrs = adata.obs.copy(deep=False), deepcopy(adata.uns.get(_SPATIALDATA_ATTRS))
     try:
         for key, values in columns.items():
             adata.obs[key] = values
         sdata[TABLE_KEY] = TableModel.parse(adata, **_attrs(names), overwrite_metadata=True)
-    except Exception:  # spatialdata refuses some names that AnnData allows: leave adata as it was
-        adata.obs = adata.obs.drop(columns=added)
-        if is_new:
-            adata.uns.pop(_SPATIALDATA_ATTRS, None)
+    except Exception:  # spatialdata refuses what AnnData allows, perhaps more in later versions: leave adata as it was
+        adata.obs = obs
+        adata.uns.pop(_SPATIALDATA_ATTRS, None)
+        if attrs is not None:
+            adata.uns[_SPATIALDATA_ATTRS] = attrs
         raise
     return sdata

@@ -64,6 +64,7 @@ def refuse_names(adata: AnnData, added: Sequence[str]) -> None:
         why = f"differs from {first.like!r} only in case"
     elif not isinstance(first.key, str):
         why = "is no text"
+        mend = f"make it text: adata.{first.attribute}.columns = adata.{first.attribute}.columns.astype(str)"
     elif first.key.startswith("_"):
         why = "starts like a name of its own"
     msg = f"SpatialData cannot store {first.attribute}[{first.key!r}]{others}, whose name {why}; {mend}."
@@ -101,7 +102,9 @@ def _is_storable(key: object, *, is_column: bool) -> bool:
     return all(letter.isalnum() or letter in "_-." for letter in key) and not (is_column and key == "_index")
 
 
-def refuse_shared_places(adata: AnnData, centres: FloatArray, array: FloatArray | None, *, rows: Any, name: str) -> None:
+def refuse_shared_places(
+    adata: AnnData, centres: FloatArray, array: FloatArray | None, *, rows: Any, name: str
+) -> None:
     """Refuse a library in which two spots lie at one place, as those of two sections under one name do.
 
     Parameters
@@ -124,7 +127,11 @@ def refuse_shared_places(adata: AnnData, centres: FloatArray, array: FloatArray 
         if not repeated.any():
             continue
         tell = _columns_that_tell(adata.obs.loc[own.index], own)
-        which = f"library_key={tell[0]!r} tells them apart" if tell else "pass library_key=, a column of obs that tells them apart"
+        which = (
+            f"library_key={tell[0]!r} tells them apart"
+            if tell
+            else "pass library_key=, a column of obs that tells them apart"
+        )
         msg = (
             f"{int(repeated.sum())} of {len(own)} spots of {name!r} share their {what} with another, as the spots of several sections "
             f"under one name do: {which} (with image={{section: image}} where uns['spatial'] has one library); or drop repeated spots."
@@ -142,8 +149,8 @@ def tell_outside_tissue(obs: pd.DataFrame) -> None:
     """Say how many spots are off tissue; they stay in the table."""
     if "in_tissue" not in obs:
         return
-    said = obs["in_tissue"].astype(object).replace({"False": 0, "false": 0, "FALSE": 0, False: 0})
-    n_outside = int((pd.to_numeric(said, errors="coerce") == 0).sum())
+    said = obs["in_tissue"].astype(str).str.strip().str.lower()
+    n_outside = int(said.isin({"0", "0.0", "false"}).sum())
     if n_outside:
         logger.warning(
             "%d of %d spots lie outside the tissue (obs['in_tissue'] is 0) and stay in the table; drop them with "

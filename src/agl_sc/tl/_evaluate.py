@@ -174,6 +174,9 @@ def evaluate_study(
     genes = _evaluated_genes(study, predicted, prediction)
     rows = rows & _in_sections(study, sections) & np.isfinite(predicted[:, genes]).any(axis=1)
     counts = study.counts
+    if not rows.any():
+        msg = f'layers["{prediction_layer(study, prediction)}"] holds no prediction of a {on} spot; run agl_sc.tl.predict on all sections.'
+        raise ValueError(msg)
     rows = _measured_spots(rows, counts, on)
     normalize = partial(normalize_counts, normalize=study.normalize)
     lattices = lattices_of(study, optional=metrics is None) if set(names) & set(SPATIAL) else {}
@@ -205,9 +208,6 @@ def _in_sections(study: Study, sections: Names) -> NDArray[np.bool_]:
 
 def _measured_spots(rows: NDArray[np.bool_], counts: scipy.sparse.csr_matrix, on: str) -> NDArray[np.bool_]:
     """Without the spots that have no count: nothing was measured there."""
-    if not rows.any():
-        msg = f"There is no prediction of a {on} spot to evaluate; run agl_sc.tl.predict on all sections."
-        raise ValueError(msg)
     empty = rows & (np.asarray(counts.sum(axis=1)).ravel() == 0)
     if empty.any():
         logger.warning(

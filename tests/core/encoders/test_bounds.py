@@ -93,8 +93,9 @@ def test_sizes_of_transformers_are_bounded_too(name: str) -> None:
 def test_scaling_of_three_channels() -> None:
     check_scaling((0.485, 0.456, 0.406), [0.229, 0.224, 0.225], "x")
     check_scaling(None, None, "x")
-    for std in ([1, 1], [True] * 3, [math.inf] * 3, 1.0, {}):
-        with pytest.raises(ValueError, match="std=.* in x is not three numbers"):
+    odd: list[Any] = [[1, 1], [True] * 3, [math.inf] * 3, 1.0, {}]
+    for std in odd:
+        with pytest.raises(ValueError, match=r"std=.* in x is not three numbers"):
             check_scaling(None, std, "x")
 
 

@@ -102,7 +102,8 @@ def test_only_the_declared_slots_are_written(
             *(f"{per_section}/section_2" for per_section in ("image_mpp", "images", "sections")),
         )
     }
-    assert after.keys() - before.keys() == {"obsm/mine_features"} | record
+    address = {"uns/mine/tiles", "uns/mine/address/image_key/section_2"}
+    assert after.keys() - before.keys() == {"obsm/mine_features"} | record | address
 
 
 def test_regions_left_out_have_no_features(tissue: SpatialData) -> None:

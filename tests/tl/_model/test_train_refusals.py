@@ -64,6 +64,7 @@ def no_table(sdata: SpatialData) -> None:
 
 def two_images(sdata: SpatialData) -> None:
     del sdata["table"].obsm["agl_features"]
+    del sdata["table"].uns["agl"]["address"]  # by which the image would be found again
     sdata.images["copy"] = sdata["section_2_image"]
 
 

@@ -190,7 +190,7 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         feature_record(network, spec, placed, views=views, precision=precision),
         tile_record(study, placed),
     )
-    if keys.features in table.obsm and is_made_from(study, made_from, tiles):
+    if keys.features in table.obsm and is_made_from(study, made_from, tiles, placed=placed):
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         study.remember_images(study.imaged)
         return

@@ -58,8 +58,8 @@ def _fingerprints(study: Study, section: Section, boxes: Boxes) -> IntArray:
     return pd.util.hash_pandas_object(frame, index=False).to_numpy().view(np.int64)
 
 
-def is_made_from(study: Study, made_from: FeatureRecord, tiles: TileRecord) -> bool:
-    """Whether the features in place are these; of a table of which spots were dropped since, too."""
+def is_made_from(study: Study, made_from: FeatureRecord, tiles: TileRecord, *, placed: Placed) -> bool:
+    """Whether the features in place are these, of these spots alone; of a table of which spots were dropped since, too."""
     before, known = study.features, remembered(study.table, study.keys, TileRecord)
     if before is None or known is None:
         return before == made_from
@@ -67,7 +67,11 @@ def is_made_from(study: Study, made_from: FeatureRecord, tiles: TileRecord) -> b
         replace(before, image_mpp=made_from.image_mpp, images=made_from.images, sections=made_from.sections)
         == made_from
     )
-    return same and bool(np.isin(tiles.fingerprints, known.fingerprints).all())
+    others = np.ones(study.table.n_obs, dtype=bool)
+    for section, _ in placed:
+        others[section.rows] = False
+    of_others = np.isfinite(np.asarray(study.table.obsm[study.keys.features])[others]).any()
+    return same and not of_others and bool(np.isin(tiles.fingerprints, known.fingerprints).all())
 
 
 def check_tiles(study: Study) -> None:

@@ -1,12 +1,9 @@
 """Every spot predicted out of fold, everything that is fitted fitted anew in every fold."""
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,37 +13,32 @@ import scipy.sparse
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from agl_sc._sdata.records import CrossValidationRecord, SplitRecord, remember, remembered
+from agl_sc._sdata.records import CrossValidationRecord, remember
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc._sdata.table import section_of
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.evaluation.section_metrics import SPATIAL
 from agl_sc.core.linear.baselines import WITH_AUXILIARY
 from agl_sc.core.spots.genes import Normalize, normalize_counts
 from agl_sc.pp._features.embed import FeatureRequest
-from agl_sc.pp._features.made_from import made_by_embed
 from agl_sc.pp._genes.targets_and_ranks import ChooseBy, Score, check_choose_by, check_score, check_targets
 from agl_sc.pp._splits.folds import Fold, FoldPlan, folds_of, make_folds
 from agl_sc.pp._splits.leaks import count_shared_pixels
-from agl_sc.pp._splits.manifest import hash_of
 from agl_sc.pp._splits.own_folds import OwnFolds, own_folds
-from agl_sc.pp._splits.units import SETS, By
+from agl_sc.pp._splits.units import By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
+from agl_sc.tl._benchmark.provenance import fold_of, patients_of, provenance_of, versions, whole_provenance
 from agl_sc.tl._benchmark.request import Request, requested
 from agl_sc.tl._benchmark.result import CrossValidation
-from agl_sc.tl._benchmark.runs import Outcome, Protocol, RunData, run, run_path
+from agl_sc.tl._benchmark.runs import Outcome, Protocol, RunData, Runs, run, run_path
 from agl_sc.tl._evaluate import Measured, lattices_of
 from agl_sc.tl._model.data import check_alone
-from agl_sc.tl._model.train import PACKAGES, ensure_features, smaller_batch
+from agl_sc.tl._model.train import ensure_features, smaller_batch
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
-Runs = dict[tuple[int, str, int], Outcome]
-"""By number of the fold, method and seed."""
 
 logger = logging.getLogger(__name__)
 
@@ -229,10 +221,10 @@ def run_all(study: Study, request: Request) -> CrossValidation:
             request.folder.mkdir(exist_ok=True)
         runs = _run_all(RunData(study, columns), folds, request)
         results = _results(measured, table.var_names, folds, request=request, runs=runs)
-        provenance = _provenance(study, folds, request)
+        provenance = provenance_of(study, folds, request)
         _write(study, folds, request, runs=runs, provenance=provenance)
         study.remember_layer()
-    whole = _whole_provenance(study, request, runs, folds={"cross_validation": provenance}, shared=shared)
+    whole = whole_provenance(study, request, runs, folds={"cross_validation": provenance}, shared=shared)
     return CrossValidation(results, whole, patients_of(table))
 
 
@@ -241,42 +233,6 @@ def _folds(study: Study, request: Request) -> list[Fold]:
     if request.own_folds is not None:
         return own_folds(study, request.own_folds, request.plan or FoldPlan())
     return folds_of(study.table, study.keys) if request.plan is None else make_folds(study, request.plan)
-
-
-def _whole_provenance(
-    study: Study, request: Request, runs: Runs, *, folds: dict[str, Any], shared: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything that the numbers depend on, as JSON values in an order that no file changes."""
-    table = study.table
-    known = {gene for outcome in runs.values() for gene in outcome.genes}
-    n_updates = {
-        name: float(np.mean([run.n_updates for (_, own, _), run in runs.items() if own == name]))
-        for name in request.methods
-    }
-    whole = {
-        "data": {
-            "n_spots": pd.Series(study.section_names).value_counts().sort_index().to_dict(),
-            **({"n_patients": table.obs["patient"].nunique()} if "patient" in table.obs else {}),
-            "n_genes": table.n_vars,
-            "targets": [name for name in table.var_names if name in known],
-            "targets_named": not isinstance(request.protocol.genes, int | np.integer),
-            **shared,
-        },
-        **folds,
-        "features": made_by_embed(study).plain(),
-        "n_updates": n_updates,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(whole, default=str, sort_keys=True))
-    return plain
-
-
-def patients_of(table: "AnnData") -> dict[str, str]:
-    """Patient of every section whose spots have one and the same; empty where the table names none."""
-    if "patient" not in table.obs:
-        return {}
-    pairs = set(zip(section_of(table), table.obs["patient"].astype(str), strict=True))
-    names = [section for section, _ in pairs]
-    return {section: patient for section, patient in pairs if names.count(section) == 1}
 
 
 def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]) -> None:
@@ -363,35 +319,6 @@ def _results(
     return results[["method", "fold", "seed", "section", "gene", "metric", "value"]]
 
 
-def _provenance(study: Study, folds: Sequence[Fold], request: Request) -> dict[str, Any]:
-    """Plain values that say what was run."""
-    codes = np.array([pd.Categorical(fold.assigned, categories=list(SETS)).codes for fold in folds])
-    manifest = remembered(study.table, study.keys, SplitRecord)
-    plan = manifest.settings if request.plan is None and manifest is not None else asdict(request.plan or FoldPlan())
-    return {
-        **{name: plan[name] for name in ("by", "validation", "block_um", "buffer_um")},
-        **({} if request.own_folds is None else {"by": "own"}),
-        "n_folds": len(folds),
-        "hash": hash_of(study.table, _fold_of(folds, [str(fold.number) for fold in folds]), codes),
-        "folds": [fold.name for fold in folds],
-        "methods": request.methods,
-        "seeds": list(range(request.seed, request.seed + request.n_seeds)),
-        **request.protocol.plain(),
-        "versions": versions(),
-    }
-
-
-def _fold_of(folds: Sequence[Fold], names: Sequence[str]) -> NDArray[Any]:
-    """The name of the fold that every spot is test in, or unused, (n_obs,)."""
-    tests = np.array([fold.assigned == "test" for fold in folds])
-    return np.where(tests.any(axis=0), np.array(names)[tests.argmax(axis=0)], "unused")
-
-
-def versions() -> dict[str, str]:
-    """Of everything that the numbers depend on."""
-    return {name: version(name) for name in sorted((*PACKAGES, "scikit-learn", "scipy"))}
-
-
 def _write(study: Study, folds: Sequence[Fold], request: Request, *, runs: Runs, provenance: Mapping[str, Any]) -> None:
     table, keys, name = study.table, study.keys, request.methods[0]
     predicted = np.full(table.shape, np.nan, dtype=np.float32)
@@ -402,7 +329,7 @@ def _write(study: Study, folds: Sequence[Fold], request: Request, *, runs: Runs,
         predicted[np.ix_(rows, table.var_names.get_indexer(outcomes[0].genes))] = mean
     table.layers[keys.oof] = predicted
     names = [fold.name for fold in folds]
-    table.obs[keys.fold] = pd.Categorical(_fold_of(folds, names), categories=names)
+    table.obs[keys.fold] = pd.Categorical(fold_of(folds, names), categories=names)
     lists = {key: np.array(value) for key, value in provenance.items() if isinstance(value, list)}
     remember(table, keys, CrossValidationRecord({**provenance, **lists}))
     logger.info(

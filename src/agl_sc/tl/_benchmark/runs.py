@@ -179,3 +179,7 @@ def _n_updates(model: "Model", study: Study) -> int:
     n_train = int((usable & (assigned_in(study) == "train")).sum())
     batches = batches_of(n_train, model.card["params"]["batch_size"], torch.Generator())
     return int(model.history["epoch"].max()) * len(batches)
+
+
+Runs = dict[tuple[int, str, int], Outcome]
+"""By number of the fold, method and seed."""

@@ -13,7 +13,7 @@ from agl_sc._sdata.sections import Names
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X, near_matches, region_of
 from agl_sc.core.arrays import BoolArray, IntArray
-from agl_sc.pp._splits.split import split_hash
+from agl_sc.pp._splits.split import assigned_in, split_hash
 
 Prediction = Literal["model", "oof"]
 
@@ -82,10 +82,11 @@ def listed(names: Any, argument: str) -> list[str]:
 
 
 def counts_digest(study: Study) -> str:
-    """Of the counts and the names of their spots and genes."""
-    counts, table = study.counts, study.table
+    """Of the counts that a model is fitted to, those of training and validation spots, with the names of spots and genes."""
+    table, fitted = study.table, np.isin(assigned_in(study), ("train", "validation"))
+    counts = study.counts[fitted]
     sha = hashlib.sha256()
-    for names in (table.obs_names, table.var_names):
+    for names in (table.obs_names[fitted], table.var_names):
         sha.update("\n".join(map(str, names)).encode())
     for array in (counts.data, counts.indices, counts.indptr):
         sha.update(np.ascontiguousarray(array).tobytes())
