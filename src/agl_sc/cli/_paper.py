@@ -125,12 +125,12 @@ def run(context: typer.Context, asked: PaperRun, *, checkpoint: Path | None, for
     sdata = open_store(asked.store)
     say(f"Fine-tuning {asked.how['encoder']}: {', '.join(asked.how['methods'])}")
     runs = checkpoint or place.path.with_name(f"{place.path.name}_runs")
-    results = tl.paper_benchmark(sdata, **asked.how, checkpoint=runs)
-    provenance = {**asked.how, **sdata.tables["table"].uns[asked.how["key_added"]]["cross_validation"]}
+    found = tl.paper_benchmark(sdata, **asked.how, checkpoint=runs)
+    provenance = {**asked.how, **found.provenance["cross_validation"]}
     with written(context, place) as (fresh,):
         fresh.mkdir()
         (fresh / PROVENANCE).write_text(json.dumps(provenance, indent=1, default=_listed), encoding="utf-8")
-        results.to_csv(fresh / RESULTS, index=False)
+        found.results.to_csv(fresh / RESULTS, index=False)
     return table(asked)
 
 

@@ -49,7 +49,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def finished(_hest: sd.SpatialData, encoder: str) -> tuple[sd.SpatialData, pd.DataFrame]:
     sdata = tl.paper_prepare(_hest, n_targets=5, min_genes=20)
-    return sdata, tl.paper_benchmark(sdata, methods=["pgl", "agl"], encoder=encoder, **TILES)
+    return sdata, tl.paper_benchmark(sdata, methods=["pgl", "agl"], encoder=encoder, **TILES).results
 
 
 def own(sdata: sd.SpatialData) -> sd.SpatialData:
@@ -144,7 +144,7 @@ def test_targets_of_all_spots_on_request(
     finished: tuple[sd.SpatialData, pd.DataFrame], encoder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sdata = own(finished[0])
-    results = tl.paper_benchmark(sdata, methods="pgl", encoder=encoder, targets_on="all", **TILES)
+    results = tl.paper_benchmark(sdata, methods="pgl", encoder=encoder, targets_on="all", **TILES).results
     targets = set(sdata["table"].var_names[sdata["table"].var["agl_paper_target"]])
     assert {frozenset(genes) for _, genes in results.groupby("fold")["gene"]} == {frozenset(targets)}
     assert "Targets were chosen on all spots, test spots included" in caplog.text
@@ -154,7 +154,7 @@ def test_leave_one_patient_out(tmp_path: Path, encoder: str) -> None:
     for number, name in enumerate(["INT1", "INT2", "INT3"]):
         write_sample(tmp_path, name, number, positions=centres(5, 4), genes=GENES, patient=f"Patient {number}")
     sdata = tl.paper_prepare(read_hest(tmp_path), n_targets=5, min_genes=20)
-    results = tl.paper_benchmark(sdata, methods="pgl", n_targets=4, encoder=encoder, **TILES)
+    results = tl.paper_benchmark(sdata, methods="pgl", n_targets=4, encoder=encoder, **TILES).results
     assert results["fold"].unique().tolist() == [f"Patient {number} of A study" for number in range(3)]
     assert results.groupby("fold")["gene"].nunique().tolist() == [4, 4, 4]
     assert (results.groupby("fold")["section"].first() == ["INT1", "INT2", "INT3"]).all()

@@ -21,6 +21,7 @@ from agl_sc.pp._features.tiles import Mpp
 from agl_sc.pp._genes.targets_and_ranks import assign_roles
 from agl_sc.tl._benchmark.arms import check_methods
 from agl_sc.tl._benchmark.cross_validate import cross_validate
+from agl_sc.tl._benchmark.result import CrossValidation
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -157,7 +158,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     layer: str | None = None,
     key_added: str = "agl",
     seed: int = 0,
-) -> pd.DataFrame:
+) -> CrossValidation:
     """Fine-tune an encoder under the paper's protocol, and measure every method on the test spots of its folds.
 
     Five random spot folds (3:1:1), which share pixels and expression, so that every method is flattered, or with several
@@ -290,19 +291,20 @@ def _targets(study: Study, *, n_targets: int | None, targets_on: TargetsOn) -> i
     return list(table.var_names[table.var[keys.paper_target].to_numpy(dtype=bool)])
 
 
-def paper_summary(results: pd.DataFrame) -> pd.DataFrame:
+def paper_summary(results: pd.DataFrame | CrossValidation) -> pd.DataFrame:
     """Mean and standard deviation over folds of the mean over target genes, as the paper's tables have them.
 
     Parameters
     ----------
     results
-        Of :func:`paper_benchmark` or :func:`agl_sc.tl.cross_validate`.
+        Of :func:`paper_benchmark` or :func:`agl_sc.tl.cross_validate`, or their table.
 
     Returns
     -------
     A row per method; columns are pairs of a metric and ``"mean"``, ``"sd"`` (of a sample, NaN of one fold). Undefined values
     are left out; a fold is the mean of its sections and seeds.
     """
+    results = results.results if isinstance(results, CrossValidation) else results
     missing = [name for name in ("method", "fold", "gene", "metric", "value") if name not in results]
     if missing:
         msg = f"results has no column {missing[0]!r}; pass what agl_sc.tl.cross_validate returned."
