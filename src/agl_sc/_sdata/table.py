@@ -70,7 +70,7 @@ def check_unique_genes(table: "AnnData") -> None:
         twice = sorted(set(table.var_names[table.var_names.duplicated()]))
         msg = (
             f"{len(twice)} gene names stand twice in the table ({', '.join(twice[:3])}); "
-            "make them unique with table.var_names_make_unique()."
+            "make them unique with table.var_names_make_unique(), or add their counts up with agl_sc.io.sum_duplicate_genes(table)."
         )
         raise ValueError(msg)
 

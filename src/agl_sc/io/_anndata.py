@@ -68,27 +68,31 @@ def from_anndata(
     ----------
     adata
         Spots with centres (x, y, full-resolution pixels) in ``obsm["spatial"]`` and, per library,
-        ``uns["spatial"][library]["scalefactors"]`` and ``["images"]``.
+        ``uns["spatial"][library]["scalefactors"]`` and ``["images"]``. A data frame in ``obsm["spatial"]`` is read by the
+        names of its columns (``pxl_row_in_fullres``, ``imagecol``, ``x``). Flags beside the libraries, such as
+        ``is_single``, are passed over, and numbers are names too. May be opened with ``backed="r"``.
     image
         Full-resolution image: a path (JPEG, PNG, TIFF), an array, (y, x, c) or (c, y, x), or a mapping from library
         to these. None takes an image out of ``uns["spatial"]``.
     library_key
         Column of ``obs`` that says which library a spot is from. Needed with several libraries.
     image_key
-        Image of ``uns["spatial"]`` to take. None takes ``"hires"``, or else ``"lowres"``.
+        Image of ``uns["spatial"]`` to take. None takes the finest of ``"fullres"``, ``"hires"`` and ``"lowres"``, or else the
+        only one there is. Names around these, as in ``"hires_image"``, do not matter.
     technology
-        ``"st"``, ``"visium"`` or ``"visium_hd"``, whose spot pitch or side of bins tells, or checks, the microns per pixel.
-        None if it is none of them.
+        ``"st"``, ``"visium"`` or ``"visium_hd"``, in any usual spelling (``"10x Visium"``), whose spot pitch or side of bins
+        tells, or checks, the microns per pixel. None if it is none of them.
     bin_um
         Side of the bins of Visium HD in microns, for all libraries or as a mapping from library. None takes
         ``scalefactors["bin_size_um"]`` if there, else the name of the library, such as ``"square_008um"``.
     image_mpp
         Microns per pixel of the image used, for all libraries or as a mapping from library. None takes
         ``scalefactors["microns_per_pixel"]`` (of the full-resolution image) if there, else the spot pitch of
-        ``technology``, else leaves it unknown.
+        ``technology`` by ``obs["array_row"]`` and ``obs["array_col"]`` or by the lattice that the spots show, else, without
+        technology, leaves it unknown.
     patient
         Person or animal, for all libraries or as a mapping from library. None takes ``obs["patient"]`` if there, else
-        each library as its own patient.
+        each library as its own patient, which ``attrs["agl_sc"]["patients_assumed"]`` then says.
 
     Returns
     -------
@@ -105,9 +109,11 @@ def from_anndata(
     KeyError
         ``obsm["spatial"]``, a library, its image or a scale factor is missing.
     ValueError
-        ``adata`` is a view; names repeat; a column to be added holds something else; an image is not 3-channel
-        uint8; ``image_mpp`` contradicts the spot pitch by more than 5 %; the size of the spots or bins is unknown, or no
-        positive number.
+        ``adata`` is a view; names repeat, or SpatialData cannot store them; a column to be added holds something else;
+        spots have no library, section or patient, or share a position; columns of positions do not say which is x; spots
+        lie outside the image, or all in one corner; an image is not 3-channel uint8; ``image_mpp`` contradicts the spot
+        pitch by more than 5 %, or is missing where nothing tells the pitch; the size of the spots or bins is unknown,
+        greater than their distance, or no positive number. Nothing of ``adata`` is changed then.
 
     Examples
     --------
@@ -193,7 +199,7 @@ def _check(adata: AnnData, *, technology: str | None, bin_um: float | Mapping[st
 
 def _library_of_spot(
     adata: AnnData, libraries: Mapping[str, Mapping[str, Any]], library_key: str | None
-) -> "pd.Categorical[str]":
+) -> "pd.Categorical[Any]":
     """Library of every spot; the categories are those that have spots, in order."""
     if library_key is None:
         if len(libraries) > 1:
@@ -215,11 +221,11 @@ def _library_of_spot(
 
 
 def _columns(
-    adata: AnnData, library_of_spot: "pd.Categorical[str]", *, patient: str | Mapping[str, str] | None
-) -> tuple[dict[str, pd.Categorical | pd.Index], list[str]]:
+    adata: AnnData, library_of_spot: "pd.Categorical[Any]", *, patient: str | Mapping[str, str] | None
+) -> tuple[dict[str, "pd.Categorical[Any] | pd.Index"], list[str]]:
     """Columns of ``obs`` to be added, refusing to replace others of the same name; and libraries of which no one named a patient."""
     names = library_of_spot.categories.tolist()
-    columns: dict[str, pd.Categorical | pd.Index] = {REGION_KEY: library_of_spot, INSTANCE_KEY: adata.obs_names}
+    columns: dict[str, pd.Categorical[Any] | pd.Index] = {REGION_KEY: library_of_spot, INSTANCE_KEY: adata.obs_names}
     for key in ("section", "patient"):
         if key in adata.obs:
             refuse_gaps(adata.obs[key], what=key, mend=f"name it for all of them, or rename the column to 'my_{key}'")
@@ -326,7 +332,7 @@ def _resolve(
 def _wrap(
     adata: AnnData,
     libraries: list[_Library],
-    columns: Mapping[str, pd.Categorical | pd.Index],
+    columns: Mapping[str, "pd.Categorical[Any] | pd.Index"],
     *,
     assumed: list[str],
 ) -> SpatialData:

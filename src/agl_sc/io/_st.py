@@ -112,7 +112,7 @@ def read_st(
                 spots=joined[name].counts.spots,
                 centres_px=joined[name].centres_px,
                 radius_px=_SPOT_RADIUS_UM / joined[name].image_mpp,
-                patient=patients[name] or name,
+                patient=patients[name],
                 image_mpp=joined[name].image_mpp,
                 technology="st",
             )

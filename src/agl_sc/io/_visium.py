@@ -91,7 +91,7 @@ def read_visium(
     gene_names = _unique_gene_names([section.symbols for section in read.values()])
     sections = [
         _section_data(
-            read[name], gene_names=gene_names, image_mpp=stated_mpp[name], patient=patients[name] or name, name=name
+            read[name], gene_names=gene_names, image_mpp=stated_mpp[name], patient=patients[name], name=name
         )
         for name in names
     ]
@@ -194,7 +194,7 @@ def _unique_gene_names(symbols: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _section_data(
-    section: _Section, *, gene_names: Mapping[str, str], image_mpp: float | None, patient: str, name: str
+    section: _Section, *, gene_names: Mapping[str, str], image_mpp: float | None, patient: str | None, name: str
 ) -> SectionData:
     return SectionData(
         name=name,
