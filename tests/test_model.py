@@ -543,7 +543,7 @@ def test_a_card_alone_fetches_no_encoder(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     model.card["features"]["encoder"] = name
     model.save(tmp_path / "model")
-    message = rf"names encoder='{re.escape(name)}', which is fetched from elsewhere; .* trust_encoder=True"
+    message = rf"names the encoder '{re.escape(name)}', which is fetched from elsewhere; .* trust_encoder=True"
     with pytest.raises(ValueError, match=message):
         Model.load(tmp_path / "model").encoder()
     assert not asked
@@ -576,5 +576,5 @@ def test_an_encoder_that_was_downloaded_before_needs_no_trust(
 def test_fine_tuned_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
     model = make_model(encoder={"conv.weight": torch.zeros(2)})
     model.save(tmp_path / "model")
-    with pytest.raises(ValueError, match="fine-tuned weights are not those of encoder='efficientnet_lite0'"):
+    with pytest.raises(ValueError, match="fine-tuned weights are not those of the encoder 'efficientnet_lite0'"):
         Model.load(tmp_path / "model").encoder()

@@ -5,8 +5,8 @@ Everything that is written goes through :func:`replacing`, or, where several bel
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,19 +62,24 @@ def replacing(path: Path) -> Iterator[Path]:
         yield fresh
 
 
+def holding(folder: Path | None) -> AbstractContextManager[None]:
+    """Keep other processes from a folder that this one continues in; nothing to hold where there is none."""
+    return nullcontext() if folder is None else claimed(folder)
+
+
 replacing_all = staged
 """The same for several paths, which all change or none."""
 
 
-def one_at_a_time(todo: Iterable[tuple[T, Path | None]]) -> Iterator[tuple[T, Path | None]]:
+def one_at_a_time(todo: Iterable[tuple[T, Path | None]]) -> Generator[tuple[T, Path | None], None, None]:
     """Pieces of work with the file that each ends in, held by this process while it is at them.
 
     Pieces that another process is at come last, when that is done with them: look whether the file is there by then.
     """
     later = []
     for work, path in todo:
-        if path is None:
-            yield work, None
+        if path is None or path.exists():
+            yield work, path
             continue
         try:
             with claimed(path):

@@ -127,7 +127,7 @@ class Model:
             try:
                 base.module.load_state_dict(part(self.tensors, "encoder."))
             except RuntimeError as error:
-                msg = f"The fine-tuned weights are not those of encoder={made_from['encoder']!r} ({str(error).splitlines()[0]}); train again, or load an unaltered model."
+                msg = f"The fine-tuned weights are not those of the encoder {made_from['encoder']!r} ({str(error).splitlines()[0]}); train again, or load an unaltered model."
                 raise ValueError(msg) from error
         return base
 
@@ -244,8 +244,8 @@ def check_encoder_is_trusted(model: Model) -> None:
     name = model.card["features"]["encoder"]
     if not model.trust_encoder and not is_harmless(name):
         msg = (
-            f"The card of this model names encoder={name!r}, which is fetched from elsewhere; if you know where the model "
-            "comes from, load it with agl_sc.Model.load(path, trust_encoder=True)."
+            f"The card of this model names the encoder {name!r}, which is fetched from elsewhere; if you know where the model "
+            "comes from, load it with agl_sc.Model.load(path, trust_encoder=True), or pass --trust-encoder on the command line."
         )
         raise ValueError(msg)
 

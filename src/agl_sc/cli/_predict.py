@@ -27,6 +27,9 @@ def predict(  # noqa: PLR0913 -- an entry point
     model: Annotated[Path, typer.Argument(help="Folder of a model.", show_default=False)],
     *,
     output: Annotated[Path, typer.Option(help="Store for the sections with predictions.", show_default=False)],
+    trust_encoder: Annotated[
+        bool, typer.Option("--trust-encoder", help="Fetch the encoder that the model names, wherever it is.")
+    ] = False,
     force: Force = False,
     table_key: TableKey = None,
     image_key: ImageKey = None,
@@ -49,7 +52,7 @@ def predict(  # noqa: PLR0913 -- an entry point
     from agl_sc._sdata.study import Address, Study
 
     place = free_place(output, force=force)
-    trained = Model.load(model)
+    trained = Model.load(model, trust_encoder=trust_encoder)
     say(f"Reading {store}")
     sdata = open_store(store)
     say("Predicting")

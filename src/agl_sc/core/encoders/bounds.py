@@ -76,7 +76,7 @@ def _check_sizes(part: Mapping[str, Any], source: object) -> None:
         for value in values:
             if isinstance(value, bool | None) or (_is_number(value) and 0 <= value <= limits[name]):
                 continue
-            msg = f"{name}={given!r} in {source} is not a size from 0 to {limits[name]}; correct it, or use another encoder."
+            msg = f"{name} is {given!r} in {source}, not a size from 0 to {limits[name]}; correct it, or use another encoder."
             raise ValueError(msg)
 
 
@@ -90,7 +90,7 @@ def check_scaling(mean: Any, std: Any, source: object) -> None:
             and len(values) == 3
             and all(_is_number(v) and least <= v <= _LARGEST_SCALE for v in values)
         ):
-            msg = f"{name}={values!r} in {source} is not three numbers from {least:g} to {_LARGEST_SCALE:g}; correct it, or use another encoder."
+            msg = f"{name} is {values!r} in {source}, not three numbers from {least:g} to {_LARGEST_SCALE:g}; correct it, or use another encoder."
             raise ValueError(msg)
 
 

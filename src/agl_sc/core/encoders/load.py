@@ -133,13 +133,11 @@ def _described(
             module, n_features = ClassAndPatches(module), 2 * n_features
     elif scaling is None:
         data = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
-        check_scaling(data["mean"], data["std"], f"the configuration of encoder={name!r}")
+        check_scaling(data["mean"], data["std"], f"the configuration of the encoder {name!r}")
         scaling = tuple(data["mean"]), tuple(data["std"])
         input_px = _fixed_px(module)
         if input_px is not None and not 1 <= input_px <= LARGEST_PX:
-            msg = (
-                f"encoder={name!r} takes tiles of {input_px} px, and at most {LARGEST_PX} px are possible; use another."
-            )
+            msg = f"The encoder {name!r} takes tiles of {input_px} px, and at most {LARGEST_PX} px are possible; use another."
             raise ValueError(msg)
     mean, std = scaling
     module = module.eval()

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -13,6 +14,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from agl_sc._paths import one_at_a_time
 from agl_sc._sdata.records import CrossValidationRecord, remember
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
@@ -273,24 +275,27 @@ def _run_all(data: RunData, folds: Sequence[Fold], request: Request) -> Runs:
     made_from = {"data": data.digest(), "protocol": protocol.plain(), "versions": versions()}
     seconds = dict.fromkeys(request.methods, 0.0)
     prepared: tuple[int, Study] | None = None
-    for fold, name, seed in tqdm(request.runs(folds), desc="runs", unit="run", disable=None):
-        path = None
-        if request.folder is not None:
-            path = run_path(request.folder, fold, name=name, seed=seed, made_from=made_from)
-        if path is not None and path.exists():
-            finished[fold.number, name, seed] = Outcome.read(path)
-            continue
-        if prepared is None or prepared[0] != fold.number:
-            prepared = fold.number, data.prepared(fold, protocol)
-        start = time.perf_counter()
-        outcome = run(prepared[1], fold, name=name, seed=seed, protocol=protocol)
-        seconds[name] += time.perf_counter() - start
-        if path is not None:
-            outcome.write(path)
-        finished[fold.number, name, seed] = outcome
+    runs = request.runs(folds)
+    paths = [
+        None if request.folder is None else run_path(request.folder, fold, name=name, seed=seed, made_from=made_from)
+        for fold, name, seed in runs
+    ]
+    with closing(one_at_a_time(zip(runs, paths, strict=True))) as todo:
+        for (fold, name, seed), path in tqdm(todo, total=len(runs), desc="runs", unit="run", disable=None):
+            if path is not None and path.exists():
+                finished[fold.number, name, seed] = Outcome.read(path)
+                continue
+            if prepared is None or prepared[0] != fold.number:
+                prepared = fold.number, data.prepared(fold, protocol)
+            start = time.perf_counter()
+            outcome = run(prepared[1], fold, name=name, seed=seed, protocol=protocol)
+            seconds[name] += time.perf_counter() - start
+            if path is not None:
+                outcome.write(path)
+            finished[fold.number, name, seed] = outcome
     for name, spent in seconds.items():
         logger.info("%s took %.1f s over all folds and seeds.", ARMS[name].label, spent)
-    return finished
+    return {key: finished[key] for key in ((fold.number, name, seed) for fold, name, seed in runs)}
 
 
 def _results(

@@ -17,7 +17,7 @@ from agl_sc.core.arrays import BoolArray
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import without_path
 from agl_sc.core.evaluation.section_metrics import NAMES
-from agl_sc.model import Model
+from agl_sc.model import Model, check_encoder_is_trusted
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.embed import FeatureRequest, embed_study, encode
 from agl_sc.pp._features.made_from import check_tiles, placed_again
@@ -109,6 +109,7 @@ def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
             made_from = FeatureRecord.read(model.card["features"])
             views = Views.of(made_from)
             own = replace(tiles, encoder=made_from.encoder, tile_px=made_from.tile_px, mpp=made_from.mpp, views=views)
+            check_encoder_is_trusted(model)
             embed_study(study, own)
             _check_features(study, model)
         else:

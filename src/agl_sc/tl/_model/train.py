@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from agl_sc._paths import check_parent
+from agl_sc._paths import check_parent, holding
 from agl_sc._sdata.records import PredictionRecord, SettingsRecord, TrainingRecord, forget, remember
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
@@ -149,7 +149,8 @@ def train(  # noqa: PLR0913 -- the entry point
         raise ValueError(msg)
     tiles = FeatureRequest(device=device, batch_size=batch_size)
     request = TrainRequest(spec, config, accelerator, finetune, folder, tiles, seed)
-    return train_study(study, request)
+    with holding(folder if accelerator.is_main_process else None):
+        return train_study(study, request)
 
 
 @dataclass(frozen=True, slots=True)
