@@ -67,7 +67,8 @@ def test_one_section(folder: Path) -> None:
     np.testing.assert_allclose(sdata["A"].get_coordinates(), table.obsm["spatial"])
     assert sdata["A"]["radius"].unique().tolist() == [50 / MPP]
     assert table.obs["patient"].unique().tolist() == ["A"]
-    assert sdata.attrs["agl_sc"] == {"image_mpp": {"A_image": MPP}, "technology": {"A": "st"}}
+    scale = {"image_mpp": {"A_image": MPP}, "technology": {"A": "st"}}
+    assert sdata.attrs["agl_sc"] == {**scale, "patients_assumed": True}
     assert sdata["A_image"]["scale0"]["image"].shape == (3, 220, 280)
 
 

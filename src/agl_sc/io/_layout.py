@@ -234,14 +234,14 @@ def label_of(key: object) -> str:
     return str(key)
 
 
-def refuse_duplicates(names: Sequence[str], what: str) -> None:
+def refuse_duplicates(names: Sequence[str], what: str, *, mend: str = "rename or merge them") -> None:
     """Raise ValueError naming the first few entries that appear more than once."""
     index = pd.Index(names)
     if index.is_unique:
         return
     repeated = index[index.duplicated()].unique()
     shown = ", ".join(map(str, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
-    msg = f"The {what} must be unique, but {len(repeated)} appear more than once: {shown}; rename or merge them."
+    msg = f"The {what} must be unique, but {len(repeated)} appear more than once: {shown}; {mend}."
     raise ValueError(msg)
 
 

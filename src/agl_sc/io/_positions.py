@@ -42,6 +42,9 @@ def read_positions(path: Path) -> pd.DataFrame:
     if missing:
         msg = f"'{path}' has no column {', '.join(missing)} (it has {', '.join(map(str, table.columns))}); give the file that Space Ranger wrote."
         raise KeyError(msg)
+    if table.empty:
+        msg = f"'{path}' has a header and no spots; is the file complete?"
+        raise ValueError(msg)
     barcodes = table[_BARCODE].astype(str).tolist()
     refuse_duplicates(barcodes, f"barcodes of '{path}'")
     numbers = pd.DataFrame({column: _numbers(table[column], barcodes, path) for column in _NUMBERS})

@@ -35,6 +35,7 @@ def read_st(
     image_mpp: Mpp = None,
     patient: str | Mapping[str, str] | None = None,
     sections: Sequence[str] | None = None,
+    sum_duplicate_genes: bool = False,
     mpp: Mpp | Literal["deprecated"] = "deprecated",
 ) -> SpatialData:
     """Read sections of legacy Spatial Transcriptomics (200 um pitch, 100 um spots) into one SpatialData.
@@ -64,6 +65,8 @@ def read_st(
     sections
         Names of the sections, in order. None takes the keys of the mappings, or else the names of the count files up
         to their first dot.
+    sum_duplicate_genes
+        Whether the counts of columns that share a gene's name are summed rather than refused.
     mpp
         Former name of ``image_mpp``; goes in the next version.
 
@@ -100,7 +103,8 @@ def read_st(
     files = _files(names, counts=counts, image=image, spots=spots)
     stated_mpp = per_section(_renamed(image_mpp, mpp), names, argument="image_mpp")
     patients = per_section(patient, names, argument="patient")
-    joined = {name: _join(name, files[name], stated_mpp[name]) for name in names}
+    read = {name: read_counts(files[name].counts, sum_duplicate_genes=sum_duplicate_genes) for name in names}
+    joined = {name: _join(name, files[name], read[name], stated_mpp=stated_mpp[name]) for name in names}
     images = {name: open_image(files[name].image) for name in names}
     return assemble(
         [
@@ -242,8 +246,7 @@ def _paths(value: Paths, names: Sequence[str], *, argument: str) -> dict[str, Pa
     return {name: Path(path) for name, path in zip(names, paths, strict=True)}
 
 
-def _join(section: str, files: _Files, stated_mpp: float | None) -> _Joined:
-    counts = read_counts(files.counts)
+def _join(section: str, files: _Files, counts: SpotCounts, *, stated_mpp: float | None) -> _Joined:
     if files.spots is None:
         return _joined_by_frame(section, files, counts, stated_mpp=stated_mpp)
     centres = read_positions(files.spots, counts.spots)
@@ -257,14 +260,14 @@ def _join(section: str, files: _Files, stated_mpp: float | None) -> _Joined:
         )
         raise ValueError(msg)
     kept = SpotCounts(counts.path, [counts.spots[row] for row in rows], counts.genes, counts.matrix[rows])
-    refuse_duplicates(
-        [shown_place(place) for place in kept.places() if place], f"places of the spots of '{counts.path}'"
-    )
+    placed = [place for place in kept.places() if place]
+    refuse_duplicates(list(map(shown_place, placed)), f"places of the spots of '{counts.path}'")
     dropped = len(places) - len(rows), len(centres) - len(rows)
     level = logging.WARNING if max(dropped) > _MANY * len(rows) else logging.INFO
     logger.log(level, "%s: %d spots; dropped %d without position and %d without counts", section, len(rows), *dropped)
-    centres_px = np.array([centres[place] for place in kept.places() if place], dtype=np.float64)
-    return _Joined(kept, centres_px, check_mpp(stated_mpp, centres_px, "st", name=section))
+    centres_px = np.array([centres[place] for place in placed], dtype=np.float64)
+    image_mpp = check_mpp(stated_mpp, centres_px, "st", name=section, array=np.array(placed, dtype=np.float64))
+    return _Joined(kept, centres_px, image_mpp)
 
 
 def _joined_by_frame(section: str, files: _Files, counts: SpotCounts, *, stated_mpp: float | None) -> _Joined:

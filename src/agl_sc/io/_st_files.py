@@ -1,6 +1,7 @@
 """Counts and positions of legacy Spatial Transcriptomics, in the forms that the field's tools write."""
 
 import gzip
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from agl_sc.core.arrays import FloatArray
 from agl_sc.io._layout import refuse_duplicates
 from agl_sc.io._positions import refuse_strays
 from agl_sc.io._readable import readable
+
+logger = logging.getLogger(__name__)
 
 ARRAY_COLUMNS = (("x", "y"), ("new_x", "new_y"))
 """Array coordinates in a file of positions: as designed, and as the spots were found to lie (ST Spot Detector)."""
@@ -52,7 +55,7 @@ def place_of(name: str) -> Place | None:
     return (round(float(found[1]), 6), round(float(found[2]), 6)) if found else None
 
 
-def read_counts(path: Path) -> SpotCounts:
+def read_counts(path: Path, *, sum_duplicate_genes: bool = False) -> SpotCounts:
     """Read raw counts, spots in rows or, where only the columns are named like spots, in columns.
 
     Row by row rather than through pandas, which spends seconds on 15,000 columns and renames those that repeat.
@@ -61,6 +64,8 @@ def read_counts(path: Path) -> SpotCounts:
     ----------
     path
         Tab-separated text; gzip by suffix.
+    sum_duplicate_genes
+        Whether the counts of columns that share a gene's name are summed rather than refused.
 
     Raises
     ------
@@ -89,9 +94,22 @@ def read_counts(path: Path) -> SpotCounts:
     matrix = csr_matrix((np.concatenate(data), np.concatenate(columns), starts), shape=(len(names), len(others)))
     if all(map(place_of, others)) and not any(map(place_of, names)):
         names, others, matrix = others, names, matrix.T.tocsr()
-    refuse_duplicates(others, f"gene names of '{path}'")
     refuse_duplicates(names, f"spots of '{path}'")
+    if sum_duplicate_genes:
+        others, matrix = _summed(others, matrix, path)
+    mend = "pass sum_duplicate_genes=True to add up their counts, or rename them"
+    refuse_duplicates(others, f"gene names of '{path}'", mend=mend)
     return SpotCounts(path, names, others, matrix)
+
+
+def _summed(genes: list[str], matrix: csr_matrix, path: Path) -> tuple[list[str], csr_matrix]:
+    """One column per name, at its first place."""
+    codes, unique = pd.factorize(np.array(genes, dtype=object))
+    if len(unique) == len(genes):
+        return genes, matrix
+    logger.info("'%s': %d genes are sums of columns that share a name", path, (np.bincount(codes) > 1).sum())
+    to_sum = csr_matrix((np.ones(len(codes), np.float32), (np.arange(len(codes)), codes)))
+    return unique.tolist(), matrix @ to_sum
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

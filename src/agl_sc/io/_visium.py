@@ -90,9 +90,7 @@ def read_visium(
     read = {name: _read_section(sources[name]) for name in names}
     gene_names = _unique_gene_names([section.symbols for section in read.values()])
     sections = [
-        _section_data(
-            read[name], gene_names=gene_names, image_mpp=stated_mpp[name], patient=patients[name], name=name
-        )
+        _section_data(read[name], gene_names=gene_names, image_mpp=stated_mpp[name], patient=patients[name], name=name)
         for name in names
     ]
     sdata = assemble(sections)
@@ -117,6 +115,8 @@ class _Section:
     """(n_spots, 2), x and y in pixels of the image kept."""
     array_px: FloatArray
     """The same for all spots of the array that the positions file names, whose pitch tells the scale."""
+    array: FloatArray
+    """Their rows and columns."""
 
 
 def _folders(path: str | Path | Mapping[str, str | Path], name: str | None) -> dict[str, Path]:
@@ -152,7 +152,15 @@ def _read_section(source: Source) -> _Section:
     centres_px = array_px.loc[spots].to_numpy()
     _refuse_outside(source, centres_px)
     symbols = dict(zip(counts.gene_ids, counts.symbols, strict=True))
-    return _Section(source, counts.matrix[is_inside], symbols, spots, centres_px, array_px.to_numpy())
+    return _Section(
+        source=source,
+        counts=counts.matrix[is_inside],
+        symbols=symbols,
+        spots=spots,
+        centres_px=centres_px,
+        array_px=array_px.to_numpy(),
+        array=positions[["array_row", "array_col"]].to_numpy(),
+    )
 
 
 def _refuse_unplaced(source: Source, counts: Counts, positions: pd.DataFrame) -> None:
@@ -205,6 +213,13 @@ def _section_data(
         centres_px=section.centres_px,
         radius_px=section.source.diameter_px / 2,
         patient=patient,
-        image_mpp=check_mpp(image_mpp, section.array_px, "visium", name=name),
+        image_mpp=check_mpp(
+            image_mpp,
+            section.array_px,
+            "visium",
+            name=name,
+            array=section.array,
+            diameter_px=section.source.diameter_px,
+        ),
         technology="visium",
     )
