@@ -1,10 +1,12 @@
 """Physical scale from the spot pitch."""
 
+import logging
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agl_sc._sdata.geometry import Bins, bin_side_um, check_mpp, spot_pitch_px
+from agl_sc._sdata.geometry import Bins, bin_side_um, check_mpp, spot_pitch_px, technology_named
 
 Centres = NDArray[np.float64]
 
@@ -140,3 +142,121 @@ def test_bins_of_unknown_side_need_a_stated_mpp(bins: Bins | None) -> None:
         ValueError, match=r"of 'A' are unknown; pass image_mpp= .*, or name the region .*'square_008um'"
     ):
         check_mpp(None, square_grid(16.0), "visium_hd", name="A", bins=bins)
+
+
+def left_over(technology: str, fraction: float) -> tuple[Centres, Centres]:
+    """Some spots of an array with a pitch of 40 px: centres, and array positions as row and column."""
+    n = 30
+    centres = (square_grid if technology == "st" else hexagonal_grid)(40.0, n)
+    row, column = np.divmod(np.arange(n * n, dtype=float), n)
+    array = np.column_stack([row, column if technology == "st" else 2 * column + row % 2])
+    kept = np.random.default_rng(3).random(n * n) < fraction
+    return centres[kept], array[kept]
+
+
+@pytest.mark.parametrize("technology", ["st", "visium"])
+@pytest.mark.parametrize("fraction", [0.01, 0.03, 0.1, 0.35, 0.9])
+def test_a_filtered_section_gives_the_right_scale_or_believes_what_is_stated(technology: str, fraction: float) -> None:
+    true = {"st": 5.0, "visium": 2.5}[technology]
+    centres, array = left_over(technology, fraction)
+    assert check_mpp(None, centres, technology, name="A", array=array) == pytest.approx(true)
+    assert check_mpp(true, centres, technology, name="A") == true
+    assert check_mpp(true, centres, technology, name="A", array=array) == true
+    with pytest.raises(ValueError, match=f"image_mpp={1.2 * true:g} of 'A' contradicts the {technology} spot pitch"):
+        check_mpp(1.2 * true, centres, technology, name="A", array=array)
+
+
+@pytest.mark.parametrize("technology", ["st", "visium"])
+def test_spots_that_show_no_lattice_need_a_stated_scale(technology: str) -> None:
+    centres, _ = left_over(technology, 0.01)
+    with pytest.raises(
+        ValueError, match=rf"The {len(centres)} spots of 'A' are too few or too scattered .*; pass mpp= \("
+    ):
+        check_mpp(None, centres, technology, name="A", argument="mpp")
+
+
+@pytest.mark.parametrize("stated", [0.049, 1e-9, 50.1, 1e6])
+def test_a_scale_that_no_image_has(stated: float) -> None:
+    with pytest.raises(ValueError, match=r"mpp=.* of 'A' is outside 0\.05 to 50 microns per pixel"):
+        check_mpp(stated, square_grid(250.0), None, name="A", argument="mpp")
+
+
+@pytest.mark.parametrize("pitch_px", [0.5, 3.0, 1e5])
+def test_a_derived_scale_that_no_image_has(pitch_px: float) -> None:
+    with pytest.raises(ValueError, match=r"spots of 'A' give .* microns per pixel, outside 0\.05 to 50"):
+        check_mpp(None, square_grid(pitch_px), "st", name="A")
+
+
+@pytest.mark.parametrize("technology", ["st", "visium"])
+@pytest.mark.parametrize("stated", [None, 1.0])
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 1.0])
+def test_spots_wider_than_their_pitch(technology: str, stated: float | None, fraction: float) -> None:
+    """A diameter in pixels of the full image beside positions in those of a small one."""
+    centres, array = left_over(technology, fraction)
+    with pytest.raises(ValueError, match=r"spots of 'A' are 900 px wide, but .* px apart; spots do not overlap"):
+        check_mpp(stated, centres, technology, name="A", array=array, diameter_px=900.0)
+
+
+@pytest.mark.parametrize(("technology", "ratios"), [("st", (0.35, 0.5, 0.65)), ("visium", (0.4, 0.55, 0.65, 0.7))])
+def test_usual_diameters_change_nothing(
+    technology: str, ratios: tuple[float, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    centres, array = left_over(technology, 1.0)
+    for ratio in ratios:
+        known = {
+            check_mpp(None, centres, technology, name="A", array=each, diameter_px=40 * ratio) for each in (array, None)
+        }
+        assert known == {check_mpp(None, centres, technology, name="A")}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("technology", ["st", "visium"])
+def test_a_lattice_with_every_second_row_and_column_left_out_is_given_away_by_the_diameter(technology: str) -> None:
+    """Such spots look like a complete lattice of twice the pitch, and only their size tells."""
+    true, diameter = {"st": (5.0, 20.0), "visium": (2.5, 22.0)}[technology]
+    coarse = (square_grid if technology == "st" else hexagonal_grid)(80.0, 12)
+    with pytest.raises(
+        ValueError, match=r"spots of 'A' are 2. px wide and 80 px apart, 0\.2.* of their pitch .*pass image_mpp="
+    ):
+        check_mpp(None, coarse, technology, name="A", diameter_px=diameter)
+    assert check_mpp(true, coarse, technology, name="A", diameter_px=diameter) == true
+    with pytest.raises(ValueError, match="contradicts"):
+        check_mpp(true, coarse, technology, name="A")
+
+
+def test_an_odd_diameter_beside_array_positions_is_only_said(caplog: pytest.LogCaptureFixture) -> None:
+    centres, array = left_over("visium", 1.0)
+    with caplog.at_level(logging.WARNING, logger="agl_sc"):
+        assert check_mpp(None, centres, "visium", name="A", array=array, diameter_px=4.0) == pytest.approx(2.5)
+    assert "A: spots are said to be 4 px wide, 0.1 of their pitch, where those of visium are 0.55" in caplog.text
+
+
+def test_a_stated_scale_that_neither_lattice_nor_diameter_bears_out_is_refused() -> None:
+    centres, _ = left_over("visium", 1.0)
+    with pytest.raises(ValueError, match=r"image_mpp=1\.25 of 'A' contradicts the visium spot pitch"):
+        check_mpp(1.25, centres, "visium", name="A", diameter_px=4.0)
+
+
+def test_bins_beside_array_positions_of_another_scale() -> None:
+    row, column = np.divmod(np.arange(400.0), 20)
+    array, centres = np.column_stack([row, column]), np.column_stack([column, row]) * 16.0
+    bins = Bins(side_um=8.0, side_px=16.0)
+    assert check_mpp(None, centres[::7], "visium_hd", name="A", bins=bins, array=array[::7]) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match=r"The bins of 'A' are 16 px wide, but 32 px apart by their array positions"):
+        check_mpp(None, 2 * centres, "visium_hd", name="A", bins=bins, array=array)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        *(
+            (name, "visium")
+            for name in ("visium", "Visium", "VISIUM", "10x Visium", "10x-visium", "10X Genomics Visium")
+        ),
+        *((name, "visium_hd") for name in ("visium_hd", "Visium HD", "visium-hd", "VisiumHD", "10x Visium HD")),
+        *((name, "st") for name in ("st", "ST", "Spatial Transcriptomics", "spatial_transcriptomics", "legacy ST")),
+        *((name, None) for name in ("hd", "xenium", "", "Visium v3", None, 3)),
+    ],
+)
+def test_technology_by_its_usual_names(said: object, known: str | None) -> None:
+    assert technology_named(said) == known

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData, get_element_instances
 from spatialdata.transformations import Identity, get_transformation
 
-from agl_sc.io._layout import SectionData, assemble, per_section
+from agl_sc.io._layout import SectionData, assemble, check_centres, label_of, per_section
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning"),  # anndata, on every zarr write
@@ -145,3 +145,74 @@ def test_arguments_given_once_or_per_section() -> None:
     assert per_section(given, ["A", "B"], argument="mpp") == {"A": 2, "B": 1}
     with pytest.raises(KeyError, match="mpp has no entry for Y, Z; it has B, A, C"):
         per_section(given, ["A", "Y", "Z"], argument="mpp")
+
+
+@pytest.mark.parametrize("patients", [(None, None), ("P", None), ("P", "Q")], ids=str)
+def test_patients_that_nobody_named_are_marked(
+    two: list[SectionData], patients: tuple[str | None, str | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="agl_sc"):
+        sdata = assemble([replace(each, patient=patient) for each, patient in zip(two, patients, strict=True)])
+    assumed = [each.name for each, patient in zip(two, patients, strict=True) if patient is None]
+    assert sdata.attrs["agl_sc"].get("patients_assumed", False) is bool(assumed)
+    assert ("so each section counts as its own: " + ", ".join(assumed) in caplog.text) == bool(assumed)
+    expected = [patient or each.name for each, patient in zip(two, patients, strict=True)]
+    assert sdata["table"].obs["patient"].tolist() == [expected[0]] * 4 + [expected[1]] * 3
+
+
+def spread(n_spots: int, width: float, height: float) -> Any:
+    return np.random.default_rng(0).random((n_spots, 2)) * (width, height)
+
+
+@pytest.mark.parametrize(
+    ("centres", "message"),
+    [
+        (
+            spread(40, 160, 120),
+            r"\d+ of 40 spots of 'A' lie outside its image of 80 x 60 px .*drop them if the image is a crop",
+        ),
+        (spread(40, 15, 11), "All 40 spots of 'A' lie in one corner of its image of 80 x 60 px"),
+        (spread(40, 80, 60) + 100, "No spot of 'A' lies inside its image of 80 x 60 px"),
+    ],
+    ids=["twice the scale", "a sixth of the scale", "elsewhere"],
+)
+def test_positions_in_pixels_of_another_image(centres: Any, message: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"{message}.*; the image, or the scale of the positions, belongs to something else"
+    ):
+        check_centres(centres, (60, 80), name="A")
+
+
+@pytest.mark.parametrize(
+    "centres",
+    [
+        spread(40, 80, 60),
+        spread(40, 100, 60),
+        spread(10, 15, 11),
+        spread(40, 15, 11) + np.array([60, 2]),
+        spread(40, 15, 60),
+    ],
+    ids=["all over", "some outside", "few", "another corner", "a strip"],
+)
+def test_positions_that_may_be_right(centres: Any) -> None:
+    check_centres(centres, (60, 80), name="A")
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        (3, "3"),
+        (3.0, "3"),
+        (np.int64(3), "3"),
+        (np.float32(3), "3"),
+        (3.5, "3.5"),
+        ("3.0", "3.0"),
+        ("a", "a"),
+        (True, "True"),
+    ],
+    ids=repr,
+)
+def test_names_of_numbered_sections(key: object, label: str) -> None:
+    assert label_of(key) == label
+    given: Any = {key: "x"}
+    assert per_section(given, [label], argument="patient") == {label: "x"}
