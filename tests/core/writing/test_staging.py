@@ -170,13 +170,28 @@ with staged([Path(sys.argv[1])]) as (fresh,):
 """
 
 
-def test_leftovers_of_a_killed_process_are_swept_by_the_next_writer_of_anything_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["other", "store.zarr"])
+def test_leftovers_of_a_killed_process_are_swept_by_the_next_writer_there(tmp_path: Path, name: str) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "store.zarr"], check=False)
     assert done.returncode == -signal.SIGKILL
+    (tmp_path / ".another.agl-lock").write_text("")
     assert any(".agl-" in each.name for each in tmp_path.iterdir())
-    with staged([tmp_path / "other"]) as (fresh,):
+    with staged([tmp_path / name]) as (fresh,):
+        assert len(list(tmp_path.glob(".*.agl-????????"))) == 1  # its own
         fresh.write_text("")
-    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_what_this_process_is_writing_is_not_swept(tmp_path: Path) -> None:
+    with staged([tmp_path / "a"]) as (a,):
+        a.write_text("1")
+        with staged([tmp_path / "b"]) as (b,):
+            b.write_text("2")
+        with staged([tmp_path / "a"]) as (again,):
+            again.write_text("3")
+            (tmp_path / "b").unlink()
+        (tmp_path / "a").unlink()
+    assert tree(tmp_path) == {"a": "1"}
 
 
 def test_an_older_result_that_had_stepped_aside_comes_back(tmp_path: Path) -> None:

@@ -5,13 +5,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _held: dict[Path, tuple[int, int]] = {}
 """Places that this process writes to, with process and thread."""
+_sure: set[Path] = set()
+"""Those of them that the file system keeps from others."""
 _PAUSE_S = 0.05
+_SHORTEST_WAIT_S = 0.25
+"""In which another process that only looks for leftovers is through."""
 _LONGEST_NAME = 150
 LOCK, STAGED = ".agl-lock", ".agl-"
 
@@ -65,12 +69,15 @@ def claimed(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     if _held.get(lock) == _me():
         yield
         return
-    with _locked(lock, path, wait_s=wait_s):
+    with _locked(lock, path, wait_s=wait_s) as is_sure:
         _held[lock] = _me()
+        if is_sure:
+            _sure.add(lock)
         try:
             yield
         finally:
             del _held[lock]
+            _sure.discard(lock)
 
 
 @contextmanager
@@ -82,18 +89,34 @@ def all_claimed(paths: Iterable[Path], *, wait_s: float = 0.0) -> Iterator[None]
         yield
 
 
-def abandoned(folder: Path) -> Iterator[Path]:
-    """What dead processes left in a folder while they wrote; each is held by this process while it is yielded."""
+def abandoned(folder: Path, own: Container[Path] = ()) -> Iterator[Path]:
+    """What dead processes left in a folder while they wrote; each is held by this process while it is yielded.
+
+    Parameters
+    ----------
+    folder
+        Where they wrote.
+    own
+        What this process is writing itself.
+    """
     for entry in sorted(folder.iterdir()):
         stem, staged, token = entry.name.rpartition(STAGED)
         if not (entry.name.startswith(".") and staged and stem and len(token) == 8):
             continue
-        descriptor = _try(lock := folder / f"{stem}{LOCK}")
+        lock = folder / f"{stem}{LOCK}"
+        if _held.get(lock) == _me():
+            if lock in _sure and entry not in own:
+                yield entry
+            continue
+        descriptor = _try(lock)
         if descriptor is not None and descriptor >= 0:
             try:
                 yield entry
             finally:
                 _release(lock, descriptor)
+    for lock in folder.glob(f".*{LOCK}"):
+        if lock not in _held and (descriptor := _try(lock)) is not None:
+            _release(lock, descriptor)
 
 
 def _me() -> tuple[int, int]:
@@ -106,15 +129,16 @@ def _lock_of(path: Path) -> Path:
 
 
 @contextmanager
-def _locked(lock: Path, path: Path, *, wait_s: float) -> Iterator[None]:
-    until = time.monotonic() + wait_s
+def _locked(lock: Path, path: Path, *, wait_s: float) -> Iterator[bool]:
+    """Hold a lock; whether the file system keeps it from others."""
+    until = time.monotonic() + max(wait_s, _SHORTEST_WAIT_S)
     while (descriptor := _try(lock)) is None:
         if time.monotonic() >= until:
             msg = f"Another process is writing to {path}; wait until it is done, or choose another path."
             raise BlockingIOError(msg)
         time.sleep(_PAUSE_S)
     try:
-        yield
+        yield descriptor >= 0
     finally:
         _release(lock, descriptor)
 

@@ -15,6 +15,8 @@ WAIT_S = 30.0
 """How long a short write waits for that of another process."""
 _finished: dict[Path, None] = {}
 """What this process has written to, in order."""
+_active: set[Path] = set()
+"""Where this process writes beside the places of its results."""
 
 
 def note_written(path: Path) -> None:
@@ -126,15 +128,17 @@ def _beside(place: Path) -> Iterator[_Staged]:
         msg = f"{place} is neither a file nor a folder; choose another path."
         raise FileExistsError(msg)
     folder = Path(tempfile.mkdtemp(prefix=hidden_name(place, STAGED), dir=place.parent))
+    _active.add(folder)
     try:
         yield _Staged(place, folder, existed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _active.discard(folder)
 
 
 def sweep(folder: Path) -> None:
     """Delete what dead processes left in a folder while they wrote; an older result that had stepped aside comes back."""
-    for leftover in abandoned(folder):
+    for leftover in abandoned(folder, _active):
         for aside in leftover.glob(f"*{ASIDE}"):
             if not os.path.lexists(folder / aside.name.removesuffix(ASIDE)):
                 aside.rename(folder / aside.name.removesuffix(ASIDE))
