@@ -34,7 +34,7 @@ def set_entry(name: str, values: Any) -> Damage:
 
     def change(path: Path) -> None:
         with h5py.File(path, "r+") as file:
-            old = file[name][()] if name in file and isinstance(file[name], h5py.Dataset) else None
+            old: Any = file[name][()] if name in file and isinstance(file[name], h5py.Dataset) else None
             if name in file:
                 del file[name]
             if values is not None:
@@ -73,8 +73,15 @@ FACTORS: dict[str, Damage] = {
 } | {name: become(text) for name, text in {"list": b"[1]", "number": b"3", "null": b"null", "text": b'"a"'}.items()}
 
 
+def rewrite(change: Callable[[str], str]) -> Damage:
+    def rewritten(path: Path) -> None:
+        path.write_text(change(path.read_text()))
+
+    return rewritten
+
+
 def edit_text(old: str, new: str, count: int = -1) -> Damage:
-    return lambda path: path.write_text(path.read_text().replace(old, new, count)) and None
+    return rewrite(lambda text: text.replace(old, new, count))
 
 
 POSITIONS: dict[str, Damage] = {
@@ -82,9 +89,9 @@ POSITIONS: dict[str, Damage] = {
     "empty cell": edit_text(",1,", ",,", 1),
     "no number": edit_text(",1,", ",nan,", 1),
     "semicolons": edit_text(",", ";"),
-    "twice": lambda path: path.write_text(path.read_text() * 2) and None,
-    "other header": lambda path: path.write_text("a,b,c,d,e,f\n" + path.read_text()) and None,
-    "two digits more": lambda path: path.write_text(path.read_text().strip() + "99") and None,
+    "twice": rewrite(lambda text: text * 2),
+    "other header": rewrite(lambda text: "a,b,c,d,e,f\n" + text),
+    "two digits more": rewrite(lambda text: text.strip() + "99"),
     "no rows": become(b"barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n"),
 }
 H5 = "filtered_feature_bc_matrix.h5"
@@ -207,7 +214,7 @@ def test_hest(tmp_path: Path, kind: Any) -> None:
     assert {case for case in accepted if "flip" not in case} <= {*may_be_read}
 
 
-def as_tiff(**options: Any) -> Callable[[Path, Any], None]:
+def as_tiff(**options: Any) -> Callable[[Path, Any], Any]:
     return lambda path, values: tifffile.imwrite(path, values, photometric="rgb", **options)
 
 

@@ -1,14 +1,16 @@
 """Readers on the real sections."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
 from agl_sc._sdata.geometry import spot_pitch_px
-from agl_sc.io import _image, read_visium
+from agl_sc.io import _image, read_st, read_visium
 from agl_sc.io._st import read_st_folder
 
 pytestmark = [
@@ -55,6 +57,26 @@ def test_spots_lie_on_tissue(data_dir: Path) -> None:
     (height, width), on_tissue = level.shape, level[y, x].mean()
     mirrored = (level[y, width - 1 - x], level[height - 1 - y, x], level[x.clip(0, height - 1), y.clip(0, width - 1)])
     assert on_tissue < min(values.mean() for values in mirrored) - 10
+
+
+@pytest.mark.parametrize("section", ["B4", "C2", "C6"])
+def test_adjusted_names_tell_the_places_without_positions(data_dir: Path, tmp_path: Path, section: str) -> None:
+    """As aligned count files have them: on an image cropped to the frame they are where ST Spot Detector put them."""
+    folder = data_dir / "her2st"
+    table = pd.read_csv(folder / f"{section}_selection.tsv", sep="\t", dtype={"new_x": str, "new_y": str})
+    adjusted = {f"{row.x}x{row.y}": f"{row.new_x}x{row.new_y}" for row in table.itertuples()}
+    lines = gzip.decompress((folder / f"{section}.tsv.gz").read_bytes()).decode().splitlines()
+    named = [line.split("\t", 1) for line in lines[1:]]
+    renamed = [f"{adjusted[name]}\t{rest}" for name, rest in named if name in adjusted]
+    (tmp_path / "A.tsv").write_text("\n".join([lines[0], *renamed]))
+    image = folder / f"{section}.jpg"
+    without = read_st(tmp_path / "A.tsv", image)
+    joined = read_st(tmp_path / "A.tsv", image, folder / f"{section}_selection.tsv")
+    known = read_st_folder(folder, sections=[section])
+    for sdata in (without, joined):
+        np.testing.assert_array_equal(sdata["table"].X.toarray(), known["table"].X.toarray())
+        np.testing.assert_allclose(sdata["table"].obsm["spatial"], known["table"].obsm["spatial"], atol=0.006)
+    assert without.attrs["agl_sc"]["image_mpp"]["A_image"] == pytest.approx(0.689, rel=0.01)
 
 
 def test_visium_mouse_brain(data_dir: Path) -> None:

@@ -108,8 +108,26 @@ def read_hest(
 
     Examples
     --------
+    A folder as :func:`agl_sc.datasets.hest1k` leaves it, with four spots:
+
     >>> import agl_sc
-    >>> sdata = agl_sc.io.read_hest("hest", "TENX152")  # doctest: +SKIP
+    >>> import anndata, json, pathlib, tifffile
+    >>> import numpy as np, pandas as pd
+    >>> for folder in ("st", "metadata", "wsis"):
+    ...     pathlib.Path("hest", folder).mkdir(parents=True)
+    >>> centres = np.array([[50.0, 50.0], [150.0, 50.0], [100.0, 137.0], [200.0, 137.0]])
+    >>> genes = pd.DataFrame(index=["FN1", "CD74"])
+    >>> spots = pd.DataFrame(index=["AAAC-1", "AAAG-1", "AACA-1", "AACC-1"])
+    >>> table = anndata.AnnData(np.ones((4, 2), np.float32), obs=spots, var=genes, obsm={"spatial": centres})
+    >>> table.write_h5ad("hest/st/MINI1.h5ad")
+    >>> said = {"st_technology": "Visium", "pixel_size_um_estimated": 1.0, "patient": "1", "dataset_title": "A study"}
+    >>> said |= {"inter_spot_dist": 100.0, "spot_diameter": 55.0}
+    >>> _ = pathlib.Path("hest/metadata/MINI1.json").write_text(json.dumps(said))
+    >>> tifffile.imwrite("hest/wsis/MINI1.tif", np.full((256, 256, 3), 200, np.uint8), photometric="rgb", tile=(64, 64))
+
+    >>> sdata = agl_sc.io.read_hest("hest", "MINI1")
+    >>> sdata["table"].obs["patient"].unique().tolist()
+    ['1 of A study']
     """
     if image is not None and image not in get_args(ImageKind):
         msg = f"image={image!r} is not one of 'wsi', 'patches', or None for whichever is there."
@@ -276,7 +294,7 @@ def _slide_mpp(source: _Source, stated: float | None, centres_px: FloatArray) ->
 
 def _number(metadata: Mapping[str, Any], key: str) -> float | None:
     """Positive number of the metadata; None where it is missing or NaN."""
-    value = metadata.get(key)
+    value: Any = metadata.get(key)
     return float(value) if is_positive_number(value) else None
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.geometry import is_positive_number
 from agl_sc.core.arrays import FloatArray, IntArray
-from agl_sc.io._image import CHUNK_PX
 from agl_sc.io._layout import refuse_duplicates
 from agl_sc.io._readable import readable
+from agl_sc.io._tiff import CHUNK_PX
 
 DOWNLOAD_AGAIN = "the download may have stopped half-way: delete the file and download it again."
 """What mends a file of HEST-1k."""

@@ -104,7 +104,7 @@ def refuse_hd(folder: Path, barcode: str = "") -> None:
     outs = folder.parent.parent if is_bin and folder.parent.name == "binned_outputs" else folder
     msg = (
         f"'{folder}' is of Visium HD; read it with spatialdata_io.visium_hd('{outs}', dataset_id='sample', bin_size=8, "
-        "fullres_image_file=...), whose result agl_sc.pp.embed takes with table_key='square_008um'."
+        "fullres_image_file=...), and go on with agl_sc.pp.embed(sdata, table_key='square_008um')."
     )
     raise ValueError(msg)
 
@@ -151,7 +151,7 @@ def _choose_image(folder: Path, fullres: str | Path | None) -> tuple[str, Path]:
 def _check_size(folder: Path, file: Path, image: da.Array, *, factors: Mapping[str, Any]) -> None:
     """Refuse a full-resolution image whose size is not that of the small image divided by its scale factor."""
     for kind, name in _IMAGES.items():
-        small, factor = _locate(folder, name), factors.get(f"tissue_{kind}_scalef")
+        small, factor = _locate(folder, name), factors.get(f"tissue_{kind}_scalef", 0)
         if small is None or not is_positive_number(factor):
             continue
         with contextlib.suppress(ValueError):  # a small image that is not needed may be anything

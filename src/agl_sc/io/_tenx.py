@@ -117,10 +117,10 @@ def _matrix(arrays: Sequence[NDArray[Any]], *, n_features: list[int], n_barcodes
 
 def _read_folder(folder: Path) -> tuple[csr_matrix, list[str], Features]:
     files = {}
-    for part, names in _LISTS.items():
-        there = [file for name in names for file in (folder / f"{name}.gz", folder / name) if file.is_file()]
+    for part, stems in _LISTS.items():
+        there = [file for name in stems for file in (folder / f"{name}.gz", folder / name) if file.is_file()]
         if not there:
-            msg = f"'{folder}' has no {names[0]}.gz; give the folder that Space Ranger wrote, or its .h5 file, with counts_file=."
+            msg = f"'{folder}' has no {stems[0]}.gz; give the folder that Space Ranger wrote, or its .h5 file, with counts_file=."
             raise FileNotFoundError(msg)
         files[part] = there[0]
     with readable(files["matrix"], kind=_KIND):

@@ -67,7 +67,8 @@ def without_alpha(image: da.Array, refusal: str) -> da.Array:
     """Drop the fourth channel of an image, all of which is read to see that it is opaque."""
     if not bool((image[3] == 255).all()):
         raise ValueError(refusal)
-    return image[:3]
+    opaque: da.Array = image[:3]
+    return opaque
 
 
 def _header(path: Path, level: int) -> "tuple[_TiffImage, bool]":
@@ -76,7 +77,7 @@ def _header(path: Path, level: int) -> "tuple[_TiffImage, bool]":
         index = _largest(tiff)
         found = tiff.series[index].levels[level]
         axes, shape, dtype, page = found.axes, found.shape, found.dtype, found.keyframe
-        colours, n_images, is_tiled = page.photometric.name, len(tiff.series), page.is_tiled
+        colours, n_images, is_tiled = tifffile.PHOTOMETRIC(page.photometric).name, len(tiff.series), page.is_tiled
         segment = (page.tilelength, page.tilewidth) if is_tiled else (page.rowsperstrip, page.imagewidth)
         segments = [(part.dataoffsets, part.databytecounts) if part else ((), ()) for part in found.pages]
         n_segments = math.prod(page.chunked)

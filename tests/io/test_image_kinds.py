@@ -1,0 +1,144 @@
+"""Which image of a file, and what is refused by its header."""
+
+import logging
+import struct
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from agl_sc.io._image import open_image, open_levels
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture
+def pixels() -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+
+
+def write_images(path: Path, *images: NDArray[Any]) -> None:
+    with tifffile.TiffWriter(path) as file:
+        for image in images:
+            file.write(image, photometric="rgb" if image.ndim == 3 else "minisblack", tile=(64, 64), metadata=None)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_largest_image_is_taken(
+    tmp_path: Path, pixels: Pixels, caplog: pytest.LogCaptureFixture, *, place: int, masked: bool
+) -> None:
+    """Wherever it is among overviews and labels; a mask of the same size does not count."""
+    caplog.set_level(logging.INFO, logger="agl_sc")
+    images = [255 - pixels[:70, :90], 255 - pixels[::3, ::2]]
+    images.insert(place, pixels)
+    if masked:
+        images.insert(0, pixels[..., 0])
+    write_images(tmp_path / "a.tif", *(image.copy() for image in images))
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif"), pixels.transpose(2, 0, 1))
+    np.testing.assert_array_equal(open_levels(tmp_path / "a.tif")[0], pixels.transpose(2, 0, 1))
+    assert f"holds {len(images)} images: took the largest, of 300 x 200 px" in caplog.text
+
+
+def test_a_small_overview_does_not_stand_for_a_slide_that_is_not_rgb(tmp_path: Path, pixels: Pixels) -> None:
+    write_images(tmp_path / "a.tif", pixels[::4, ::4].copy(), np.zeros((400, 400), np.uint16))
+    with pytest.raises(ValueError, match=r"has axes YX, shape \(400, 400\) and dtype uint16"):
+        open_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "strips.tif"])
+def test_fourth_channel(tmp_path: Path, pixels: Pixels, name: str) -> None:
+    """Dropped where it is opaque, else refused for the first transparent pixel."""
+
+    def write(values: Pixels) -> None:
+        if name == "a.png":
+            Image.fromarray(values).save(tmp_path / name)
+        else:
+            tifffile.imwrite(tmp_path / name, values, photometric="rgb", tile=(64, 64) if name == "a.tif" else None)
+
+    rgba = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    write(rgba)
+    image = open_image(tmp_path / name)
+    assert image.chunksize == (3, 200, 300)
+    np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
+    rgba[199, 299, 3] = 254
+    write(rgba)
+    with pytest.raises(ValueError, match=rf"{name}' has .* with transparent pixels, not .*; convert it"):
+        open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "message"),
+    [("separated", r"\(SEPARATED\), not 3 channels"), ("miniswhite", r"\(MINISWHITE\), not 3 channels")],
+)
+def test_other_colours(tmp_path: Path, pixels: Pixels, *, photometric: Any, message: str) -> None:
+    values = np.dstack([pixels, pixels[..., :1]]) if photometric == "separated" else pixels
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric, planarconfig="contig")
+    with pytest.raises(ValueError, match=message):
+        open_image(tmp_path / "a.tif")
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A black image that compresses to nearly nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj()
+    rows = b"".join(packer.compress(bytes(3 * width + 1)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, n_bytes: float) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=n_bytes))
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_of(3000, 2000))
+    assert path.stat().st_size < 30_000
+    with_memory(monkeypatch, 59.9e6)
+    with pytest.raises(
+        ValueError,
+        match=r"Decoding the 3,000 x 2,000 px of '.*bomb\.png' takes 0\.1 GB of memory, and 0\.1 GB are available; save",
+    ):
+        open_image(path)
+    with_memory(monkeypatch, 60e6)
+    image = open_image(path)
+    with_memory(monkeypatch, 1e6)
+    with pytest.raises(ValueError, match=r"0\.1 GB of memory, and 0\.0 GB are available"):
+        np.asarray(image)
+
+
+def test_one_strip_for_all_is_refused_and_tiles_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.zeros((2000, 3000, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "strip.tif", values, photometric="rgb", compression="zlib", rowsperstrip=2000)
+    tifffile.imwrite(tmp_path / "tiles.tif", values, photometric="rgb", compression="zlib", tile=(512, 512))
+    with_memory(monkeypatch, 20e6)
+    with pytest.raises(
+        ValueError, match=r"Decoding a strip of 3,000 x 2,000 px of '.*strip\.tif' takes 0\.0 GB .* save it in tiles"
+    ):
+        open_image(tmp_path / "strip.tif")
+    assert open_image(tmp_path / "tiles.tif").shape == (3, 2000, 3000)
+
+
+def test_running_out_of_memory_is_not_a_broken_image(
+    tmp_path: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(MemoryError):
+        np.asarray(image)
