@@ -1,6 +1,7 @@
 """A trained model: predicts, saves and loads; no pickle, no code runs on load."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -20,8 +21,10 @@ from agl_sc.core.encoders.trust import is_harmless
 from agl_sc.core.network.network import network_from
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.counts import in_log_units
-from agl_sc.core.spots.scaling import center_per_section, scale_features
+from agl_sc.core.spots.scaling import centred_rows, scale_features, section_means
 
+_BLOCK = 8192
+"""Spots that are predicted at once."""
 _SHOWN = 5
 """Names of sections in a representation."""
 
@@ -149,6 +152,17 @@ class Model:
         ------
         ValueError
             The features have another width than the model's, or ``sections`` another length.
+
+        Examples
+        --------
+        >>> import agl_sc
+        >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+        >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+        >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+        >>> model = agl_sc.tl.train(sdata, config=config)
+        >>> table = sdata["table"]
+        >>> model.predict(table.obsm["agl_features"], table.obs["section"].to_numpy()).shape == (table.n_obs, model.n_predicted)
+        True
         """
         scale = self.tensors["feature_scale"].numpy()
         if features.ndim != 2 or features.shape[1] != len(scale):
@@ -157,14 +171,36 @@ class Model:
         if len(sections) != len(features):
             msg = f"sections has {len(sections)} entries for {len(features)} spots; pass the section of every spot."
             raise ValueError(msg)
-        codes = pd.factorize(np.asarray(sections))[0].astype(np.int64)
-        inputs = scale_features(center_per_section(features.astype(float), codes), scale).astype(np.float32)
+        predicted = np.empty((len(features), self.n_predicted), dtype=np.float32)
+        for rows, values in self.predicted_blocks(features, sections):
+            predicted[rows] = values
+        return predicted
+
+    def predicted_blocks(
+        self, features: NDArray[np.floating[Any]], sections: NDArray[Any]
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """As :meth:`predict`, some spots after the others: their rows, and what is predicted of them.
+
+        Parameters
+        ----------
+        features
+            Of the model's own encoder, (n_spots, n_features).
+        sections
+            Section of every spot, (n_spots,).
+        """
+        scale = self.tensors["feature_scale"].numpy()
+        codes = pd.factorize(np.asarray(sections), use_na_sentinel=False)[0].astype(np.int64)
+        means = section_means(features, codes, n_rows=_BLOCK)
         network = network_from(part(self.tensors, "network."))
-        with torch.inference_mode():
-            raw = torch.cat([network(batch) for batch in torch.split(torch.from_numpy(inputs), 8192)])
-            if "base" in self.tensors:
-                raw = in_log_units(raw, self.tensors["base"])
-        return (raw * self.tensors["slope"] + self.tensors["intercept"]).numpy()
+        for start in range(0, len(features), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            inputs = scale_features(centred_rows(features[rows], means[codes[rows]]), scale).astype(np.float32)
+            with torch.inference_mode():
+                raw = network(torch.from_numpy(inputs))
+                if "base" in self.tensors:
+                    raw = in_log_units(raw, self.tensors["base"])
+                values = (raw * self.tensors["slope"] + self.tensors["intercept"]).numpy()
+            yield rows, values
 
     def save(self, path: str | Path) -> None:
         """Write a folder with ``model.safetensors`` and ``model.json``, replacing an older model there in one move.
@@ -180,6 +216,15 @@ class Model:
             There is something else than a model at ``path``.
         PermissionError
             The place cannot be written to.
+
+        Examples
+        --------
+        >>> import agl_sc
+        >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+        >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+        >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+        >>> model = agl_sc.tl.train(sdata, config=config)
+        >>> model.save("my_model")
         """
         path = check_model_path(path)
         data = save_tensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
@@ -223,6 +268,17 @@ class Model:
             There is no model at ``path``.
         ValueError
             The files are truncated or altered, of another format, or a field is not what it must be.
+
+        Examples
+        --------
+        >>> import agl_sc
+        >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+        >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+        >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+        >>> model = agl_sc.tl.train(sdata, config=config)
+        >>> model.save("my_model")
+        >>> agl_sc.Model.load("my_model").targets == model.targets
+        True
         """
         fields, tensors = read_model(Path(path))
         tables: dict[str, Any] = {name: _numeric_table(fields.pop(name)) for name in ("history", "cutoff_trace")}

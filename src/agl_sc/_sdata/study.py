@@ -1,6 +1,7 @@
 """Where the data is: said once, resolved once, remembered by later steps."""
 
 import copy
+import logging
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ class Study:
     """What was said now, and where nothing was, what an earlier step remembers."""
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
     """What was looked up once, such as the checked split; whoever changes that forgets it."""
+    is_scratch: bool = False
+    """Whether the table is a copy for one run: what is written to it, nobody sees."""
 
     @classmethod
     def of(cls, sdata: "SpatialData", address: Address | None = None, key_added: str = "agl") -> "Study":
@@ -98,13 +101,22 @@ class Study:
     def around(self, table: "AnnData") -> "Study":
         """The same images and shapes, not copied, around another table of the same spots, with counts in X."""
         address = replace(self.address, table_key="table", layer=None)
-        other = Study(around(self.sdata, table), "table", self.keys, address)
+        other = Study(around(self.sdata, table), "table", self.keys, address, is_scratch=True)
         for name in ("imaged", "positioned", "section_names"):  # the same spots
             if name in self.__dict__:
                 other.__dict__[name] = self.__dict__[name]
         if TILES_CHECKED in self.memo:
             other.memo[TILES_CHECKED] = True
         return other
+
+    def tell_written(self, logger: logging.Logger, message: str, *values: object) -> None:
+        """Log what was written, unless it is to a copy."""
+        if not self.is_scratch:
+            logger.info(message, *values, stacklevel=2)
+
+    def of_regions(self, names: list[str]) -> "Study":
+        """Of some regions alone."""
+        return replace(self, address=replace(self.address, shapes_key=names))
 
     @cached_property
     def imaged(self) -> list[Section]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from agl_sc.core.arrays import FloatArray
+from agl_sc.core.arrays import FloatArray, Floats
 from agl_sc.core.numerics.constant import divisor, varying
 
 CLIP = 3.0
@@ -26,6 +26,41 @@ def center_per_section(values: FloatArray, codes: NDArray[np.int64]) -> FloatArr
         inside = known & (codes == code)
         centred[inside] -= centred[inside].mean(axis=0)
     centred[~known] = np.nan
+    return centred
+
+
+def section_means(values: Floats, codes: NDArray[np.int64], *, n_rows: int = 8192) -> FloatArray:
+    """Mean of every section, as :func:`center_per_section` subtracts it, without a copy of all values.
+
+    Parameters
+    ----------
+    values
+        (n_spots, n_columns); rows with a value that is not finite do not count.
+    codes
+        Section of every spot, from 0, (n_spots,).
+    n_rows
+        Rows that are converted to double precision at once.
+
+    Returns
+    -------
+    (n_sections, n_columns); 0 for a section without a row that counts.
+    """
+    n_sections = int(codes.max(initial=-1)) + 1
+    totals, counts = np.zeros((n_sections, values.shape[1])), np.zeros((n_sections, 1))
+    for start in range(0, len(values), n_rows):
+        block, of = np.asarray(values[start : start + n_rows], dtype=float), codes[start : start + n_rows]
+        known = np.isfinite(block).all(axis=1)
+        for code in np.unique(of[known]):
+            inside = block[known & (of == code)]
+            totals[code] = np.vstack([totals[code], inside]).sum(axis=0)  # row by row, as the sum over all at once
+            counts[code] += len(inside)
+    return totals / np.maximum(counts, 1)
+
+
+def centred_rows(values: Floats, means: FloatArray) -> FloatArray:
+    """Values less the mean of each one's section, both (n_spots, n_columns); rows with one that is not finite are NaN."""
+    centred = np.asarray(values, dtype=float) - means
+    centred[~np.isfinite(values).all(axis=1)] = np.nan
     return centred
 
 

@@ -9,10 +9,10 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
+from agl_sc._sdata.genes import find_genes, near_genes, own_names
 from agl_sc._sdata.records import SettingsRecord, remember, remembered
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc._sdata.table import near_matches
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.linear.predictability import MOST_SPOTS, predictability
 from agl_sc.core.spots.expression import Expression
@@ -52,7 +52,8 @@ def target_genes(
     sdata
         SpatialData with one table that annotates the spots of all sections.
     genes
-        How many genes to take, or their names.
+        How many genes to take, or their names, by ``var_names`` or by the other naming in a column of ``var`` such as
+        ``gene_ids`` or ``gene_symbols``; versions of Ensembl ids do not matter.
     choose_by
         What the genes taken are highest in: ``"variance"``, or ``"dispersion"`` as in the paper. That is scanpy's normalised
         dispersion, flavour seurat; it picks noisier genes.
@@ -77,7 +78,17 @@ def target_genes(
     KeyError
         A named gene is not in the table; near matches are suggested.
     ValueError
-        The counts are not raw, ``choose_by`` is unknown, or a named gene is constant over the training spots.
+        The counts are not raw, ``choose_by`` is unknown, a named gene is constant over the training spots, or a name is of
+        different genes in ``var_names`` and in a column of ``var``.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.split(sdata)
+    >>> agl_sc.pp.target_genes(sdata, genes=["G0001", "G0002"])
+    >>> sdata["table"].var["agl_role"].value_counts()["target"]
+    np.int64(2)
     """
     study = Study.of(sdata, Address(table_key=table_key, layer=layer), key_added)
     choose_targets(study, genes=genes, choose_by=choose_by, min_detected=min_detected, normalize=normalize)
@@ -93,7 +104,7 @@ def choose_targets(
 ) -> None:
     """As :func:`target_genes`, of what is resolved already."""
     table, keys = study.table, study.keys
-    check_targets(table, genes)
+    genes = checked_targets(table, genes)
     check_choose_by(choose_by)
     expression = training_expression(study, normalize)
     role = assign_roles(expression, table.var_names, genes=genes, choose_by=choose_by, min_detected=min_detected)
@@ -102,7 +113,9 @@ def choose_targets(
     remember(table, keys, SettingsRecord({**before.values, "normalize": normalize}))
     record_fitted_on(study, "role")
     study.remember_layer()
-    logger.info('Wrote var["%s"]: %s.', keys.role, ", ".join(f"{(role == name).sum()} {name}" for name in ROLES))
+    study.tell_written(
+        logger, 'Wrote var["%s"]: %s.', keys.role, ", ".join(f"{(role == name).sum()} {name}" for name in ROLES)
+    )
 
 
 def rank_auxiliary(
@@ -157,6 +170,16 @@ def rank_auxiliary(
         ``score`` is unknown, :func:`target_genes` has not run, or ``"predictability"`` finds no features.
     ValueError
         No section has enough training spots for Moran's I.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.split(sdata)
+    >>> agl_sc.pp.target_genes(sdata, genes=20)
+    >>> agl_sc.pp.rank_auxiliary(sdata, score="dispersion")
+    >>> sdata["table"].var["agl_prior_rank"].min()
+    np.float64(0.0)
     """
     address = Address(
         table_key=table_key,
@@ -178,7 +201,8 @@ def rank_study(study: Study, *, score: str = "predictability", seed: int = 0) ->
     table.var[keys.prior_rank] = ranks(values, role == "auxiliary")
     record_fitted_on(study, "prior_rank")
     study.remember_layer()
-    logger.info('Wrote var["%s"] by %s: %d auxiliary genes.', keys.prior_rank, score, (role == "auxiliary").sum())
+    n_ranked = (role == "auxiliary").sum()
+    study.tell_written(logger, 'Wrote var["%s"] by %s: %d auxiliary genes.', keys.prior_rank, score, n_ranked)
 
 
 def training_expression(study: Study, normalize: Normalize) -> scipy.sparse.csr_matrix:
@@ -197,19 +221,21 @@ def role_of(study: Study) -> NDArray[Any]:
     return role
 
 
-def check_targets(table: "AnnData", genes: int | Sequence[str]) -> None:
-    """Refuse names that are not in the table, and counts that make no sense."""
+def checked_targets(table: "AnnData", genes: int | Sequence[str]) -> int | list[str]:
+    """How many target genes, or the table's own names of them; numbers and names that make no sense are refused."""
     if isinstance(genes, int | np.integer):
         if not 1 <= genes <= table.n_vars:
             msg = f"genes={genes} is not between 1 and the {table.n_vars} genes of the table."
             raise ValueError(msg)
-        return
+        return int(genes)
     names = [genes] if isinstance(genes, str) else list(genes)
-    unknown = [name for name in names if name not in table.var_names]
+    found = find_genes(table, names)
+    unknown = [name for name, column in zip(names, found, strict=True) if column < 0]
     if unknown or not names:
         which = f"{', '.join(unknown[:3])} not in the table" if unknown else "no gene named"
-        msg = f"{len(unknown)} target genes are missing: {which}{near_matches(unknown, table.var_names)}."
+        msg = f"{len(unknown)} target genes are missing: {which}{near_genes(table, unknown)}."
         raise KeyError(msg)
+    return own_names(table, names)
 
 
 def check_choose_by(choose_by: str) -> None:

@@ -37,6 +37,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     score: str = "predictability",
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 3,
+    predictions: str | None = None,
     metrics: Sequence[str] = ("pearson", "spearman", "mse"),
     finetune: bool = False,
     config: TrainConfig | None = None,
@@ -95,6 +96,8 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds
         Number of seeds, counted from ``seed``; arms that draw nothing run once.
+    predictions
+        Method whose out-of-fold predictions are written; the first by default.
     metrics
         Metrics to compute. As :func:`agl_sc.tl.cross_validate` takes them.
     finetune
@@ -127,8 +130,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
 
     Returns
     -------
-    The benchmark: results, differences, and a report of both. Writes what :func:`agl_sc.tl.cross_validate` writes, the
-    predictions of the first method.
+    The benchmark: results, differences, and a report of both. Writes what :func:`agl_sc.tl.cross_validate` writes.
 
     Raises
     ------
@@ -136,6 +138,16 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         A method, the reference or a metric is unknown, or a fold cannot be fitted to.
     KeyError
         A table, layer, element or gene does not exist, or there is no ``obs["patient"]``.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> report = agl_sc.tl.benchmark(sdata, methods=["weighted_ridge", "ridge"], genes=20, metrics=["pearson"])
+    >>> list(report.differences["method"]), list(report.differences["reference"])
+    (['weighted_ridge'], ['ridge'])
+    >>> report.save("report")
     """
     chosen = [name for name, arm in ARMS.items() if arm.cheap] if methods is None else check_methods(methods)
     chosen += [name for name in check_methods(reference) if name not in chosen]
@@ -156,6 +168,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         seed=seed,
         checkpoint=checkpoint,
         own_folds=folds,
+        predictions=predictions,
         tiles=FeatureRequest(device=device, batch_size=batch_size),
     )
     address = Address(

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,7 +13,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from agl_sc._paths import one_at_a_time
 from agl_sc._sdata.records import CrossValidationRecord, remember
@@ -22,9 +22,11 @@ from agl_sc._sdata.study import Address, Study
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.evaluation.section_metrics import SPATIAL
 from agl_sc.core.linear.baselines import WITH_AUXILIARY
+from agl_sc.core.numerics.constant import constant
+from agl_sc.core.progress import Progress
 from agl_sc.core.spots.genes import Normalize, normalize_counts
 from agl_sc.pp._features.embed import FeatureRequest
-from agl_sc.pp._genes.targets_and_ranks import ChooseBy, Score, check_choose_by, check_score, check_targets
+from agl_sc.pp._genes.targets_and_ranks import ChooseBy, Score, check_choose_by, check_score, checked_targets
 from agl_sc.pp._splits.folds import Fold, FoldPlan, folds_of, make_folds
 from agl_sc.pp._splits.leaks import count_shared_pixels
 from agl_sc.pp._splits.own_folds import OwnFolds, own_folds
@@ -36,7 +38,8 @@ from agl_sc.tl._benchmark.result import CrossValidation
 from agl_sc.tl._benchmark.runs import Outcome, Protocol, RunData, Runs, run, run_path
 from agl_sc.tl._evaluate import Measured, lattices_of
 from agl_sc.tl._model.data import check_alone
-from agl_sc.tl._model.train import ensure_features, smaller_batch
+from agl_sc.tl._model.kept import check_memory
+from agl_sc.tl._model.train import ensure_features
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -60,6 +63,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     score: str = "predictability",
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 1,
+    predictions: str | None = None,
     metrics: Sequence[str] = ("pearson", "spearman", "mse"),
     finetune: bool = False,
     config: TrainConfig | None = None,
@@ -119,6 +123,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         Units in which genes are modelled: log(1 + counts per 10,000), or log(1 + counts) as the paper's code does.
     seeds
         Number of seeds, counted from ``seed``; arms that draw nothing run once.
+    predictions
+        Method whose out-of-fold predictions are written; the first by default.
     metrics
         Metrics to compute. Any of :func:`agl_sc.tl.evaluate`, over the test spots of a fold in a section: with blocks or
         spots held out, those that go by neighbours see only neighbours that are test spots too.
@@ -154,7 +160,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     Returns
     -------
     The cross-validation: ``results``, one row per method, fold, seed, section, gene and metric, with its value over the test
-    spots of the fold in the section, NaN where undefined; what was run; ``compare`` and ``save``. Writes ``layers["agl_oof"]``, the prediction of every spot when it was test by the first method,
+    spots of the fold in the section, NaN where undefined; what was run; ``compare`` and ``save``. Writes ``layers["agl_oof"]``, the prediction of every spot when it was test by one of the methods,
     the mean over seeds, float32 in the units of the layer, NaN for genes that were no target in its fold;
     ``obs["agl_fold"]``, the fold in which a spot was test; ``uns["agl"]["cross_validation"]``; and
     ``obsm["agl_features"]`` where there were none. On an error or an interrupt every slot is as it was.
@@ -166,6 +172,17 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         batch or no validation spots where a method needs them.
     KeyError
         A table, layer, element or gene does not exist, or there is no ``obs["patient"]``.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> found = agl_sc.tl.cross_validate(sdata, methods=["ridge", "weighted_ridge"], genes=20)
+    >>> found.methods
+    ['ridge', 'weighted_ridge']
+    >>> list(found.results)
+    ['method', 'fold', 'seed', 'section', 'gene', 'metric', 'value']
     """
     request = requested(
         check_methods(methods),
@@ -184,6 +201,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         seed=seed,
         checkpoint=checkpoint,
         own_folds=folds,
+        predictions=predictions,
         tiles=FeatureRequest(device=device, batch_size=batch_size),
     )
     address = Address(
@@ -198,9 +216,11 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
 
 
 def run_all(study: Study, request: Request) -> CrossValidation:
-    """Fit every arm to every fold, and write what the first one predicts."""
-    protocol, table = request.protocol, study.table
-    check_targets(table, protocol.genes)
+    """Fit every arm to every fold, and write what one of them predicts."""
+    table = study.table
+    protocol = replace(request.protocol, genes=checked_targets(table, request.protocol.genes))
+    request = replace(request, protocol=protocol)
+    check_memory(study)
     check_choose_by(protocol.choose_by)
     check_score(table, protocol.score)
     if study.address.layer == study.keys.oof:
@@ -245,11 +265,11 @@ def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]
         n_train = int((fold.assigned == "train").sum())
         batch_size = request.protocol.config.batch_size
         if networks and n_train < batch_size:
-            msg = f"Fold {fold.name!r} has {n_train} training spots, fewer than batch_size={batch_size}; {smaller_batch(n_train)}."
+            msg = f"Fold {fold.name!r} has {n_train} training spots, fewer than batch_size={batch_size}; {request.smaller_batch(n_train)}."
             raise ValueError(msg)
         _, n_picking = np.unique(sections[fold.assigned == "validation"], return_counts=True)
         if picking and n_picking.max(initial=0) < 2:
-            msg = f"Fold {fold.name!r} has no two validation spots in one section, and {picking[0]!r} picks by Pearson on them; pass validation=0.2."
+            msg = f"Fold {fold.name!r} has no two validation spots in one section, and {picking[0]!r} picks by Pearson on them; {request.more_validation()}."
             raise ValueError(msg)
 
 
@@ -263,9 +283,9 @@ def _check_genes(
     own = measured[:, names.get_indexer(pd.Index(genes))].tocsr()
     for fold in folds:
         training = own[fold.assigned == "train"].toarray()
-        constant = np.array(genes)[np.ptp(training, axis=0) == 0]
-        if len(constant):
-            msg = f"Target genes {', '.join(constant[:3])} are constant over the training spots of fold {fold.name!r}; leave them out."
+        flat = np.array(genes)[constant(training)]
+        if len(flat):
+            msg = f"Target genes {', '.join(flat[:3])} are constant over the training spots of fold {fold.name!r}; leave them out."
             raise ValueError(msg)
 
 
@@ -281,7 +301,7 @@ def _run_all(data: RunData, folds: Sequence[Fold], request: Request) -> Runs:
         for fold, name, seed in runs
     ]
     with closing(one_at_a_time(zip(runs, paths, strict=True))) as todo:
-        for (fold, name, seed), path in tqdm(todo, total=len(runs), desc="runs", unit="run", disable=None):
+        for (fold, name, seed), path in Progress(todo, total=len(runs), desc="runs", unit="run"):
             if path is not None and path.exists():
                 finished[fold.number, name, seed] = Outcome.read(path)
                 continue
@@ -325,7 +345,7 @@ def _results(
 
 
 def _write(study: Study, folds: Sequence[Fold], request: Request, *, runs: Runs, provenance: Mapping[str, Any]) -> None:
-    table, keys, name = study.table, study.keys, request.methods[0]
+    table, keys, name = study.table, study.keys, request.written
     predicted = np.full(table.shape, np.nan, dtype=np.float32)
     for fold in folds:
         outcomes = [runs[fold.number, name, seed] for seed in request.seeds_of(name)]

@@ -20,7 +20,8 @@ from agl_sc.pp._features.embed import FeatureRequest, embed_study
 from agl_sc.pp._features.tiles import Mpp
 from agl_sc.pp._genes.targets_and_ranks import assign_roles
 from agl_sc.tl._benchmark.arms import check_methods
-from agl_sc.tl._benchmark.cross_validate import cross_validate
+from agl_sc.tl._benchmark.cross_validate import run_all
+from agl_sc.tl._benchmark.request import requested
 from agl_sc.tl._benchmark.result import CrossValidation
 
 if TYPE_CHECKING:
@@ -78,6 +79,14 @@ def paper_prepare(
     ------
     ValueError
         Nothing is left, there are fewer genes than targets, or the counts are not raw.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> prepared = agl_sc.tl.paper_prepare(sdata, n_targets=25)
+    >>> int(prepared["table"].var["agl_paper_target"].sum())
+    25
     """
     from anndata import AnnData
 
@@ -232,6 +241,22 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     References
     ----------
     Shiku et al., Auxiliary Gene Learning, AAAI 2026, arXiv 2511.18336.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=2, n_spots_per_side=6)
+    >>> prepared = agl_sc.tl.paper_prepare(sdata, n_targets=10, min_genes=20)
+    >>> found = agl_sc.tl.paper_benchmark(
+    ...     prepared,
+    ...     methods="pgl",
+    ...     encoder="efficientnet_lite0",
+    ...     tile_px=32,
+    ...     mpp=1.0,
+    ...     changes={"max_epochs": 1, "batch_size": 16},
+    ... )
+    >>> found.methods
+    ['pgl']
     """
     address: dict[str, Any] = {
         "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system,
@@ -247,29 +272,28 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
             "Targets were chosen on all spots, test spots included, as in the paper: every method is flattered."
         )
     tiles = FeatureRequest(encoder, tile_px, mpp, Views(), batch_size, device)
+    request = requested(
+        names,
+        by=folds.by,
+        plan={"n_folds": folds.n_folds, "validation": folds.validation},
+        protocol={
+            "config": config,
+            "genes": genes,
+            "choose_by": "dispersion",
+            "score": "dispersion",
+            "normalize": _NORMALIZE,
+            "finetune": True,
+        },
+        metrics=METRICS,
+        n_seeds=1,
+        seed=seed,
+        checkpoint=checkpoint,
+        tiles=FeatureRequest(device=device, batch_size=batch_size),
+        is_preset=True,
+    )
     with unchanged_on_failure(study.table, study.keys):
         embed_study(study, tiles)
-        return cross_validate(
-            sdata,
-            methods=names,
-            by=folds.by,
-            n_folds=folds.n_folds,
-            validation=folds.validation,
-            genes=genes,
-            choose_by="dispersion",
-            score="dispersion",
-            normalize=_NORMALIZE,
-            metrics=METRICS,
-            finetune=True,
-            config=config,
-            checkpoint=checkpoint,
-            device=device,
-            batch_size=batch_size,
-            **address,
-            layer=layer,
-            key_added=key_added,
-            seed=seed,
-        )
+        return run_all(Study.of(sdata, Address(**address, layer=layer), key_added), request)
 
 
 def _targets(study: Study, *, n_targets: int | None, targets_on: TargetsOn) -> int | list[str]:
@@ -303,6 +327,15 @@ def paper_summary(results: pd.DataFrame | CrossValidation) -> pd.DataFrame:
     -------
     A row per method; columns are pairs of a metric and ``"mean"``, ``"sd"`` (of a sample, NaN of one fold). Undefined values
     are left out; a fold is the mean of its sections and seeds.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> found = agl_sc.tl.cross_validate(sdata, methods=["ridge", "weighted_ridge"], genes=20)
+    >>> agl_sc.tl.paper_summary(found).index.tolist()
+    ['ridge', 'weighted_ridge']
     """
     results = results.results if isinstance(results, CrossValidation) else results
     missing = [name for name in ("method", "fold", "gene", "metric", "value") if name not in results]

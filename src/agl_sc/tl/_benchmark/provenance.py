@@ -37,6 +37,7 @@ def provenance_of(study: Study, folds: Sequence[Fold], request: Request) -> dict
         "hash": hash_of(study.table, fold_of(folds, [str(fold.number) for fold in folds]), codes),
         "folds": [fold.name for fold in folds],
         "methods": request.methods,
+        "predictions": request.written,
         "seeds": list(range(request.seed, request.seed + request.n_seeds)),
         **request.protocol.plain(),
         "versions": versions(),

@@ -14,6 +14,7 @@ from agl_sc.pp._splits.own_folds import OwnFolds
 from agl_sc.pp._splits.units import By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
 from agl_sc.tl._benchmark.runs import Protocol
+from agl_sc.tl._model.train import smaller_batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +39,10 @@ class Request:
     """Folds of the user's own, instead of a plan."""
     tiles: FeatureRequest = field(default_factory=FeatureRequest)
     """How features are made where there are none."""
+    predictions: str | None = None
+    """Method whose out-of-fold predictions are written; the first if None."""
+    is_preset: bool = False
+    """Whether folds and settings are the paper's, with ``changes=`` to them, rather than a ``config=``."""
 
     def __post_init__(self) -> None:
         check_methods(self.methods)
@@ -45,6 +50,28 @@ class Request:
         if not isinstance(self.n_seeds, int) or self.n_seeds < 1:
             msg = f"seeds={self.n_seeds!r} is not a number of seeds from 1; the first of them is seed=."
             raise ValueError(msg)
+        if self.predictions not in (None, *self.methods):
+            msg = (
+                f"predictions={self.predictions!r} is not among the methods that are fitted: {', '.join(self.methods)}."
+            )
+            raise ValueError(msg)
+
+    @property
+    def written(self) -> str:
+        """Method whose out-of-fold predictions are written."""
+        return self.predictions or self.methods[0]
+
+    def smaller_batch(self, n_train: int) -> str:
+        """How to mend a batch that is larger than the training set of a fold."""
+        return smaller_batch(n_train, with_changes=self.is_preset)
+
+    def more_validation(self) -> str:
+        """How to mend folds in which too little picks."""
+        if self.is_preset:
+            return "take sections with more spots"
+        if self.own_folds is not None and not isinstance(self.own_folds, str):
+            return "give it some in folds="
+        return "run agl_sc.pp.split(sdata, n_folds=5, validation=0.2)" if self.plan is None else "pass validation=0.2"
 
     def seeds_of(self, name: str) -> range:
         """Seeds of an arm; one where nothing is drawn."""

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc._sdata.records import FeatureRecord, PredictionRecord, SettingsRecord, remember
+from agl_sc._sdata.genes import find_genes, near_genes
+from agl_sc._sdata.records import FeatureRecord, PredictionRecord, SettingsRecord, forget, remember
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc._sdata.table import near_matches, region_of
-from agl_sc.core.arrays import BoolArray
+from agl_sc._sdata.table import region_of
+from agl_sc.core.arrays import BoolArray, IntArray
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import without_path
 from agl_sc.core.evaluation.section_metrics import NAMES
@@ -24,12 +25,18 @@ from agl_sc.pp._features.made_from import check_tiles, placed_again
 from agl_sc.pp._splits.split import split_hash
 from agl_sc.pp._splits.units import SETS
 from agl_sc.tl._model.belongs import seen_spots
+from agl_sc.tl._model.kept import check_memory
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
+
+MOST_MISSING = 0.5
+"""Share of a model's target genes that a table may lack; with more missing, it is another panel or another naming."""
+_SHOWN = 5
+"""Names of missing genes in a message."""
 
 
 def predict(
@@ -48,7 +55,8 @@ def predict(
     """Predict expression of sections the model has never seen.
 
     Features are taken from ``obsm["agl_features"]`` where the model's encoder and tiles made them, and computed otherwise.
-    No counts are needed: a table without X whose ``var_names`` are the model's ``predicted_genes`` will do.
+    No counts are needed: a table without X whose ``var_names`` are the model's ``predicted_genes`` will do. Genes that
+    ``var_names`` call otherwise are found by a column of ``var`` with the other naming, such as ``gene_ids``.
 
     Parameters
     ----------
@@ -82,8 +90,20 @@ def predict(
     Raises
     ------
     ValueError
-        The table has no genes or none of the model's, the features come from another encoder or other tiles, the image is too
+        The table has no genes or lacks more than half of the model's targets, the features come from another encoder or other tiles, the image is too
         coarse for the model's tiles, or the table carries another split of sections that the model was fitted on.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> other = agl_sc.datasets.toy_tissue(n_sections=1, n_spots_per_side=6, seed=1)
+    >>> agl_sc.tl.predict(other, model)
+    >>> other["table"][:, model.targets].layers["agl"].shape
+    (38, 50)
     """
     if not isinstance(model, Model):
         msg = f"model is a {type(model).__name__}, not an agl_sc.Model; train one with agl_sc.tl.train or read it with agl_sc.Model.load."
@@ -103,6 +123,7 @@ def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
     """As :func:`predict`, of what is resolved already."""
     table, keys = study.table, study.keys
     _check_genes(table, model)
+    check_memory(study)
     with unchanged_on_failure(table, keys):
         _check_features(study, model)
         if keys.features not in table.obsm:
@@ -126,16 +147,33 @@ def write_predictions(study: Study, model: Model, *, record: PredictionRecord, t
     """Write the prediction layer from the features in place."""
     table, keys = study.table, study.keys
     features = _own_features(study, model, tiles) if model.finetuned else np.asarray(table.obsm[keys.features])
-    predicted = model.predict(features, study.section_names)
-    columns = table.var_names.get_indexer(model.predicted_genes)
+    columns = find_genes(table, model.predicted_genes, quiet=True)
+    known = columns >= 0
     layer = np.full(table.shape, np.nan, dtype=np.float32)
-    layer[:, columns[columns >= 0]] = predicted[:, columns >= 0]
+    for rows, values in model.predicted_blocks(features, study.section_names):
+        layer[rows, columns[known]] = values[:, known]
     table.layers[keys.layer] = layer
     remember(table, keys, record)
-    for metric in NAMES:  # of earlier predictions
+    forget_metrics(study)
+    study.tell_written(logger, 'Wrote layers["%s"]: %d genes of %d spots.', keys.layer, known.sum(), table.n_obs)
+
+
+def forget_metrics(study: Study) -> None:
+    """Take away the test metrics of earlier predictions."""
+    table, keys = study.table, study.keys
+    for metric in NAMES:
         if keys.metric(metric) in table.var:
             del table.var[keys.metric(metric)]
-    logger.info('Wrote layers["%s"]: %d genes of %d spots.', keys.layer, (columns >= 0).sum(), table.n_obs)
+
+
+def forget_predictions(study: Study) -> None:
+    """Take away the predictions of an earlier model, with what is recorded of them."""
+    table, keys = study.table, study.keys
+    if keys.layer in table.layers:
+        del table.layers[keys.layer]
+    for name in ("units", "prediction"):
+        forget(table, keys, name)
+    forget_metrics(study)
 
 
 def _own_features(study: Study, model: Model, tiles: FeatureRequest) -> NDArray[np.float32]:
@@ -153,20 +191,46 @@ def _check_genes(table: "AnnData", model: Model) -> None:
             "make it with var=pd.DataFrame(index=model.predicted_genes), without X."
         )
         raise ValueError(msg)
-    missing = [name for name in model.targets if name not in table.var_names]
+    columns = find_genes(table, model.predicted_genes)
+    _check_apart(table, model, columns)
+    lacking = [name for name, column in zip(model.predicted_genes, columns, strict=True) if column < 0]
+    targets = set(model.targets)
+    missing = [name for name in lacking if name in targets]
     if len(missing) == model.n_targets:
         msg = (
             f"The table has none of the model's {model.n_targets} target genes (e.g. {missing[0]!r})"
-            f"{near_matches(missing, table.var_names)}; name its genes as in training."
+            f"{near_genes(table, missing)}; name its genes as in training."
         )
         raise ValueError(msg)
-    if missing:
-        logger.warning(
-            "%d of %d target genes are not in the table (e.g. %s) and are not written.",
-            len(missing),
-            model.n_targets,
-            missing[0],
+    if len(missing) > MOST_MISSING * model.n_targets:
+        msg = (
+            f"The table lacks {len(missing)} of the model's {model.n_targets} target genes ({_listed(missing)}), more than "
+            f"{MOST_MISSING:.0%}{near_genes(table, missing)}; name its genes as in training, or train a model of those it has."
         )
+        raise ValueError(msg)
+    if lacking:
+        n_others, n_selected = len(lacking) - len(missing), model.n_predicted - model.n_targets
+        parts = [f"{len(missing)} of {model.n_targets} target genes"] if missing else []
+        parts += [f"{n_others} of {n_selected} selected auxiliary genes"] if n_others else []
+        logger.warning(
+            "%s are not in the table (e.g. %s) and are not written.", " and ".join(parts), _listed([*missing, *lacking])
+        )
+
+
+def _listed(names: list[str]) -> str:
+    """The first of some names, each once."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _check_apart(table: "AnnData", model: Model, columns: IntArray) -> None:
+    """Refuse two genes of the model that are one in the table."""
+    first: dict[int, str] = {}
+    for name, column in zip(model.predicted_genes, columns.tolist(), strict=True):
+        if column >= 0 and first.setdefault(column, name) != name:
+            own = table.var_names[column]
+            msg = f"{first[column]!r} and {name!r} of the model are both {own!r} in the table; name its genes as in training."
+            raise ValueError(msg)
 
 
 def _check_features(study: Study, model: Model) -> None:

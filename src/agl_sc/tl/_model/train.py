@@ -29,7 +29,8 @@ from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study, role_
 from agl_sc.pp._splits.split import SplitRequest, assigned_in, split_hash, split_study
 from agl_sc.tl._model.belongs import counts_digest, places_of
 from agl_sc.tl._model.data import finetune_data, training_data
-from agl_sc.tl._model.predict import write_predictions
+from agl_sc.tl._model.kept import check_memory, kept_on_failure
+from agl_sc.tl._model.predict import forget_predictions, write_predictions
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -119,18 +120,31 @@ def train(  # noqa: PLR0913 -- the entry point
     The model. Writes ``layers["agl"]``, predicted expression of targets and selected auxiliary genes, float32, in the
     units of training (log1p CP10k by default), NaN elsewhere; ``var["agl_role"]``, ``var["agl_prior_rank"]``,
     ``var["agl_weight"]``, ``var["agl_selected"]``; ``obs["agl_split"]``; ``obsm["agl_features"]``; ``uns["agl"]``.
-    On an error or an interrupt every slot is as it was.
+    On an error or an interrupt every slot is as it was; after the model was trained, all but the predictions are written,
+    and the error says where the model is.
 
     Raises
     ------
     ValueError
-        Counts are not raw, the split leaves a set empty, or there are fewer training spots than a batch.
+        Counts are not raw, the predictions would not fit into memory, the split leaves a set empty, or there are fewer training spots than a batch.
     KeyError
         A table, layer or element does not exist.
 
     References
     ----------
     Shiku et al., Auxiliary Gene Learning, AAAI 2026, arXiv 2511.18336.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> model.n_targets
+    50
+    >>> sdata["table"].layers["agl"].shape
+    (121, 400)
     """
     spec, config = method_spec(method), checked_config(config, preset)
     accelerator = accelerator or Accelerator()
@@ -177,6 +191,7 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
     """As :func:`train`, of what is resolved already."""
     accelerator, config, folder = asked.accelerator, asked.config, asked.folder
     _ = study.counts  # refused before any work where they are not raw
+    check_memory(study)
     with unchanged_on_failure(study.table, study.keys):
         _prepare(study, asked)
         data = training_data(study)
@@ -200,7 +215,10 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             checkpoint=None if folder is None else folder / "state.safetensors",
         )
         model = describe(result=result)
+        if folder is not None and accelerator.is_main_process:
+            model.save(folder / "model")
         _write(study, model)
+    with kept_on_failure(study, model, folder):
         seen = PredictionRecord(
             units=model.card["normalize"],
             split=split_hash(study),
@@ -208,12 +226,10 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             counts=counts_digest(study),
         )
         write_predictions(study, model, record=seen, tiles=asked.tiles)
-        if folder is not None and accelerator.is_main_process:
-            model.save(folder / "model")
-        if tracking:  # end_training() would end the processes' connection too, which the next training needs
-            for tracker in accelerator.trackers:
-                tracker.finish()
-            accelerator.trackers = []
+    if tracking:  # end_training() would end the processes' connection too, which the next training needs
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers = []
     return model
 
 
@@ -247,10 +263,11 @@ def split_if_missing(study: Study, *, seed: int) -> None:
         split_study(study, SplitRequest(by="section" if by_section else "block", seed=seed))
 
 
-def smaller_batch(n_train: int) -> str:
-    """How to mend a batch that is larger than the training set."""
+def smaller_batch(n_train: int, *, with_changes: bool = False) -> str:
+    """How to mend a batch that is larger than the training set, of settings that are given, or of ``changes=`` to a preset."""
     size = max(8, n_train // 2)
-    return f"pass config=TrainConfig(batch_size={size}), or --set batch_size={size} on the command line"
+    how = f'changes={{"batch_size": {size}}}' if with_changes else f"config=TrainConfig(batch_size={size})"
+    return f"pass {how}, or --set batch_size={size} on the command line"
 
 
 def check_enough(study: Study, config: TrainConfig) -> None:
@@ -316,8 +333,10 @@ def _write(study: Study, model: Model) -> None:
     weight = pd.Series(model.weights, index=model.genes).reindex(table.var_names)
     table.var[keys.weight] = weight.to_numpy()
     table.var[keys.selected] = table.var_names.isin(model.predicted_genes) & (role_of(study) == "auxiliary")
-    forget(table, keys, "cutoff")  # of an earlier training
+    forget(table, keys, "cutoff")  # of an earlier training, as these
+    forget_predictions(study)
     settings = SettingsRecord({**model.card["params"], "normalize": model.card["normalize"]}, model.card["versions"])
     remember(table, keys, settings, TrainingRecord(model.history, model.cutoff_trace, model.best_epoch, model.cutoff))
     selected = int(table.var[keys.selected].sum())
-    logger.info('Wrote var["%s"], var["%s"]: %d auxiliary genes selected.', keys.weight, keys.selected, selected)
+    told = 'Wrote var["%s"], var["%s"]: %d auxiliary genes selected.'
+    study.tell_written(logger, told, keys.weight, keys.selected, selected)
