@@ -8,16 +8,27 @@ from collections.abc import Callable
 from typing import Any
 
 NAMESPACES = ("pp", "tl", "pl", "io", "datasets")
-_CALL = re.compile(r"[A-Za-z_][\w.]*\([^()]*\)")
+_CALL = re.compile(r"(?:[a-z_]+=(?=pd\.))?[A-Za-z_][\w.]*\([^()]*\)")
 _ARGUMENT = re.compile(r"(?<![\w.\"'-])(?<!--set )([a-z_][a-z_0-9]*)=")
 
 
 def foreign_arguments(message: str, parameters: set[str]) -> list[str]:
-    """Arguments that a message names and a function lacks; those inside a call that it spells out are of that call."""
-    bare = message
-    while _CALL.search(bare):
-        bare = _CALL.sub("", bare)
-    return [name for name in _ARGUMENT.findall(bare) if name not in parameters]
+    """Arguments that the mend of a message names and a function lacks.
+
+    What comes before the first semicolon is what was found, such as what a record says. An argument may be another
+    function's where the mend names that too: ``agl_sc.f(x=1)``, ``x=1 of agl_sc.f``.
+    """
+    mend = message.partition(";")[2] or message
+    named = [_function(space, name) for space, name in re.findall(r"agl_sc\.(pp|tl|io|pl|datasets)\.(\w+)", mend)]
+    of_others = {each for function in named if function for each in inspect.signature(function).parameters}
+    while _CALL.search(mend):
+        mend = _CALL.sub("", mend)
+    return [name for name in _ARGUMENT.findall(mend) if name not in parameters | of_others]
+
+
+def _function(space: str, name: str) -> Callable[..., Any] | None:
+    found = getattr(importlib.import_module(f"agl_sc.{space}"), name, None)
+    return found if inspect.isfunction(found) else None
 
 
 def unknown_in_calls(message: str) -> list[str]:

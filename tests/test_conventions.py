@@ -96,6 +96,8 @@ def test_whoever_computes_on_tiles_takes_device_and_batch_size(func: Callable[..
 def test_refusals_are_watched() -> None:
     assert foreign_arguments("layer='x' is not there; pass layer=", {"layer"}) == []
     assert foreign_arguments("pass image_key=, or config=TrainConfig(batch_size=8)", {"config"}) == ["image_key"]
+    assert foreign_arguments("mpp=1 is coarse; read another, or ask for mpp='image' of agl_sc.pp.embed", set()) == []
+    assert foreign_arguments("mpp=1 is coarse; ask for mpp='image'", set()) == ["mpp"]
     assert unknown_in_calls("run agl_sc.pp.split(sdata, validation=0.2, nothing=1)") == ["pp.split(nothing=)"]
     with pytest.raises(AssertionError, match=r"refused with arguments that it lacks \(depth\)"):
         watched(_refuses)(3)

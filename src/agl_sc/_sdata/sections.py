@@ -31,6 +31,8 @@ _RESAMPLED = 1e-3
 _TELLING = 8
 """Spots from which on their array positions tell a hexagonal grid."""
 
+REGIONS = "the regions of the table"
+
 logger = logging.getLogger(__name__)
 
 
@@ -117,8 +119,8 @@ def sections(
     """
     need_image, one_image = need_image or image_key is not None, one_image or image_key is not None
     regions = region_of(table)
-    names = _subset(sorted(set(regions)), shapes_key, argument="shapes_key", what="the regions of the table")
-    images = _subset(sorted(sdata.images), image_key, argument="image_key", what="the images of sdata")
+    names = subset(sorted(set(regions)), shapes_key, argument="shapes_key", what=REGIONS)
+    images = subset(sorted(sdata.images), image_key, argument="image_key", what="the images of sdata")
     if not images and need_image:
         msg = "sdata has no image, and features come from one; read it with agl_sc.io or add it with sdata.images[...] = ...."
         raise KeyError(msg)
@@ -207,7 +209,8 @@ def _section(
     )
 
 
-def _subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:
+def subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:
+    """Names that are wanted, all by default, refused where one is not available."""
     if wanted is None:
         return available
     chosen = [wanted] if isinstance(wanted, str) else list(wanted)

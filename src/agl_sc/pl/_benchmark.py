@@ -61,6 +61,14 @@ def benchmark(
         The folder of ``save`` does not exist.
     PermissionError
         ``save`` cannot be written.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> report = agl_sc.tl.benchmark(sdata, methods=["weighted_ridge", "ridge"], genes=20, metrics=["pearson"])
+    >>> axes = agl_sc.pl.benchmark(report, save="differences.png")
     """
     path = check_save(save)
     rows = _rows(benchmark, metric)

@@ -101,9 +101,11 @@ def calibration(  # noqa: PLR0913  one argument per thing that a user may want t
     Examples
     --------
     >>> import agl_sc
-    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3)
-    >>> model = agl_sc.tl.train(sdata)
-    >>> agl_sc.pl.calibration(sdata, model.genes[:2], save="calibration.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> axes = agl_sc.pl.calibration(sdata, model.genes[:2], save="calibration.png")
     """
     path = check_save(save)
     address = Address(

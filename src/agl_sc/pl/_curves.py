@@ -58,8 +58,11 @@ def history(
     Examples
     --------
     >>> import agl_sc
-    >>> model = agl_sc.tl.train(agl_sc.datasets.toy_tissue())
-    >>> agl_sc.pl.history(model, save="history.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> axes = agl_sc.pl.history(model, save="history.png")
     """
     path = check_save(save)
     frame = _frame(model, "history")
@@ -110,13 +113,16 @@ def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, 
     Examples
     --------
     >>> import agl_sc
-    >>> model = agl_sc.tl.train(agl_sc.datasets.toy_tissue(), method="dkgsb")
-    >>> agl_sc.pl.cutoff(model, save="cutoff.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> axes = agl_sc.pl.cutoff(model, save="cutoff.png")
     """
     path = check_save(save)
     trace = _frame(model, "cutoff_trace")
     if trace.empty or model.cutoff is None:
-        msg = f"Method {model.method!r} has no cutoff to draw; method='dkgsb' learns one."
+        msg = f"Method {model.method!r} has no cutoff to draw; method='dkgsb' learns one, with agl_sc.tl.train."
         raise ValueError(msg)
     axes = one_axes(ax, height_in=2.8)
     draw = {"gradient": _draw_steps, "race": _draw_race}.get(model.search or "path", _draw_path)
@@ -163,8 +169,11 @@ def gene_weights(
     Examples
     --------
     >>> import agl_sc
-    >>> model = agl_sc.tl.train(agl_sc.datasets.toy_tissue())
-    >>> agl_sc.pl.gene_weights(model, n_names=5, save="weights.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> axes = agl_sc.pl.gene_weights(model, n_names=5, save="weights.png")
     """
     path = check_save(save)
     if n_names < 0:

@@ -117,10 +117,12 @@ def gene_metrics(  # noqa: PLR0913  one argument per thing that a user may want 
     Examples
     --------
     >>> import agl_sc
-    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3)
-    >>> model = agl_sc.tl.train(sdata)
-    >>> scores = agl_sc.tl.evaluate(sdata)
-    >>> agl_sc.pl.gene_metrics(sdata, against=None, save="genes.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> scores = agl_sc.tl.evaluate(sdata, metrics=["pearson"])
+    >>> axes = agl_sc.pl.gene_metrics(sdata, save="genes.png")
     """
     path = check_save(save)
     _check_against(metric, against, n_names)

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _DIFFERENCE = "predicted - measured"
 _PERCENTILES = (1, 99)
+_ROUNDING = 1e-5
+"""Residuals of single-precision expression that vary no more are rounding."""
 _REACH_SD = 3.0
 """Half the scale of standardised residuals."""
 
@@ -246,7 +248,8 @@ def _residuals(shown: Shown, gene: int) -> FloatArray:
 def _deviation(shown: list[Shown], gene: int) -> float:
     """Standard deviation of the residuals of a gene over the scored spots of all sections; 1 where there is none."""
     parts = [_residuals(section, gene)[section.expression.scored(gene)[0]] for section in shown]
-    return float(np.concatenate(parts).std()) or 1.0
+    deviation = float(np.concatenate(parts).std())
+    return deviation if deviation > _ROUNDING else 1.0
 
 
 def _draw_tissue(row: AxesGrid, shown: Shown, *, style: Style, lettering: _Lettering) -> None:

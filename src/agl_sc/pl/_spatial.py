@@ -117,9 +117,11 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     Examples
     --------
     >>> import agl_sc
-    >>> sdata = agl_sc.datasets.toy_tissue()
-    >>> model = agl_sc.tl.train(sdata)
-    >>> agl_sc.pl.spatial_pred(sdata, model.genes[:2], difference=True, save="toy.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> axes = agl_sc.pl.spatial_pred(sdata, model.genes[:2], sections="section_1", save="predicted.png")
     """
     path = check_save(save)
     colours = mpl.colormaps.get_cmap(cmap)
@@ -231,9 +233,11 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     Examples
     --------
     >>> import agl_sc
-    >>> sdata = agl_sc.datasets.toy_tissue()
-    >>> model = agl_sc.tl.train(sdata)
-    >>> agl_sc.pl.residual_map(sdata, model.genes[0], save="residuals.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> axes = agl_sc.pl.residual_map(sdata, model.genes[0], sections="section_1", save="residuals.png")
     """
     path = check_save(save)
     colours = mpl.colormaps.get_cmap(cmap)
@@ -266,7 +270,7 @@ def _shown(
 ) -> tuple[list[str], list[Shown]]:
     """Genes and sections to draw, the sections with their image where they have one."""
     names = check_genes(study.table, genes, prediction_layer(study, prediction))
-    chosen = parts_of(study, sections, study.pictured)
+    chosen = parts_of(study, sections)
     rows = [each.rows for each in chosen]
     values = expression_of(study, rows, names, prediction=prediction, may_lack_counts=may_lack_counts)
     return names, [Shown(each, view_of(each, size=size), part) for each, part in zip(chosen, values, strict=True)]

@@ -112,7 +112,8 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     Examples
     --------
     >>> import agl_sc
-    >>> agl_sc.pl.tiles(agl_sc.datasets.toy_tissue(), tile_px=112, mpp=1.0, save="tiles.png")
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=1, n_spots_per_side=6)
+    >>> axes = agl_sc.pl.tiles(sdata, n=4, tile_px=112, mpp=1.0, save="tiles.png")
     """
     from agl_sc.pp._features.placed import place_section
 
@@ -129,7 +130,7 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
         image_mpp=image_mpp,
     )
     study = Study.of(sdata, address, key_added)
-    first, *_ = parts_of(study, section, study.imaged)
+    first, *_ = parts_of(study, section, need_image=True)
     spec = TileSpec.of(tile_px, mpp, lambda: [first.mpp()])
     placed, boxes = place_section(first, spec)
     spots = _choose(placed, n, seed=seed)

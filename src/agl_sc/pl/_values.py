@@ -8,13 +8,22 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from agl_sc._sdata.genes import find_genes, near_genes, own_names
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.sections import Names, Section
 from agl_sc._sdata.study import Study
-from agl_sc._sdata.table import near_matches
+from agl_sc._sdata.table import near_matches, region_of
 from agl_sc.core.arrays import BoolArray, FloatArray
+from agl_sc.core.numerics.constant import constant
 from agl_sc.core.spots.genes import normalize_counts
-from agl_sc.tl._model.belongs import Prediction, check_belongs, chosen_sections, listed, prediction_layer
+from agl_sc.tl._model.belongs import (
+    Prediction,
+    check_belongs,
+    chosen_sections,
+    listed,
+    oof_method,
+    prediction_layer,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,6 +46,8 @@ class Comparison:
     """(n_spots,), ``"test"`` or a key of ``SEEN``."""
     n_folds: int = 0
     """Folds in which the spots were test, of out-of-fold predictions; 0 of those of one model."""
+    method: str = ""
+    """What out-of-fold predictions are of, where that is recorded."""
 
     @property
     def is_measured(self) -> bool:
@@ -45,8 +56,9 @@ class Comparison:
 
     @property
     def out_of_fold(self) -> str:
-        """Words for spots that were all predicted by models that had not seen them."""
-        return "out of fold" if self.n_folds == 1 else f"out of fold, {self.n_folds} folds"
+        """Words for spots that were all predicted by models that had not seen them, and for the method of these."""
+        n_folds = f"{self.n_folds} folds" if self.n_folds > 1 else ""
+        return ", ".join(part for part in ("out of fold", n_folds, self.method) if part)
 
     def scored(self, gene: int) -> tuple[BoolArray, str]:
         """Spots that a score of a gene is over, (n_spots,), and words for them: test spots where there are any."""
@@ -70,21 +82,22 @@ def units_of(study: Study) -> str:
 
 def pearson_text(measured: FloatArray, predicted: FloatArray) -> str:
     """Pearson correlation as a title gives it."""
-    if len(measured) < 2 or np.ptp(measured) == 0 or np.ptp(predicted) == 0:
+    if len(measured) < 2 or constant(np.column_stack([measured, predicted])).any():
         return "r undefined"
     r = np.corrcoef(measured, predicted)[0, 1]
     return f"r = {round(float(r), 2) + 0.0:.2f}"
 
 
 def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> list[str]:
-    """Genes to draw, all of them predicted in a layer."""
-    names = listed(genes, "genes")
-    unknown = [name for name in names if name not in table.var_names]
+    """The table's own names of the genes to draw, all of them predicted in a layer."""
+    wanted = listed(genes, "genes")
+    columns = find_genes(table, wanted)
+    unknown = [name for name, column in zip(wanted, columns, strict=True) if column < 0]
     if unknown:
-        msg = f"Gene {unknown[0]!r} is not in the table{near_matches(unknown, table.var_names)}."
+        msg = f"Gene {unknown[0]!r} is not in the table{near_genes(table, unknown)}."
         raise KeyError(msg)
+    names = own_names(table, wanted)
     predictions = np.asarray(table.layers[layer])
-    columns = table.var_names.get_indexer(names)
     is_missing = np.isnan(predictions[:, columns]).all(axis=0)
     if is_missing.any():
         missing = [name for name, is_so in zip(names, is_missing, strict=True) if is_so]
@@ -97,10 +110,13 @@ def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> lis
     return names
 
 
-def parts_of(study: Study, sections: Names, regions: list[Section]) -> list[Section]:
-    """The sections that are asked for, each as the part of its region that it is."""
-    parts = []
-    for name, rows in chosen_sections(study, sections):
+def parts_of(study: Study, sections: Names, *, need_image: bool = False) -> list[Section]:
+    """The sections that are asked for, each as the part of its region that it is; other regions are not looked at."""
+    parts, chosen = [], chosen_sections(study, sections)
+    of_spots = region_of(study.table).to_numpy(dtype=str)
+    wanted = study.of_regions(sorted({str(name) for _, rows in chosen for name in np.unique(of_spots[rows])}))
+    regions = wanted.imaged if need_image else wanted.pictured
+    for name, rows in chosen:
         inside = [(region, np.isin(region.rows, rows)) for region in regions]
         found = [(region, spots) for region, spots in inside if spots.any()]
         for region, spots in found:
@@ -140,13 +156,13 @@ def expression_of(
     else:
         measured = _measured(study, columns)
     predicted = np.asarray(table.layers[layer])
-    split = _split(table, keys)
+    split, method = _split(table, keys), oof_method(study) if prediction == "oof" else ""
     found = []
     for chosen in rows:
         values = predicted[np.ix_(chosen, columns)].astype(np.float64)
         is_known = np.isfinite(values).any(axis=1)
         folds = table.obs[keys.fold].to_numpy()[chosen[is_known]] if prediction == "oof" else []
-        found.append(Comparison(measured[chosen], values, split[chosen], n_folds=len(set(folds))))
+        found.append(Comparison(measured[chosen], values, split[chosen], n_folds=len(set(folds)), method=method))
     return found
 
 

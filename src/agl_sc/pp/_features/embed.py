@@ -131,6 +131,14 @@ def embed(  # noqa: PLR0913 -- an entry point
         Access to the encoder's weights has to be requested.
     OSError
         The disk is full while features are kept; what is finished stays valid.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> sdata["table"].obsm["agl_features"].shape
+    (121, 1280)
     """
     address = Address(
         table_key=table_key,

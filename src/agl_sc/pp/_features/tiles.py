@@ -77,7 +77,7 @@ def place(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: boo
         msg = (
             f"A tile at mpp={mpp:g} needs {image_mpp / mpp:.1f}x up-sampling of {section.image_key!r}, whose own resolution is "
             f"{image_mpp:.3g} um/px ({spec.tile_px * mpp:.0f} um are only {spec.tile_px * mpp / image_mpp:.0f} px there); "
-            "read a finer image, or ask for mpp='image'."
+            "read a finer image, or ask for mpp='image' of agl_sc.pp.embed."
         )
         raise ValueError(msg)
     finest = np.array(section.levels[0].shape[1:])
@@ -88,7 +88,7 @@ def place(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: boo
     if side > max(level.shape[1:]) and not may_exceed:
         msg = (
             f"A tile of {spec.tile_px} px at mpp={mpp:g} is {side} x {side} px of {_name(section, index)}, which has only "
-            f"{level.shape[2]} x {level.shape[1]} px; use a smaller tile_px, or check image_mpp={image_mpp:g}."
+            f"{level.shape[2]} x {level.shape[1]} px; use a smaller tile_px= of agl_sc.pp.embed, or check image_mpp={image_mpp:g}."
         )
         raise ValueError(msg)
     corners = section.centres[:, ::-1] / scale - side / 2
@@ -110,7 +110,7 @@ def _check_patch(section: Section, *, side_um: float, image_mpp: float) -> None:
     if section.patch_px is not None and side_um > section.patch_px * image_mpp * _SLACK:
         msg = (
             f"A field of view of {side_um:.0f} um is wider than the patches of {section.patch_px * image_mpp:.0f} um that "
-            f"{section.image_key!r} is made of; run agl_sc.pp.embed(sdata, context=()) with a tile_px and mpp that fit them, or read the whole-slide image."
+            f"{section.image_key!r} is made of; narrow it with context=() of agl_sc.pp.embed, or with a smaller tile_px= of agl_sc.pp.embed, or read the whole-slide image."
         )
         raise ValueError(msg)
 

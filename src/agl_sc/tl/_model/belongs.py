@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.records import PredictionRecord, remembered
+from agl_sc._sdata.records import CrossValidationRecord, PredictionRecord, remembered
 from agl_sc._sdata.sections import REGIONS, Names, subset
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X, near_matches, region_of
@@ -37,6 +37,15 @@ def prediction_layer(study: Study, prediction: Prediction) -> str:
         msg = f'obs["{keys.fold}"] is missing, the fold in which a spot was test; run {source} again.'
         raise KeyError(msg)
     return layer
+
+
+def oof_method(study: Study) -> str:
+    """What the out-of-fold predictions are of, as tables call it; empty where nobody recorded it."""
+    found = remembered(study.table, study.keys, CrossValidationRecord)
+    if found is None:
+        return ""
+    methods = [str(name) for name in found.values.get("methods", [])]  # an older record has no label
+    return str(found.values.get("label", next(iter(methods), "")))
 
 
 def metric_column(keys: Keys, name: str, prediction: Prediction = "model") -> str:
