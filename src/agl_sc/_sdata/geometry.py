@@ -159,13 +159,15 @@ def check_mpp(
         if image_mpp is None:
             raise ValueError(_unknown(name, technology, argument))
         return float(image_mpp)
-    pitch, has_array = _pitch(centres, technology, array)
     if bins and bins.side_px:
-        pitch = _side_px(bins.side_px, pitch if has_array else float("nan"), name=name)
-    elif diameter_px is not None and technology in _DIAMETER:
-        stated_px = float("nan") if image_mpp is None or not pitch_um else pitch_um / image_mpp
-        spots = _SpotSize(diameter_px, technology, spot_pitch_px(centres, technology), name)
-        pitch = spots.trusted_pitch(pitch, has_array=has_array, stated_px=stated_px, argument=argument)
+        by_array = float("nan") if array is None else array_pitch_px(centres, array, technology)
+        pitch = _side_px(bins.side_px, by_array, name=name)
+    else:
+        pitch, has_array = _pitch(centres, technology, array)
+        if diameter_px is not None and technology in _DIAMETER:
+            stated_px = float("nan") if image_mpp is None or not pitch_um else pitch_um / image_mpp
+            spots = _SpotSize(diameter_px, technology, spot_pitch_px(centres, technology), name)
+            pitch = spots.trusted_pitch(pitch, has_array=has_array, stated_px=stated_px, argument=argument)
     from_pitch = pitch_um / pitch if pitch_um and pitch > 0 else float("nan")
     if image_mpp is None:
         return _derived(from_pitch, centres, name=name, argument=argument)
