@@ -161,7 +161,8 @@ class Model:
         >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
         >>> model = agl_sc.tl.train(sdata, config=config)
         >>> table = sdata["table"]
-        >>> model.predict(table.obsm["agl_features"], table.obs["section"].to_numpy()).shape == (table.n_obs, model.n_predicted)
+        >>> predicted = model.predict(table.obsm["agl_features"], table.obs["section"].to_numpy())
+        >>> predicted.shape == (table.n_obs, model.n_predicted)
         True
         """
         scale = self.tensors["feature_scale"].numpy()

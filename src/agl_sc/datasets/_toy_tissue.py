@@ -96,8 +96,8 @@ def toy_tissue(
 
     Examples
     --------
-    >>> from agl_sc.datasets import toy_tissue
-    >>> sdata = toy_tissue(n_sections=1, n_spots_per_side=6)
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=1, n_spots_per_side=6)
     >>> sdata["table"].uns["truth"]["k_star"]
     80
     """

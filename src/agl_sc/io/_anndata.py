@@ -117,10 +117,19 @@ def from_anndata(
 
     Examples
     --------
-    >>> import agl_sc, squidpy as sq
-    >>> adata = sq.datasets.visium_hne_adata()  # doctest: +SKIP
-    >>> sdata = agl_sc.io.from_anndata(adata, technology="visium")  # doctest: +SKIP
-    >>> sdata["table"] is adata  # doctest: +SKIP
+    >>> import agl_sc
+    >>> import anndata, numpy as np
+    >>> x, y = np.meshgrid([50.0, 150.0, 250.0], [50.0, 150.0, 250.0])
+    >>> adata = anndata.AnnData(np.ones((9, 2), dtype=np.float32))
+    >>> adata.obsm["spatial"] = np.column_stack([x.ravel(), y.ravel()])
+    >>> adata.uns["spatial"] = {
+    ...     "A1": {
+    ...         "images": {"hires": np.full((300, 300, 3), 200, dtype=np.uint8)},
+    ...         "scalefactors": {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 55.0},
+    ...     }
+    ... }
+    >>> sdata = agl_sc.io.from_anndata(adata, image_mpp=1.0)
+    >>> sdata["table"] is adata
     True
     """
     known = _check(adata, technology=technology, bin_um=bin_um)

@@ -40,12 +40,13 @@ def sum_duplicate_genes(adata: AnnData) -> AnnData:
     Examples
     --------
     >>> import agl_sc
-    >>> import anndata, numpy as np, pandas as pd
-    >>> var = pd.DataFrame(index=["TBCE", "ACTB", "TBCE"])
-    >>> adata = anndata.AnnData(np.array([[1.0, 5.0, 2.0]]), var=var, obs=pd.DataFrame(index=["spot"]))
+    >>> import anndata, numpy as np
+    >>> adata = anndata.AnnData(np.array([[1.0, 5.0, 2.0], [0.0, 3.0, 4.0]]))
+    >>> adata.var_names = ["TBCE", "ACTB", "TBCE"]
     >>> agl_sc.io.sum_duplicate_genes(adata).to_df()
-          TBCE  ACTB
-    spot   3.0   5.0
+       TBCE  ACTB
+    0   3.0   5.0
+    1   4.0   3.0
     """
     if not isinstance(adata, AnnData):
         msg = f"adata is a {type(adata).__name__}, not an AnnData; pass the table, such as sdata['table']."

@@ -38,7 +38,7 @@ def read_st(
     sum_duplicate_genes: bool = False,
     mpp: Mpp | Literal["deprecated"] = "deprecated",
 ) -> SpatialData:
-    """Read sections of legacy Spatial Transcriptomics (200 um pitch, 100 um spots) into one SpatialData.
+    r"""Read sections of legacy Spatial Transcriptomics (200 um pitch, 100 um spots) into one SpatialData.
 
     Spots are joined on the array coordinates in their names, whole as in ``"3x25"`` or adjusted as in ``"3.942x25.915"``.
     Those with counts but no position, or the other way round, are dropped and counted in the log. Images are opened lazily:
@@ -95,8 +95,14 @@ def read_st(
     Examples
     --------
     >>> import agl_sc
-    >>> files = [{s: f"her2st/{s}{end}" for s in ("C5", "C6")} for end in (".tsv.gz", ".jpg", "_selection.tsv")]
-    >>> sdata = agl_sc.io.read_st(*files, image_mpp=0.69, patient="C")  # doctest: +SKIP
+    >>> import numpy as np, pandas as pd
+    >>> from PIL import Image
+    >>> Image.fromarray(np.full((340, 320, 3), 200, dtype=np.uint8)).save("C5.jpg")  # cropped to the frame of the array
+    >>> counts = pd.DataFrame({"FN1": [3, 0, 5], "CD74": [2, 4, 0]}, index=["10x10", "11x10", "10x11"])
+    >>> counts.to_csv("C5.tsv.gz", sep="\t")
+    >>> sdata = agl_sc.io.read_st("C5.tsv.gz", "C5.jpg", patient="C")
+    >>> sdata["table"].obs["section"].tolist()
+    ['C5', 'C5', 'C5']
     """
     names = _section_names(counts, sections)
     check_section_names(names)

@@ -31,7 +31,7 @@ def read_visium(
     patient: str | Mapping[str, str] | None = None,
     counts_file: str = COUNTS_FILE,
 ) -> SpatialData:
-    """Read one or several Space Ranger folders of 10x Visium (100 um pitch, 55 um spots) into one SpatialData.
+    r"""Read one or several Space Ranger folders of 10x Visium (100 um pitch, 55 um spots) into one SpatialData.
 
     One image is kept per section: the full-resolution one where given, else ``tissue_hires_image.png``, else
     ``tissue_lowres_image.png``; the log says which. Only spots in tissue are kept, and of the features only genes:
@@ -78,8 +78,30 @@ def read_visium(
 
     Examples
     --------
+    A folder as Space Ranger writes it, with four spots and two genes:
+
     >>> import agl_sc
-    >>> sdata = agl_sc.io.read_visium("sample7/outs", fullres_image="sample7.tif")  # doctest: +SKIP
+    >>> import json, pathlib
+    >>> import numpy as np, pandas as pd, scipy.io, scipy.sparse
+    >>> from PIL import Image
+    >>> spots = ["AAAC-1", "AAAG-1", "AACA-1", "AACC-1"]
+    >>> outs = pathlib.Path("outs")
+    >>> for folder in ("spatial", "filtered_feature_bc_matrix"):
+    ...     (outs / folder).mkdir(parents=True)
+    >>> positions = {"barcode": spots, "in_tissue": 1, "array_row": [0, 0, 1, 1], "array_col": [0, 2, 1, 3]}
+    >>> positions |= {"pxl_row_in_fullres": [50, 50, 136.6, 136.6], "pxl_col_in_fullres": [50, 150, 100, 200]}
+    >>> pd.DataFrame(positions).to_csv(outs / "spatial/tissue_positions.csv", index=False)
+    >>> factors = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 55.0}
+    >>> _ = (outs / "spatial/scalefactors_json.json").write_text(json.dumps(factors))
+    >>> Image.fromarray(np.full((200, 250, 3), 200, dtype=np.uint8)).save(outs / "spatial/tissue_hires_image.png")
+    >>> counts = outs / "filtered_feature_bc_matrix"
+    >>> scipy.io.mmwrite(counts / "matrix.mtx", scipy.sparse.csr_matrix([[3, 0, 5, 1], [2, 4, 0, 7]]))
+    >>> _ = (counts / "barcodes.tsv").write_text("\n".join(spots))
+    >>> _ = (counts / "features.tsv").write_text("ENSG1\tFN1\tGene Expression\nENSG2\tCD74\tGene Expression")
+
+    >>> sdata = agl_sc.io.read_visium("outs", name="A1")
+    >>> round(sdata.attrs["agl_sc"]["image_mpp"]["A1_image"], 2)
+    1.0
     """
     folders = _folders(path, name)
     names = list(folders)

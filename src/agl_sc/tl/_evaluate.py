@@ -143,6 +143,17 @@ def evaluate(  # noqa: PLR0913 -- an entry point
     ValueError
         There is no such spot or metric, or the predictions are in other units than are recorded now, or were made under
         another split. A metric asked for by name needs positions and there are none.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+    >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+    >>> model = agl_sc.tl.train(sdata, config=config)
+    >>> scores = agl_sc.tl.evaluate(sdata, metrics=["pearson", "mse"])
+    >>> list(scores)
+    ['section', 'gene', 'n_spots', 'pearson', 'mse']
     """
     address = Address(
         table_key=table_key,

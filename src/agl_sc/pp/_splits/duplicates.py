@@ -71,6 +71,13 @@ def duplicates(
         An element does not exist.
     ValueError
         The counts are not raw, or several images or coordinate systems fit.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> len(agl_sc.pp.duplicates(sdata))
+    0
     """
     address = Address(
         table_key=table_key,

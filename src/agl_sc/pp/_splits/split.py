@@ -114,6 +114,14 @@ def split(  # noqa: PLR0913 -- an entry point
     ValueError
         A fraction is out of range, a section is asked for twice, a set would be empty, or assignments put a patient in two
         sets.
+
+    Examples
+    --------
+    >>> import agl_sc
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+    >>> agl_sc.pp.split(sdata, by="section", test="section_3", validation="section_2")
+    >>> sdata["table"].obs.groupby("section", observed=True)["agl_split"].first().to_dict()
+    {'section_1': 'train', 'section_2': 'validation', 'section_3': 'test'}
     """
     address = Address(
         table_key=table_key,

@@ -245,7 +245,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     Examples
     --------
     >>> import agl_sc
-    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=2, n_spots_per_side=6)
+    >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
     >>> prepared = agl_sc.tl.paper_prepare(sdata, n_targets=10, min_genes=20)
     >>> found = agl_sc.tl.paper_benchmark(
     ...     prepared,
