@@ -22,7 +22,14 @@ from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.pp._genes.targets_and_ranks import positions_of, role_of
 from agl_sc.pp._splits.split import assigned_in
 from agl_sc.pp._splits.units import SETS
-from agl_sc.tl._model.belongs import Prediction, check_belongs, chosen_sections, metric_column, prediction_layer
+from agl_sc.tl._model.belongs import (
+    Prediction,
+    check_belongs,
+    chosen_sections,
+    metric_column,
+    oof_method,
+    prediction_layer,
+)
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -245,6 +252,9 @@ def _predictions(study: Study, on: str, prediction: Prediction) -> tuple[NDArray
         if on != "test":
             msg = f"on={on!r} is asked of out-of-fold predictions, which are all of test spots; leave on= out."
             raise ValueError(msg)
+        logger.info(
+            "Evaluating the out-of-fold predictions of %s.", oof_method(study) or "a method that is not recorded"
+        )
         return predicted, np.ones(table.n_obs, dtype=bool)
     check_belongs(study)
     rows: NDArray[np.bool_] = assigned_in(study) == on

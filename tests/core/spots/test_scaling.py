@@ -8,9 +8,11 @@ from agl_sc.core.spots.scaling import (
     CLIP,
     calibrate,
     center_per_section,
+    centred_rows,
     depth_weights,
     held_out_slope,
     scale_features,
+    section_means,
     spread,
 )
 
@@ -148,3 +150,15 @@ def test_shrunk_slopes_keep_the_mean() -> None:
     slope, intercept = calibrate(predicted, measured, shrinkage=0.5)
     np.testing.assert_allclose(slope, calibrate(predicted, measured)[0] / 2)
     np.testing.assert_allclose((slope * predicted + intercept).mean(axis=0), measured.mean(axis=0))
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 64, 1000])
+def test_means_in_blocks_of_rows_are_those_of_all_rows_to_the_last_bit(n_rows: int) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(300, 5)) * 10.0 ** rng.integers(-3, 4, size=5) + 100).astype(np.float32)
+    values[[4, 200], [1, 2]] = np.nan, np.inf
+    codes = rng.integers(0, 3, size=300)
+    codes[codes == 1] = 3  # no spot of section 1
+    means = section_means(values, codes, n_rows=n_rows)
+    assert (means[1] == 0).all()
+    np.testing.assert_array_equal(centred_rows(values, means[codes]), center_per_section(values, codes))

@@ -47,7 +47,7 @@ def set_counts(sdata: SpatialData, rows: NDArray[np.bool_], *, genes: Any, count
 
 def test_one_row_per_method_fold_seed_section_gene_and_metric(prepared: SpatialData, config: TrainConfig) -> None:
     once = replace(config, max_epochs=0, refit=False)
-    result = cross_validate(prepared, methods=["ridge", "pgl"], genes=GENES, seeds=2, config=once)
+    result = cross_validate(prepared, methods=["ridge", "pgl"], genes=GENES, seeds=2, config=once).results
     assert list(result.columns) == ["method", "fold", "seed", "section", "gene", "metric", "value"]
     expected = {
         (name, section, seed, section, gene, metric)
@@ -63,7 +63,7 @@ def test_one_row_per_method_fold_seed_section_gene_and_metric(prepared: SpatialD
 
 
 def test_values_are_those_of_the_out_of_fold_layer(prepared: SpatialData) -> None:
-    result = cross_validate(prepared, methods="ridge", genes=GENES)
+    result = cross_validate(prepared, methods="ridge", genes=GENES).results
     table = prepared["table"]
     assert table.layers["agl_oof"].dtype == np.float32
     columns = table.var_names.get_indexer(GENES)
@@ -84,7 +84,7 @@ def test_values_are_those_of_the_out_of_fold_layer(prepared: SpatialData) -> Non
 
 def test_all_metrics_are_those_of_evaluate(prepared: SpatialData, config: TrainConfig) -> None:
     once = replace(config, max_epochs=1)
-    result = cross_validate(prepared, methods="pgl", genes=GENES, metrics=NAMES, config=once)
+    result = cross_validate(prepared, methods="pgl", genes=GENES, metrics=NAMES, config=once).results
     table = prepared["table"]
     target_genes(prepared, genes=GENES)  # on the split in place, with section_3 for test
     table.layers["agl"] = table.layers["agl_oof"]
@@ -167,7 +167,7 @@ LEAK_METHODS = ["pca_ridge", "ridge", "knn", "reduced_rank_ridge", "agl"]
 
 def test_a_gene_that_is_the_number_of_the_spot_is_not_predictable(prepared: SpatialData, config: TrainConfig) -> None:
     plant(prepared)
-    result = cross_validate(prepared, methods=LEAK_METHODS, genes=GENES, metrics=["pearson"], config=config)
+    result = cross_validate(prepared, methods=LEAK_METHODS, genes=GENES, metrics=["pearson"], config=config).results
     by_method = result.groupby("method")["value"].mean()
     assert set(by_method.index) == set(LEAK_METHODS)
     assert by_method.abs().max() < 0.15
@@ -184,7 +184,7 @@ def test_the_test_above_notices_a_leak(prepared: SpatialData, monkeypatch: pytes
         return study
 
     monkeypatch.setattr(RunData, "scratch", leaky)
-    result = cross_validate(prepared, methods="pca_ridge", genes=GENES, metrics=["pearson"])
+    result = cross_validate(prepared, methods="pca_ridge", genes=GENES, metrics=["pearson"]).results
     assert result["value"].mean() > 0.5
 
 
@@ -250,10 +250,10 @@ def test_a_stopped_run_changes_nothing_and_goes_on(
     assert len(list((tmp_path / "a").iterdir())) == 4
     with monkeypatch.context() as patch:
         names = stop_after(9, patch)
-        continued = cross_validate(prepared, **how, checkpoint=tmp_path / "a")
+        continued = cross_validate(prepared, **how, checkpoint=tmp_path / "a").results
     assert names == ["agl", "agl", "ridge", "agl", "agl"]
     layer = prepared["table"].layers["agl_oof"].copy()
-    whole = cross_validate(prepared, **how, checkpoint=tmp_path / "b")
+    whole = cross_validate(prepared, **how, checkpoint=tmp_path / "b").results
     pd.testing.assert_frame_equal(continued, whole, check_exact=True)
     assert layer.tobytes() == prepared["table"].layers["agl_oof"].tobytes()
     files = [{path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in "ab"]
@@ -306,10 +306,10 @@ def test_the_layer_is_the_mean_over_seeds_of_the_first_method(
 
 
 def test_folds_in_place(prepared: SpatialData) -> None:
-    by_plan = cross_validate(prepared, methods="ridge", genes=GENES)
+    by_plan = cross_validate(prepared, methods="ridge", genes=GENES).results
     written = dict(prepared["table"].uns["agl"]["cross_validation"])
     split(prepared, n_folds=3)
-    in_place = cross_validate(prepared, methods="ridge", genes=GENES, by=None)
+    in_place = cross_validate(prepared, methods="ridge", genes=GENES, by=None).results
     again = prepared["table"].uns["agl"]["cross_validation"]
     assert set(by_plan["section"]) == set(in_place["section"])
     assert again["hash"] == prepared["table"].uns["agl"]["split"]["hash"]
@@ -319,7 +319,7 @@ def test_folds_in_place(prepared: SpatialData) -> None:
 
 def test_blocks_within_sections(prepared: SpatialData) -> None:
     how: dict[str, Any] = {"by": "block", "n_folds": 2, "block_um": 200, "buffer_um": 50, "metrics": ["mse"]}
-    result = cross_validate(prepared, methods="mean", genes=GENES, **how)
+    result = cross_validate(prepared, methods="mean", genes=GENES, **how).results
     assert set(result["fold"]) == {"fold 0", "fold 1"}
     assert set(zip(result["fold"], result["section"], strict=True)) == {
         (fold, section) for fold in ("fold 0", "fold 1") for section in SECTIONS
@@ -332,7 +332,7 @@ def test_undefined_values_are_nan_and_counted(prepared: SpatialData, caplog: pyt
     rows = in_section(prepared, "section_1")
     set_counts(prepared, rows, genes=[table.var_names.get_loc("G0001")], counts=np.zeros((rows.sum(), 1)))
     with caplog.at_level(logging.WARNING, "agl_sc.tl._benchmark.cross_validate"):
-        result = cross_validate(prepared, methods="ridge", genes=GENES, metrics=["pearson", "mse"], validation=0.0)
+        result = cross_validate(prepared, methods="ridge", genes=GENES, metrics=["pearson", "mse"], validation=0.0).results
     undefined = result[result["value"].isna()]
     assert undefined[["section", "gene", "metric"]].to_numpy().tolist() == [["section_1", "G0001", "pearson"]]
     assert "1 of 24 values are undefined" in caplog.text

@@ -16,6 +16,7 @@ from agl_sc.core.linear.closed_form import (
     shrinkage_of,
 )
 from agl_sc.core.numerics.constant import varying
+from agl_sc.core.progress import Progress
 from agl_sc.core.spots.spots import Validation
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 17))
@@ -134,7 +135,8 @@ def path_search(
     without = _targets_alone(targets, validation, ranks, alpha=alone or choose_alpha(targets, validation))
     validation = _turned(validation, basis)
     k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))
-    path = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
+    solutions = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
+    path = Progress(solutions, total=len(k), desc="cutoffs", unit="cutoff")
     scores = np.stack([rank_pearson(solution, ranks, validation) for solution in path])
     smooth = _smooth(scores)
     best = _first_best(smooth.mean(axis=2).max(axis=0))

@@ -6,6 +6,7 @@ from agl_sc.core.arrays import FloatArray, Floats
 from agl_sc.core.evaluation.metrics import pearson
 from agl_sc.core.linear.choose_by_validation import multiplied, own_penalty
 from agl_sc.core.linear.closed_form import ridge_basis, shrinkage_of
+from agl_sc.core.progress import Progress
 from agl_sc.core.spots.expression import Expression
 
 MOST_SPOTS = 4096
@@ -42,7 +43,9 @@ def predictability(
     shrunk = left * shrinkage_of(basis, alpha)
     kept = 1 - (left * shrunk).sum(axis=1, keepdims=True)
     scores = np.full(expression.shape[1], np.nan)
-    for genes, values in expression.blocks():
-        fitted = shrunk @ basis.genes[:, genes] / root
-        scores[genes] = pearson(values, values - (values - fitted) / kept)
+    with Progress[int](total=len(scores), desc="ranking", unit="gene") as bar:
+        for genes, values in expression.blocks():
+            fitted = shrunk @ basis.genes[:, genes] / root
+            scores[genes] = pearson(values, values - (values - fitted) / kept)
+            bar.update(values.shape[1])
     return scores

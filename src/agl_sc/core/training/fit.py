@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from tqdm.auto import tqdm
 
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.choices import Choices, Earlier, no_trace
@@ -17,6 +16,7 @@ from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.bilevel import Bilevel, Problem
 from agl_sc.core.network.sources import InputSource
 from agl_sc.core.numerics.tensors import Tensors
+from agl_sc.core.progress import Progress
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.build import make_optimizer, make_problem
 from agl_sc.core.training.checkpoint import Checkpoint
@@ -177,8 +177,8 @@ def _train(
         now = resume(saved, problem, weighting=weighting, optimizer=optimizer)
     if on_improvement is not None and problem.validation is not None and now.epoch == 0:
         on_improvement(result_of(now, weighting, plan))
-    hidden = None if accelerator.is_main_process else True
-    with tqdm(total=n_epochs, initial=now.epoch, desc="epochs", disable=hidden) as bar:
+    hidden = not accelerator.is_main_process
+    with Progress[int](total=n_epochs, initial=now.epoch, desc="epochs", unit="epoch", hidden=hidden) as bar:
         while now.epoch < n_epochs and not now.exhausted(config.patience):
             randomness = torch.Generator().manual_seed(seed * 1_000_003 + now.epoch + 1)
             problem.source.begin_epoch()
@@ -199,7 +199,6 @@ def _train(
                 loss=f"{loss:.3f}",
                 pearson=f"{now.history[-1]['validation_pearson']:.3f}",
                 k=now.history[-1]["k"],
-                refresh=False,
             )
             bar.update()
     return result_of(now, weighting, plan)

@@ -1,10 +1,11 @@
 """Folds of the user's own: a column of ``obs``, or a list of splits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from agl_sc._sdata.study import Study, known_positions
 from agl_sc._sdata.table import near_matches
@@ -37,6 +38,8 @@ def own_folds(study: Study, folds: OwnFolds, plan: FoldPlan) -> list[Fold]:
     ------
     KeyError
         There is no such column.
+    TypeError
+        ``folds`` is neither a name nor a list of sets.
     ValueError
         A fold has no training or test spot, or a spot is test in two of them.
     """
@@ -47,6 +50,7 @@ def own_folds(study: Study, folds: OwnFolds, plan: FoldPlan) -> list[Fold]:
             folds_of_units(units, plan, known=known, places=partial(locate, study), what=f"value of obs[{folds!r}]")
         )
     else:
+        _check_listed(folds)
         made = [_given(study, sets, number) for number, sets in enumerate(folds)]
         _check_disjoint(made)
     splits = [fold.assigned for fold in made]
@@ -61,10 +65,21 @@ def _column(table: "AnnData", name: str) -> StrArray:
         known = [str(column) for column in table.obs.columns]
         msg = f"folds={name!r} is not a column of obs; they are {', '.join(known)}{near_matches([name], known)}."
         raise KeyError(msg)
-    column = table.obs[name].astype(object)
+    column = table.obs[name]
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():  # whole numbers, with gaps
+        column = column.astype("Int64")
+    column = column.astype(object)
     values = column.astype(str).to_numpy(dtype=str)
     unnamed = column.isna().to_numpy() | np.isin(np.char.lower(np.char.strip(values)), _UNNAMED)
     return np.where(unnamed, "", values)
+
+
+def _check_listed(folds: Any) -> None:
+    """Refuse what is neither the name of a column nor a list of lists."""
+    wrong = folds if not isinstance(folds, Iterable) else next((each for each in folds if np.ndim(each) != 1), None)
+    if wrong is not None:
+        msg = f"folds= holds {wrong!r}, a {type(wrong).__name__}; give the name of a column of obs, or of every fold the set of every spot."
+        raise TypeError(msg)
 
 
 def _given(study: Study, sets: Any, number: int) -> Fold:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 By = Literal["section", "patient", "block", "spot"]
+ATTRS_KEY, ASSUMED_KEY = "agl_sc", "patients_assumed"
+"""Entry of ``sdata.attrs``, and the entry in it that readers set where they took each section for its own patient."""
 SETS = ("train", "validation", "test", "unused")
+_SHOWN = 3
 FINER = {"patient": "'section' or 'block'", "section": "'block'"}
 SPOTS_WARNING = (
     "Spots of one section share pixels and expression with their neighbours: by='spot' flatters every method."
@@ -68,6 +71,31 @@ def patient_of(table: "AnnData") -> StrArray:
         raise ValueError(msg)
     names: StrArray = column.astype(str).to_numpy(dtype=str)
     return names
+
+
+def check_patients_named(study: Study) -> None:
+    """Refuse to divide by patients that a reader had to assume, each section taken for its own.
+
+    Whoever names the patients in ``obs`` by something else than their sections ends the assumption.
+
+    Raises
+    ------
+    ValueError
+        The patient of some section is assumed.
+    """
+    table = study.table
+    if "patient" not in table.obs or not study.sdata.attrs.get(ATTRS_KEY, {}).get(ASSUMED_KEY):
+        return
+    patients, sections = table.obs["patient"].astype(str), section_of(table)
+    assumed = (patients == sections) | (patients == region_of(table))
+    if assumed.any():
+        names = sorted(set(sections[assumed]))
+        listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        msg = (
+            f"by='patient' needs patients, and nobody named those of {len(names)} sections ({listed}), each of which was taken for "
+            "its own; name them when reading, with patient= of agl_sc.io, or in the table: obs['patient'] = obs['section'].map({{section: patient, ...}})."
+        )
+        raise ValueError(msg)
 
 
 def straddling(units: StrArray, assigned: NDArray[Any]) -> dict[str, list[str]]:

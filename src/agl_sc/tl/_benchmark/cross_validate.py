@@ -238,7 +238,9 @@ def run_all(study: Study, request: Request) -> CrossValidation:
         ensure_features(study, request.tiles, finetune=protocol.finetune)
         if protocol.finetune:
             check_alone(study)
-        shared = count_shared_pixels(study, splits=[fold.assigned for fold in folds])
+        shared = count_shared_pixels(
+            study, splits=[fold.assigned for fold in folds], by=request.plan.by if request.plan else "section"
+        )
         if request.folder is not None:
             request.folder.mkdir(exist_ok=True)
         runs = _run_all(RunData(study, columns), folds, request)
@@ -356,7 +358,7 @@ def _write(study: Study, folds: Sequence[Fold], request: Request, *, runs: Runs,
     names = [fold.name for fold in folds]
     table.obs[keys.fold] = pd.Categorical(fold_of(folds, names), categories=names)
     lists = {key: np.array(value) for key, value in provenance.items() if isinstance(value, list)}
-    remember(table, keys, CrossValidationRecord({**provenance, **lists}))
+    remember(table, keys, CrossValidationRecord({**provenance, **lists, "label": ARMS[name].label}))
     logger.info(
         'Wrote layers["%s"] and obs["%s"]: out-of-fold predictions of %s.', keys.oof, keys.fold, ARMS[name].label
     )

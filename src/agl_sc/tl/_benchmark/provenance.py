@@ -29,7 +29,8 @@ def provenance_of(study: Study, folds: Sequence[Fold], request: Request) -> dict
     """Plain values that say what was run."""
     codes = np.array([pd.Categorical(fold.assigned, categories=list(SETS)).codes for fold in folds])
     manifest = remembered(study.table, study.keys, SplitRecord)
-    plan = manifest.settings if request.plan is None and manifest is not None else asdict(request.plan or FoldPlan())
+    in_place = request.plan is None and request.own_folds is None and manifest is not None
+    plan = manifest.settings if in_place and manifest is not None else asdict(request.plan or FoldPlan())
     return {
         **{name: plan[name] for name in ("by", "validation", "block_um", "buffer_um")},
         **({} if request.own_folds is None else {"by": "own"}),
