@@ -50,7 +50,7 @@ from agl_sc.core.tiles.reader import Boxes, tile_batches
 from agl_sc.io._image import open_image
 from agl_sc.io._st import read_st_folder
 from agl_sc.io._tiff import CHUNK_PX
-from agl_sc.pp._features.tiles import TileSpec, place
+from agl_sc.pp._features import tiles as geometry
 
 TILE_PX, MPP, BATCH = 224, 0.5, 32
 FEW, MANY = 5_000, 50_000
@@ -107,7 +107,7 @@ def write_slide(path: Path, px: int, chunk: int) -> None:
 
 def boxes_of(sdata: SpatialData, n_spots: int) -> Boxes:
     (section,) = sections(sdata, sdata[f"table_{n_spots}"])
-    return place(section, TileSpec(TILE_PX, MPP), MPP)
+    return geometry.boxes_of(section, geometry.TileSpec(TILE_PX, MPP), MPP)
 
 
 def touched(boxes: Boxes) -> list[Chunk]:
@@ -363,9 +363,9 @@ def her2st(folder: Path, rounds: int) -> None:
     """Tiles at the resolution of the image; the encoder's at its default, so that resampling counts."""
     sdata = read_st_folder(folder)
     found = sections(sdata, sdata["table"])
-    parts = [place(section, TileSpec(TILE_PX, "image"), section.mpp()) for section in found]
+    parts = [geometry.boxes_of(section, geometry.TileSpec(TILE_PX, "image"), section.mpp()) for section in found]
     files(f"{len(found)} JPEG sections of HER2ST", parts, rounds)
-    first = place(found[0], TileSpec(TILE_PX, MPP), found[0].mpp())
+    first = geometry.boxes_of(found[0], geometry.TileSpec(TILE_PX, MPP), found[0].mpp())
     embedding(first, rounds, what=f"section {found[0].name} of HER2ST")
 
 

@@ -8,7 +8,7 @@ import pytest
 import zarr
 from typer.testing import Result
 
-from agl_sc.cli._store import free_place, holding_places, open_store
+from agl_sc.cli._store import free_destination, holding_destinations, open_store
 from agl_sc.core.writing.claims import is_held
 
 Run = Callable[..., Result]
@@ -49,31 +49,31 @@ def test_what_is_no_store_is_refused(tmp_path: Path, make: Callable[[Path], None
 
 
 def test_place_is_free_or_forced(tmp_path: Path) -> None:
-    place = free_place(tmp_path / "new.zarr", force=False)
+    place = free_destination(tmp_path / "new.zarr", force=False)
     assert (place.path, place.settings) == (tmp_path / "new.zarr", tmp_path / "new.agl-sc.toml")
-    model = free_place(tmp_path / "model", force=False, folder=True)
+    model = free_destination(tmp_path / "model", force=False, folder=True)
     assert model.settings == tmp_path / "model" / "agl-sc.toml"
     other_zarr(place.path)
     with pytest.raises(
         FileExistsError, match=r"new.zarr exists; pass --force to replace it, or choose another place\."
     ):
-        free_place(place.path, force=False)
-    assert free_place(place.path, force=True) == place
+        free_destination(place.path, force=False)
+    assert free_destination(place.path, force=True) == place
     text(tmp_path / "fresh.agl-sc.toml")
     with pytest.raises(FileExistsError, match=r"fresh.agl-sc.toml exists; pass --force"):
-        free_place(tmp_path / "fresh.csv", force=False)
+        free_destination(tmp_path / "fresh.csv", force=False)
 
 
 def test_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     text(tmp_path / "thesis" / "chapter_1.md")
     with pytest.raises(FileExistsError, match="thesis is a folder that holds no result of agl-sc, and is not replaced"):
-        free_place(tmp_path / "thesis", force=True, folder=True)
+        free_destination(tmp_path / "thesis", force=True, folder=True)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(f"The folder {tmp_path / 'no'} does not exist")):
-        free_place(tmp_path / "no" / "a.zarr", force=True)
+        free_destination(tmp_path / "no" / "a.zarr", force=True)
 
 
 def test_failure_while_writing_leaves_what_was_there(
@@ -97,11 +97,11 @@ def test_failure_while_writing_leaves_what_was_there(
 
 def test_places_are_kept_while_a_command_runs_and_free_again_after(tmp_path: Path) -> None:
     for _ in range(2):
-        with holding_places():
-            free_place(tmp_path / "new.zarr", force=False)
+        with holding_destinations():
+            free_destination(tmp_path / "new.zarr", force=False)
             assert is_held(tmp_path / "new.zarr")
             with pytest.raises(FileExistsError, match=r"new\.zarr is named for two results; choose another place"):
-                free_place(tmp_path / "new.zarr", force=True)
+                free_destination(tmp_path / "new.zarr", force=True)
         assert not is_held(tmp_path / "new.zarr")
-    free_place(tmp_path / "new.zarr", force=False)
+    free_destination(tmp_path / "new.zarr", force=False)
     assert not is_held(tmp_path / "new.zarr")  # of no command

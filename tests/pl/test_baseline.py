@@ -22,8 +22,7 @@ from matplotlib.text import Text
 from spatialdata import SpatialData
 
 from agl_sc import pl
-from agl_sc._sdata import study
-from agl_sc._sdata.sections import Section
+from agl_sc._sdata.sections import Section, sections
 
 BASELINE = Path(__file__).parent / "baseline"
 TOLERANCE = {"spatial_pred": 5.0, "tiles": 5.0, "gene_metrics": 0.5, "benchmark": 0.5}
@@ -112,12 +111,10 @@ def test_overlay_that_is_shifted_by_half_a_spot_is_seen(
     *, predicted: SpatialData, draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spots (55 px across) moved by half of it against the image, as by a wrong transformation."""
-    found = study.sections
-
     def shifted(*args: Any, **options: Any) -> list[Section]:
-        return [replace(section, centres=section.centres + HALF_A_SPOT) for section in found(*args, **options)]
+        return [replace(section, centres=section.centres + HALF_A_SPOT) for section in sections(*args, **options)]
 
-    monkeypatch.setattr(study, "sections", shifted)
+    monkeypatch.setattr("agl_sc._sdata.study.sections", shifted)
     assert difference(draw(predicted), draw.__name__, tmp_path) > 0
 
 

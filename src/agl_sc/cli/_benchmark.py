@@ -19,7 +19,7 @@ from agl_sc.cli._address import (
 )
 from agl_sc.cli._frame import Force, Result, say
 from agl_sc.cli._paper import paper
-from agl_sc.cli._store import Seed, Store, free_place, open_store, written
+from agl_sc.cli._store import Seed, Store, free_destination, open_store, written
 from agl_sc.cli._train import Checkpoint, PriorScore, Targets, TrainSettings, given, number_or_names, train_config
 
 _OF_PAPER = typer.Option(hidden=True)
@@ -100,7 +100,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     if output is None:
         msg = "--output is missing; name a folder for the report."
         raise ValueError(msg)
-    place = free_place(output, force=force, folder=True)
+    place = free_destination(output, force=force, folder=True)
     config = train_config(settings or [], None)
     say(f"Reading {store}")
     sdata = open_store(store)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import Seed, free_place, written
+from agl_sc.cli._store import Seed, free_destination, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def demo(
     from agl_sc.tl._benchmark.arms import compare_arms, summary
 
     mpl.use("Agg")
-    store, figure = (free_place(output / name, force=force) for name in (STORE, FIGURE))
+    store, figure = (free_destination(output / name, force=force) for name in (STORE, FIGURE))
     say("Reading sections" if data else "Making two toy sections")
     sdata, held_out = _sections(data, mpp, test=test, seed=seed)
     table = sdata.tables["table"]

@@ -7,7 +7,7 @@ import typer
 
 from agl_sc.cli._address import CoordinateSystem, ImageKey, ImageMpp, KeyAdded, Layer, ShapesKey, TableKey, elements
 from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import Store, free_place, open_store, written
+from agl_sc.cli._store import Store, free_destination, open_store, written
 
 
 def evaluate(  # noqa: PLR0913 -- an entry point
@@ -40,7 +40,7 @@ def evaluate(  # noqa: PLR0913 -- an entry point
     """
     from agl_sc import tl
 
-    place = None if csv is None else free_place(csv, force=force)
+    place = None if csv is None else free_destination(csv, force=force)
     say(f"Reading {store}")
     sdata = open_store(store)
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)

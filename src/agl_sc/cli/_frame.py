@@ -109,7 +109,7 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
 
 
 def _guarded(body: Callable[[], Result], *, as_json: bool) -> Result:
-    from agl_sc.cli._store import holding_places
+    from agl_sc.cli._store import holding_destinations
     from agl_sc.core.writing.staging import forget_written
 
     forget_written()
@@ -117,7 +117,7 @@ def _guarded(body: Callable[[], Result], *, as_json: bool) -> Result:
     # Warnings are of dependencies, some of which set filters of their own; what this package has to say is logged.
     with warnings.catch_warnings(record=True), redirect_stdout(sys.stderr), _terminable():
         try:
-            with holding_places():
+            with holding_destinations():
                 return body()
         except Terminated:
             text, code = f"terminated; {_left_behind()}", TERMINATED

@@ -8,7 +8,7 @@ import typer
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import PaperRecord, remembered
 from agl_sc.cli._frame import Force, OneLine, Result, command, say
-from agl_sc.cli._store import free_place, written
+from agl_sc.cli._store import free_destination, written
 
 app = typer.Typer(
     cls=OneLine, no_args_is_help=True, help="HEST-1k: download samples, and prepare them as the paper does."
@@ -69,7 +69,7 @@ def prepare(
     """
     from agl_sc import io, tl
 
-    place = free_place(store_of(ids, folder) if output is None else output, force=force)
+    place = free_destination(store_of(ids, folder) if output is None else output, force=force)
     patients = _pairs(patient) if patient else None
     say(f"Reading {', '.join(ids)}")
     sdata = io.read_hest(folder, ids, image=image, patient=patients, gene_names=gene_names)  # type: ignore[arg-type]

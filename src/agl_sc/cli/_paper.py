@@ -23,7 +23,7 @@ from agl_sc.cli._address import (
 )
 from agl_sc.cli._frame import Force, Result, say
 from agl_sc.cli._hest import FOLDER, Folder, store_of
-from agl_sc.cli._store import Seed, free_place, open_store, written
+from agl_sc.cli._store import Seed, free_destination, open_store, written
 from agl_sc.cli._train import Checkpoint, TrainSettings, changed_settings
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def run(context: typer.Context, asked: PaperRun, *, checkpoint: Path | None, for
     if not asked.store.exists():
         msg = f"{asked.store} does not exist; run `agl-sc hest prepare {asked.store.stem}`, or name a store."
         raise FileNotFoundError(msg)
-    place = free_place(asked.folder, force=force, folder=True)
+    place = free_destination(asked.folder, force=force, folder=True)
     say(f"Reading {asked.store}")
     sdata = open_store(asked.store)
     say(f"Fine-tuning {asked.how['encoder']}: {', '.join(asked.how['methods'])}")

@@ -18,7 +18,7 @@ from agl_sc.cli._address import (
     elements,
 )
 from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import Store, free_place, open_store, written
+from agl_sc.cli._store import Store, free_destination, open_store, written
 
 
 def predict(  # noqa: PLR0913 -- an entry point
@@ -51,7 +51,7 @@ def predict(  # noqa: PLR0913 -- an entry point
     from agl_sc import Model, tl
     from agl_sc._sdata.study import Address, Study
 
-    place = free_place(output, force=force)
+    place = free_destination(output, force=force)
     trained = Model.load(model, trust_encoder=trust_encoder)
     say(f"Reading {store}")
     sdata = open_store(store)

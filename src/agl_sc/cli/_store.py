@@ -19,6 +19,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 _RESULTS = (NAME, "model.json", "zarr.json", ".zgroup")
 """Any of these tells a folder that ``--force`` may replace."""
+_ELEMENTS = ("images", "labels", "points", "shapes", "table", "tables")
 _CLAIMS: ContextVar[ExitStack | None] = ContextVar("claims", default=None)
 """What holds the places of the running command until it is through."""
 _MEND = "write one with sdata.write(path), where sdata comes from a reader of agl_sc.io or of spatialdata-io"
@@ -44,7 +45,8 @@ def open_store(path: Path) -> "SpatialData":
         attributes: Any = zarr.open_group(path, mode="r").attrs.asdict() if path.is_dir() else {}
     except (OSError, KeyError, ValueError):  # zarr's, for a folder that is none of its own
         attributes = {}
-    if "spatialdata_attrs" not in attributes:
+    is_older = any((path / kind).is_dir() for kind in _ELEMENTS)  # the first versions wrote no attributes
+    if "spatialdata_attrs" not in attributes and not is_older:
         msg = f"{path} is not a SpatialData store; {_MEND}."
         raise ValueError(msg)
     try:
@@ -55,7 +57,7 @@ def open_store(path: Path) -> "SpatialData":
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Destination:
     """Where a result goes."""
 
     path: Path
@@ -70,8 +72,8 @@ class Place:
 
 
 @contextmanager
-def holding_places() -> Iterator[None]:
-    """Keep the places that :func:`free_place` gives out from other processes until the body is through."""
+def holding_destinations() -> Iterator[None]:
+    """Keep the places that :func:`free_destination` gives out from other processes until the body is through."""
     with ExitStack() as stack:
         token = _CLAIMS.set(stack)
         try:
@@ -80,7 +82,7 @@ def holding_places() -> Iterator[None]:
             _CLAIMS.reset(token)
 
 
-def free_place(path: Path, *, force: bool, folder: bool = False) -> Place:
+def free_destination(path: Path, *, force: bool, folder: bool = False) -> Destination:
     """Where a result goes, refused before any work, and kept from other processes while the command runs.
 
     Raises
@@ -97,7 +99,7 @@ def free_place(path: Path, *, force: bool, folder: bool = False) -> Place:
     from agl_sc._paths import check_parent
     from agl_sc.core.writing.claims import claimed, is_held
 
-    place = Place(check_parent(path), folder)
+    place = Destination(check_parent(path), folder)
     claims = _CLAIMS.get()
     if claims is not None:
         if is_held(place.path):
@@ -115,7 +117,7 @@ def free_place(path: Path, *, force: bool, folder: bool = False) -> Place:
 
 
 @contextmanager
-def written(context: typer.Context, *places: Place) -> Iterator[list[Path]]:
+def written(context: typer.Context, *places: Destination) -> Iterator[list[Path]]:
     """Paths to write results to; when the body is through, all of them appear, each with the options of this run."""
     from agl_sc._paths import replacing_all
 

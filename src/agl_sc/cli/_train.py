@@ -22,7 +22,7 @@ from agl_sc.cli._address import (
     tile_mpp,
 )
 from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import Place, Seed, Store, free_place, open_store, written
+from agl_sc.cli._store import Destination, Seed, Store, free_destination, open_store, written
 
 if TYPE_CHECKING:
     from agl_sc._sdata.study import Study
@@ -101,7 +101,10 @@ def train(  # noqa: PLR0913 -- an entry point
     from agl_sc import tl
     from agl_sc._sdata.study import Address, Study
 
-    places = [free_place(output, force=force, folder=True), *([free_place(write, force=force)] if write else [])]
+    places = [
+        free_destination(output, force=force, folder=True),
+        *([free_destination(write, force=force)] if write else []),
+    ]
     config = train_config(settings or [], preset)
     split = given(by=by, test=_units(test), validation=_units(validation))
     tiles = given(
@@ -254,7 +257,7 @@ def _prepare(
         embed_study(study, FeatureRequest(**tiles, views=views, **encoding))
 
 
-def _result(model: "Model", places: list[Place]) -> Result:
+def _result(model: "Model", places: list[Destination]) -> Result:
     paths = [str(place.path) for place in places]
     n_selected = int(model.selected[model.n_targets :].sum())
     values = {

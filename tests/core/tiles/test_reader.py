@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agl_sc.core.tiles import reader as tiles_module
-from agl_sc.core.tiles.reader import Batch, Boxes, read_boxes, resize, tile_batches
+from agl_sc.core.tiles.reader import Boxes, TileBatch, read_boxes, resize, tile_batches
 
 UInt8Array = NDArray[np.uint8]
 BACKGROUND = np.array([250, 240, 230], dtype=np.uint8)
@@ -294,7 +294,7 @@ def test_closing_the_batches_stops_the_threads() -> None:
 def test_reading_runs_ahead_no_further_than_it_should() -> None:
     given: list[int] = []
 
-    def batches() -> Generator[Batch]:
+    def batches() -> Generator[TileBatch]:
         for number in range(20):
             given.append(number)
             yield np.array([number]), torch.zeros(1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.sections import Section
 from agl_sc.pp._features import tiles as module
-from agl_sc.pp._features.tiles import TileSpec, place
+from agl_sc.pp._features.tiles import TileSpec, boxes_of
 
 CENTRES = np.array([[200.0, 150.0], [333.5, 99.5], [64.25, 212.75]])
 """(x, y), well inside."""
@@ -56,7 +56,7 @@ PYRAMID = ((400, 480), (200, 240), (100, 120))
     ],
 )
 def test_the_coarsest_level_that_is_fine_enough(mpp: Any, level: int, side: int) -> None:
-    boxes = place(section(*PYRAMID), TileSpec(32, mpp), 0.5)
+    boxes = boxes_of(section(*PYRAMID), TileSpec(32, mpp), 0.5)
     assert boxes.image.shape[1:] == PYRAMID[level]
     assert boxes.side == side
     assert boxes.mpp == (0.5 if mpp == "image" else mpp)
@@ -65,7 +65,7 @@ def test_the_coarsest_level_that_is_fine_enough(mpp: Any, level: int, side: int)
 @pytest.mark.parametrize("mpp", [0.5, 0.9, 1.0, 2.0])
 @pytest.mark.parametrize("tile_px", [31, 32])
 def test_a_tile_lies_around_its_spot(mpp: float, tile_px: int) -> None:
-    boxes = place(section(*PYRAMID), TileSpec(tile_px, mpp), 0.5)
+    boxes = boxes_of(section(*PYRAMID), TileSpec(tile_px, mpp), 0.5)
     scale = 400 / boxes.image.shape[1]
     middles = (boxes.origins + boxes.side / 2) * scale
     assert np.abs(middles - CENTRES[:, ::-1]).max() <= scale / 2
@@ -75,7 +75,7 @@ def test_a_tile_lies_around_its_spot(mpp: float, tile_px: int) -> None:
 def test_levels_of_odd_size_keep_both_axes() -> None:
     """333 rows halve to 41 (a factor of 8.12), 2001 columns to 250 (8.004)."""
     far = np.array([[1900.0, 300.0]])
-    boxes = place(section((333, 2001), (166, 1000), (83, 500), (41, 250), centres=far), TileSpec(8, 8.2), 1.0)
+    boxes = boxes_of(section((333, 2001), (166, 1000), (83, 500), (41, 250), centres=far), TileSpec(8, 8.2), 1.0)
     assert boxes.image.shape[1:] == (41, 250)
     y, x = boxes.origins[0] + boxes.side / 2
     assert abs(x - 1900 / 2001 * 250) <= 0.5
@@ -84,14 +84,14 @@ def test_levels_of_odd_size_keep_both_axes() -> None:
 
 def test_up_sampling_beyond_twofold_is_refused_with_the_reason() -> None:
     coarse = section()
-    assert place(coarse, TileSpec(224, 0.5), 1.0).side == 112
+    assert boxes_of(coarse, TileSpec(224, 0.5), 1.0).side == 112
     with pytest.raises(
         ValueError,
         match=r"mpp=0.5 needs 8.3x up-sampling of 'S_image', whose own resolution is 4.14 um/px "
         r"\(112 um are only 27 px there\); read a finer image, or ask for mpp='image'",
     ):
-        place(coarse, TileSpec(224, 0.5), 4.14)
-    assert place(coarse, TileSpec(224, "image"), 4.14).side == 224
+        boxes_of(coarse, TileSpec(224, 0.5), 4.14)
+    assert boxes_of(coarse, TileSpec(224, "image"), 4.14).side == 224
 
 
 def test_a_tile_larger_than_the_image_both_ways_is_refused_with_both_sizes() -> None:
@@ -100,13 +100,13 @@ def test_a_tile_larger_than_the_image_both_ways_is_refused_with_both_sizes() -> 
         match=r"A tile of 224 px at mpp=4 is 896 x 896 px of image 'S_image' \(level 0\), which has only 480 x 400 px; "
         r"use a smaller tile_px, or check image_mpp=1\.",
     ):
-        place(section(), TileSpec(224, 4.0), 1.0)
-    assert place(section(), TileSpec(448, 1.0), 1.0).padded.all()  # it fits one way
+        boxes_of(section(), TileSpec(224, 4.0), 1.0)
+    assert boxes_of(section(), TileSpec(448, 1.0), 1.0).padded.all()  # it fits one way
 
 
 def test_boxes_that_reach_beyond_the_image_are_told_apart() -> None:
     corners = np.array([[16.0, 16.0], [15.0, 16.0], [464.0, 384.0], [464.0, 385.0], [-900.0, 50.0]])
-    boxes = place(section(centres=corners), TileSpec(32, 1.0), 1.0)
+    boxes = boxes_of(section(centres=corners), TileSpec(32, 1.0), 1.0)
     assert boxes.padded.tolist() == [False, True, False, True, True]
 
 
@@ -114,14 +114,14 @@ def test_background_is_the_bright_end_of_every_channel() -> None:
     image = np.full((3, 400, 480), [[[230]], [[220]], [[210]]], dtype=np.uint8)
     image[:, 100:200, 100:300] = 40  # tissue
     glass = replace(section(), levels=(lazy(image),))
-    assert place(glass, TileSpec(32, 1.0), 1.0).background.tolist() == [230, 220, 210]
+    assert boxes_of(glass, TileSpec(32, 1.0), 1.0).background.tolist() == [230, 220, 210]
 
 
 def test_the_digest_tells_images_apart() -> None:
-    same, again = (place(section(), TileSpec(32, 1.0), 1.0).overview_digest for _ in range(2))
+    same, again = (boxes_of(section(), TileSpec(32, 1.0), 1.0).overview_digest for _ in range(2))
     other = pixels()
     other[1, 7, 7] ^= 1
-    changed = place(replace(section(), levels=(lazy(other),)), TileSpec(32, 1.0), 1.0).overview_digest
+    changed = boxes_of(replace(section(), levels=(lazy(other),)), TileSpec(32, 1.0), 1.0).overview_digest
     assert same == again != changed
 
 
@@ -136,13 +136,13 @@ def test_a_large_coarsest_level_is_known_by_some_of_its_chunks(monkeypatch: pyte
         return block
 
     counted = lazy(image).map_blocks(count, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
-    boxes = place(replace(section(), levels=(counted,)), TileSpec(32, 1.0), 1.0)
+    boxes = boxes_of(replace(section(), levels=(counted,)), TileSpec(32, 1.0), 1.0)
     assert len(decoded) == 4  # of 16
     assert (boxes.background == 215).all()
     other = image.copy()
     other[1] += 1
     assert (
-        place(replace(section(), levels=(lazy(other),)), TileSpec(32, 1.0), 1.0).overview_digest
+        boxes_of(replace(section(), levels=(lazy(other),)), TileSpec(32, 1.0), 1.0).overview_digest
         != boxes.overview_digest
     )
 
@@ -160,6 +160,6 @@ def test_a_scale_that_is_no_scale_is_refused(mpp: Any) -> None:
 
 
 def test_a_wide_field_of_view_may_exceed_the_image() -> None:
-    wide = place(section(), TileSpec(224, 4.0), 1.0, may_exceed=True)
+    wide = boxes_of(section(), TileSpec(224, 4.0), 1.0, may_exceed=True)
     assert wide.side == 896
     assert wide.padded.all()

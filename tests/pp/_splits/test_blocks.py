@@ -11,18 +11,18 @@ from scipy.spatial.distance import cdist
 from spatialdata import SpatialData
 
 from agl_sc._sdata.study import Study
-from agl_sc.pp._splits.blocks import Places, locate, shared_pixels
+from agl_sc.pp._splits.blocks import Positions, locate, shared_pixels
 
 SETS = np.array(["train", "validation", "test", "unused"])
 
 
-def scattered(n_spots: int, seed: int) -> tuple[Places, NDArray[np.str_]]:
+def scattered(n_spots: int, seed: int) -> tuple[Positions, NDArray[np.str_]]:
     """Spots on two images, one of them without a position, in random sets."""
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 1000, size=(n_spots, 2)).astype(float)
     centres[0] = np.nan
     images = rng.choice(["A", "B"], size=n_spots)
-    return Places(centres, images, images), rng.choice(SETS, size=n_spots)
+    return Positions(centres, images, images), rng.choice(SETS, size=n_spots)
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,4 +79,4 @@ def test_places_are_microns_on_the_image(tissue: SpatialData) -> None:
 def test_blocks_start_at_the_corner_of_their_section(x: float, y: float, block: str) -> None:
     centres: Any = np.array([[1000.0, 500.0], [1000.0 + x, 500.0 + y], [0.0, 0.0]])
     names = np.array(["A", "A", "B"])
-    assert Places(centres, names, names).blocks(100.0).tolist() == ["A/0/0", block, "B/0/0"]
+    assert Positions(centres, names, names).blocks(100.0).tolist() == ["A/0/0", block, "B/0/0"]

@@ -16,7 +16,7 @@ from shapely import Point
 from spatialdata import SpatialData
 
 from agl_sc._sdata.study import Study
-from agl_sc.pp._splits.blocks import Places
+from agl_sc.pp._splits.blocks import Positions
 from agl_sc.pp._splits.folds import Fold, FoldPlan, _by_units, _within_sections, make_folds
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
@@ -29,13 +29,13 @@ def check_once(folds: list[Fold], usable: Any = True) -> None:
     assert [fold.number for fold in folds] == list(range(len(folds)))
 
 
-def lattice(n_sections: int, side: int, seed: int) -> Places:
+def lattice(n_sections: int, side: int, seed: int) -> Positions:
     """Square sections of pitch 100 um with jitter, each on its own image."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2) * 100.0
     names = np.repeat([f"S{i}" for i in range(n_sections)], len(grid))
     centres = np.tile(grid, (n_sections, 1)) + rng.uniform(-20, 20, size=(len(names), 2))
-    return Places(centres, names, names)
+    return Positions(centres, names, names)
 
 
 @settings(max_examples=25, deadline=None)
@@ -88,7 +88,7 @@ def test_no_unit_is_in_two_sets(
         assert fold.name == (held_out.pop() if len(held_out) == 1 else f"fold {fold.number}")
 
 
-def no_places() -> Places:
+def no_places() -> Positions:
     pytest.fail("whole units need no places")
 
 

@@ -13,8 +13,30 @@ from agl_sc.pp import split
 from agl_sc.pp._splits.leaks import tile_um
 
 
+def of_tiles(sdata: SpatialData, tile_um: float) -> None:
+    """As if features of tiles alone were there."""
+    rest = {"encoder": "x", "weights_digest": "0", "image_mpp": {}, "images": {}, "sections": {}}
+    sdata["table"].uns["agl"] = {"features": {**rest, "tile_px": 112, "mpp": tile_um / 112}}
+
+
+def test_what_a_wider_buffer_costs_is_told(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    of_tiles(tissue, 112)
+    with caplog.at_level(logging.WARNING):
+        split(tissue, by="block", test=0.15, validation=0.15, block_um=250, buffer_um=0.0)
+    n_train = (tissue["table"].obs["agl_split"] == "train").sum()
+    told = next(message for message in caplog.messages if message.startswith("buffer_um="))
+    n_left = int(told.split(" training spots")[0].split()[-3])
+    assert told.startswith(
+        f"buffer_um=159 would keep them apart and leave {n_left} of {n_train} training spots; so would"
+    )
+    split(tissue, by="block", test=0.15, validation=0.15, block_um=250, buffer_um=159)
+    assert tissue["table"].uns["agl"]["split"]["shared_pixels"] == {"test": 0, "validation": 0}
+    assert (tissue["table"].obs["agl_split"] == "train").sum() == n_left
+
+
 def test_tiles_of_a_random_split_share_pixels(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     table = tissue["table"]
+    of_tiles(tissue, 112)
     with caplog.at_level(logging.WARNING):
         split(tissue, by="spot", test=0.3, validation=0.0)
     test = (table.obs["agl_split"] == "test").to_numpy()
@@ -29,6 +51,7 @@ def test_tiles_of_a_random_split_share_pixels(tissue: SpatialData, caplog: pytes
 
 
 def test_a_buffer_wider_than_a_tile_leaves_no_shared_pixel(tissue: SpatialData) -> None:
+    of_tiles(tissue, 112)
     for buffer_um, shared in ((0.0, True), (160.0, False)):
         split(tissue, by="block", test=0.15, validation=0.15, block_um=250, buffer_um=buffer_um)
         counts = tissue["table"].uns["agl"]["split"]["shared_pixels"]
@@ -49,7 +72,7 @@ def test_sections_on_one_image_share_its_pixels(tissue: SpatialData) -> None:
 @pytest.mark.parametrize(
     ("made_from", "expected"),
     [
-        pytest.param(None, 112.0, id="no features"),
+        pytest.param(None, 896.0, id="no features"),
         pytest.param({"tile_px": 32, "mpp": 1.5}, 48.0, id="own tile"),
         pytest.param({"tile_px": 32, "mpp": 1.5, "context": "2 4"}, 192.0, id="widest field of view"),
     ],

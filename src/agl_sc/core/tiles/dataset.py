@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from agl_sc.core.arrays import IntArray
-from agl_sc.core.tiles.reader import MAX_BYTES, Batch, Boxes, TileReader, resize, tile_batches
+from agl_sc.core.tiles.reader import MAX_BYTES, Boxes, TileBatch, TileReader, resize, tile_batches
 
 N_WAYS = 8
 """Ways to lay a square on itself: four turns, flipped or not."""
@@ -135,7 +135,7 @@ class TileDataset(Dataset[torch.Tensor]):
             tiles[torch.from_numpy(places)] = resize(torch.from_numpy(cut), self.tile_px)
         return tiles
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int) -> Iterator[TileBatch]:
         """Every tile once, as it is, with its item, in the order that reads fastest."""
         for items, boxes in self.parts:
             for numbers, tiles in tile_batches(boxes, self.tile_px, batch_size):

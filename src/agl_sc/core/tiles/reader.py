@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from agl_sc.core.arrays import IntArray, UInt8Array
 from agl_sc.core.tiles.chunks import Chunk, Chunks
 
-Piece = tuple[int, int, UInt8Array]
+DecodedPart = tuple[int, int, UInt8Array]
 """Top, left and pixels (3, y, x) of a decoded chunk."""
-Batch = tuple[IntArray, torch.Tensor]
+TileBatch = tuple[IntArray, torch.Tensor]
 """Numbers of boxes (n,) and their tiles (n, 3, tile_px, tile_px) uint8."""
 
 MAX_BYTES = 512 * 2**20
@@ -61,7 +61,7 @@ class _Route:
     """Boxes grouped by the chunks they touch, in the order in which they are visited."""
 
     order: IntArray
-    """Places of the boxes among those asked for, (n_boxes,)."""
+    """Positions of the boxes among those asked for, (n_boxes,)."""
     starts: IntArray
     """Where the boxes of every step begin in ``order``, (n_steps + 1,)."""
     spans: IntArray
@@ -129,7 +129,7 @@ class TileReader:
         """Another process starts with nothing decoded."""
         return {**self.__dict__, "held": OrderedDict(), "n_bytes": 0}
 
-    def read(self, numbers: IntArray, *, keep: bool) -> Generator[tuple[IntArray, list[Piece]]]:
+    def read(self, numbers: IntArray, *, keep: bool) -> Generator[tuple[IntArray, list[DecodedPart]]]:
         """Visit some boxes in the order of the chunks they lie in.
 
         Parameters
@@ -141,7 +141,7 @@ class TileReader:
 
         Yields
         ------
-        Places in ``numbers`` of boxes that lie in the same chunks, and these chunks.
+        Positions in ``numbers`` of boxes that lie in the same chunks, and these chunks.
         """
         spans, tops = _spans(self.chunks, self.boxes, numbers), self.boxes.origins[numbers, 0]
         with ThreadPoolExecutor(_N_THREADS, thread_name_prefix="agl_sc-decode") as pool:
@@ -153,7 +153,7 @@ class TileReader:
                 for chunk in [c for c, f in self.held.items() if not f.done() or f.exception() is not None]:
                     self.drop(chunk)
 
-    def _follow(self, route: _Route, ahead: "_Ahead", *, keep: bool) -> Iterator[tuple[IntArray, list[Piece]]]:
+    def _follow(self, route: _Route, ahead: "_Ahead", *, keep: bool) -> Iterator[tuple[IntArray, list[DecodedPart]]]:
         for step in range(len(route.spans)):
             ahead.request(step)
             needed = route.chunks(step)
@@ -164,7 +164,7 @@ class TileReader:
                 if not keep and route.last_use[chunk] == step:
                     self.drop(chunk)
 
-    def cut(self, number: int, pieces: Sequence[Piece], out: UInt8Array) -> None:
+    def cut(self, number: int, pieces: Sequence[DecodedPart], out: UInt8Array) -> None:
         """Put the pixels of a box into ``out``, (3, side, side), background where there is no chunk."""
         (y, x), side = self.boxes.origins[number].tolist(), self.boxes.side
         covered = 0
@@ -318,7 +318,7 @@ def resize(tiles: torch.Tensor, tile_px: int) -> torch.Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def tile_batches(boxes: Boxes, tile_px: int, batch_size: int) -> Generator[Batch]:
+def tile_batches(boxes: Boxes, tile_px: int, batch_size: int) -> Generator[TileBatch]:
     """Tiles of all boxes, resampled to ``tile_px``, in reading order; a thread reads ahead while the last ones are used.
 
     Yields
@@ -326,7 +326,7 @@ def tile_batches(boxes: Boxes, tile_px: int, batch_size: int) -> Generator[Batch
     Numbers of the boxes, (n,), and their tiles, (n, 3, tile_px, tile_px) uint8, with n <= ``batch_size``.
     """
 
-    def batches() -> Generator[Batch]:
+    def batches() -> Generator[TileBatch]:
         with closing(read_boxes(boxes, batch_size)) as read:
             for numbers, tiles in read:
                 yield numbers, resize(torch.from_numpy(tiles), tile_px)
@@ -334,7 +334,7 @@ def tile_batches(boxes: Boxes, tile_px: int, batch_size: int) -> Generator[Batch
     return _ahead(batches(), _BATCHES_AHEAD)
 
 
-def _ahead(batches: Generator[Batch], n: int) -> Generator[Batch]:
+def _ahead(batches: Generator[TileBatch], n: int) -> Generator[TileBatch]:
     """Run a generator in a thread, at most ``n`` results ahead; it ends with whoever asks for them."""
     with closing(batches), ThreadPoolExecutor(1, thread_name_prefix="agl_sc-read") as thread:
         waiting = deque(thread.submit(next, batches, None) for _ in range(n))

@@ -25,7 +25,7 @@ from agl_sc.pp._features.cache import FeatureCache, cache_folder
 from agl_sc.pp._features.context import WIDER, Views, ring_means
 from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tile_record
 from agl_sc.pp._features.placed import Placed, place_section
-from agl_sc.pp._features.tiles import Mpp, TileSpec, place
+from agl_sc.pp._features.tiles import Mpp, TileSpec, boxes_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -260,7 +260,7 @@ def encode(
 
 def _wider(section: Section, boxes: Boxes, tile_px: int, *, factor: float) -> Boxes:
     """Boxes of a wider field of view around the same spots."""
-    return place(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp), may_exceed=True)
+    return boxes_of(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp), may_exceed=True)
 
 
 def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None, bar: "tqdm[Any]") -> Float32Array:

@@ -7,7 +7,7 @@ import numpy as np
 
 from agl_sc._sdata.sections import Section
 from agl_sc.core.tiles.reader import Boxes
-from agl_sc.pp._features.tiles import TileSpec, place
+from agl_sc.pp._features.tiles import TileSpec, boxes_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,4 +47,4 @@ def placed_quietly(section: Section, spec: TileSpec, image_mpp: float | None) ->
     known = np.asarray(np.isfinite(section.centres).all(axis=1))
     image_mpp = section.mpp(image_mpp)
     section = replace(section.take(known, section.name), image_mpp=image_mpp)
-    return section, place(section, spec, image_mpp), int((~known).sum())
+    return section, boxes_of(section, spec, image_mpp), int((~known).sum())

@@ -50,7 +50,7 @@ class TileSpec:
             raise ValueError(msg)
 
 
-def place(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: bool = False) -> Boxes:
+def boxes_of(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: bool = False) -> Boxes:
     """Boxes of a section's tiles on the coarsest pyramid level that is at least as fine as the tile.
 
     Parameters

@@ -15,7 +15,7 @@ _STRONGER = (("train", ("validation", "test")), ("validation", ("test",)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Places:
+class Positions:
     """Spots in the plane of their image."""
 
     centres_um: FloatArray
@@ -51,7 +51,7 @@ class Places:
         return result
 
 
-def locate(study: Study) -> Places:
+def locate(study: Study) -> Positions:
     """Every spot of the table in microns on its image, or where it has none in its region."""
     centres_um = np.full((study.table.n_obs, 2), np.nan)
     images = np.full(study.table.n_obs, "", dtype=object)
@@ -62,7 +62,7 @@ def locate(study: Study) -> Places:
             scales[on] = section.mpp()
         centres_um[section.rows] = section.centres * scales[on]
         images[section.rows] = on
-    return Places(centres_um, images.astype(str), study.section_names)
+    return Positions(centres_um, images.astype(str), study.section_names)
 
 
 def shared_pixels(

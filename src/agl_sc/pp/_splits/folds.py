@@ -14,10 +14,20 @@ from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import SplitRecord, remember
 from agl_sc._sdata.study import Study, known_positions
 from agl_sc.core.arrays import BoolArray, StrArray
-from agl_sc.pp._splits.blocks import Places, locate
+from agl_sc.pp._splits.blocks import Positions, locate
 from agl_sc.pp._splits.leaks import tell_duplicates, tell_patients
 from agl_sc.pp._splits.manifest import checked_manifest, hash_of
-from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, among_sets, deal, draw, units_of
+from agl_sc.pp._splits.units import (
+    FINER,
+    SETS,
+    SPOTS_WARNING,
+    By,
+    among_sets,
+    check_patients_named,
+    deal,
+    draw,
+    units_of,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -99,6 +109,8 @@ def make_folds(study: Study, plan: FoldPlan) -> list[Fold]:
         There are fewer units than folds, or a set of a fold would be empty.
     """
     table = study.table
+    if plan.by == "patient":
+        check_patients_named(study)
     known = known_positions(study.positioned, table.n_obs) & among_sets(study)
     if plan.by in ("section", "patient"):
         folds = list(_by_units(table, plan, known=known, places=partial(locate, study)))
@@ -147,14 +159,14 @@ def write_folds(
     )
 
 
-def _by_units(table: "AnnData", plan: FoldPlan, *, known: BoolArray, places: Callable[[], Places]) -> Iterator[Fold]:
+def _by_units(table: "AnnData", plan: FoldPlan, *, known: BoolArray, places: Callable[[], Positions]) -> Iterator[Fold]:
     """Folds of whole sections or patients."""
     units = units_of(table, "patient" if plan.by == "patient" else "section")
     return folds_of_units(units, plan, known=known, places=places, what=plan.by)
 
 
 def folds_of_units(
-    units: StrArray, plan: FoldPlan, *, known: BoolArray, places: Callable[[], Places], what: str
+    units: StrArray, plan: FoldPlan, *, known: BoolArray, places: Callable[[], Positions], what: str
 ) -> Iterator[Fold]:
     """Folds of whole units.
 
@@ -212,7 +224,7 @@ def _groups(units: StrArray, known: BoolArray, plan: FoldPlan, *, what: str) -> 
     return [sorted(set(units[known][fold_of == number].tolist())) for number in range(plan.n_folds)]
 
 
-def _within_sections(places: Places, plan: FoldPlan, *, known: BoolArray | None = None) -> Iterator[Fold]:
+def _within_sections(places: Positions, plan: FoldPlan, *, known: BoolArray | None = None) -> Iterator[Fold]:
     """Folds of blocks or spots, each with its share of every section; of ``known`` spots, all with a position by default."""
     n_folds = plan.n_folds or _DEFAULT_FOLDS
     known = places.known if known is None else known

@@ -10,14 +10,16 @@ from agl_sc._sdata.records import FeatureRecord
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import section_of
 from agl_sc.core.arrays import StrArray
-from agl_sc.pp._features.context import Views
-from agl_sc.pp._splits.blocks import locate, shared_pixels
+from agl_sc.pp._features.context import WIDER, Views
+from agl_sc.pp._features.tiles import TILE_UM
+from agl_sc.pp._splits.blocks import Positions, locate, shared_pixels
 from agl_sc.pp._splits.duplicates import same_profiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_USUAL_TILE_UM = 112.0
+_USUAL_TILE_UM = TILE_UM * max(WIDER)
+"""The widest field of view of the features that are made by default."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def tell_duplicates(table: "AnnData", splits: Sequence[StrArray]) -> None:
             )
 
 
-def count_shared_pixels(study: Study, *, splits: Sequence[StrArray]) -> dict[str, Any]:
+def count_shared_pixels(study: Study, *, splits: Sequence[StrArray], by: str = "section") -> dict[str, Any]:
     """Count the tiles of different sets that share pixels, in each of the splits; entries of their manifest.
 
     Without a scale, where only whole sections are divided, nothing is counted.
@@ -75,7 +77,23 @@ def count_shared_pixels(study: Study, *, splits: Sequence[StrArray]) -> dict[str
             logger.warning(
                 "%d of %d %s tiles of %g um share pixels with a %s tile.", counts[name], n_tiles, name, side, others
             )
+    if by == "block" and any(counts.values()):
+        _tell_price(places, splits, side)
     return {"tile_um": side, "shared_pixels": counts}
+
+
+def _tell_price(places: Positions, splits: Sequence[StrArray], side: float) -> None:
+    """What a buffer as wide as the field of view would leave."""
+    buffer_um = float(np.ceil(side * np.sqrt(2)))  # so far apart, tiles do not meet at their corners either
+    n_before = sum(int((assigned == "train").sum()) for assigned in splits)
+    n_left = sum(int((places.with_buffer(assigned, buffer_um) == "train").sum()) for assigned in splits)
+    logger.warning(
+        "buffer_um=%g would keep them apart and leave %d of %d training spots; so would narrower fields of view, "
+        "agl_sc.pp.embed(sdata, context=()).",
+        buffer_um,
+        n_left,
+        n_before,
+    )
 
 
 def tile_um(features: FeatureRecord | None) -> float:

@@ -15,12 +15,12 @@ from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import near_matches
 from agl_sc.core.arrays import StrArray
-from agl_sc.pp._splits.blocks import Places, locate
+from agl_sc.pp._splits.blocks import Positions, locate
 from agl_sc.pp._splits.folds import FoldPlan, make_folds, write_folds
 from agl_sc.pp._splits.given import given_sets
 from agl_sc.pp._splits.leaks import count_shared_pixels, tell_duplicates, tell_patients
 from agl_sc.pp._splits.manifest import checked_manifest, hash_of
-from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, among_sets, draw, units_of
+from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, among_sets, check_patients_named, draw, units_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -82,7 +82,8 @@ def split(  # noqa: PLR0913 -- an entry point
         Side of a spatial block in microns.
     buffer_um
         With blocks, training and validation spots closer than this to a spot of another set are left out of both,
-        in microns. The default is wider than a tile of 112 um.
+        in microns. The default is wider than a tile of 112 um, and narrower than wider fields of view: how
+        many tiles then share pixels is told, and what a buffer that keeps them apart would cost.
     table_key
         Table to use; the only one by default.
     image_key
@@ -103,7 +104,7 @@ def split(  # noqa: PLR0913 -- an entry point
     Nothing; writes ``obs["agl_split"]``, categorical: train, validation, test, or unused (in a buffer), or with ``n_folds``
     the number of the fold that a spot is test in; and ``uns["agl"]["split"]``, the settings with a hash over all
     assignments, how many test and validation tiles share pixels with a set they are to be kept from (of the size of the
-    recorded features', 112 um without), and with ``n_folds`` the sets of every fold.
+    recorded features', without any those of the default fields of view), and with ``n_folds`` the sets of every fold.
 
     Raises
     ------
@@ -160,6 +161,8 @@ class SplitRequest:
 def split_study(study: Study, asked: SplitRequest) -> None:
     """As :func:`split`, of what is resolved already."""
     table, by, test, validation = study.table, asked.by, asked.test, asked.validation
+    if by == "patient":
+        check_patients_named(study)
     for name in (_SPLIT, _HASH):
         study.memo.pop(name, None)
     settings: dict[str, Any] = {
@@ -169,7 +172,7 @@ def split_study(study: Study, asked: SplitRequest) -> None:
         _check_unused(f"n_folds={asked.n_folds}", test=test, assignments=asked.assignments)
         plan = FoldPlan(n_folds=asked.n_folds, validation=validation, **settings)  # type: ignore[arg-type]  # refuses names
         folds = make_folds(study, plan)
-        seen = count_shared_pixels(study, splits=[fold.assigned for fold in folds])
+        seen = count_shared_pixels(study, splits=[fold.assigned for fold in folds], by=by)
         write_folds(table, study.keys, folds=folds, plan=plan, seen=seen)
         return
     _check(by, test, validation)
@@ -183,7 +186,7 @@ def split_study(study: Study, asked: SplitRequest) -> None:
     if by == "section":
         tell_patients(table, [assigned])
     tell_duplicates(table, [assigned])
-    seen = count_shared_pixels(study, splits=[assigned])
+    seen = count_shared_pixels(study, splits=[assigned], by=by)
     _write(table, study.keys, assigned=assigned, settings={**settings, **seen})
 
 
@@ -294,7 +297,7 @@ def _drawn(study: Study, test: Units, *, validation: Units, settings: Mapping[st
 
 
 def _by_block(
-    places: Places,
+    places: Positions,
     among: NDArray[np.bool_],
     *,
     shares: Mapping[str, float],
