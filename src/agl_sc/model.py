@@ -45,7 +45,7 @@ class Model:
     selected: NDArray[np.bool_] = field(repr=False)
     """Modelled genes that are predicted: targets and selected auxiliary genes, (n_genes,)."""
     method: str
-    """As :func:`agl_sc.tl.train` takes it."""
+    """Name of the method, as :func:`agl_sc.tl.train` takes it."""
     search: str | None
     """``"path"``, ``"gradient"`` or ``"race"``, or None without a learned cutoff."""
     cutoff: float | None
@@ -55,9 +55,9 @@ class Model:
     card: dict[str, Any] = field(repr=False)
     """What it was made from: features (encoder, digest, tile_px, mpp), normalize, params, versions, training sections."""
     history: pd.DataFrame = field(repr=False)
-    """epoch, loss, validation_pearson, cutoff, k."""
+    """A row per epoch: epoch, loss, validation_pearson, cutoff, k."""
     cutoff_trace: pd.DataFrame = field(repr=False)
-    """step, cutoff, k, validation_pearson; empty without a learned cutoff."""
+    """A row per step of the search: step, cutoff, k, validation_pearson; empty without a learned cutoff."""
     trust_encoder: bool = True
     """Whether the encoder that the card names may be fetched from the network or from files; as :meth:`load` was told."""
 

@@ -178,7 +178,7 @@ class _Library:
     centres_px: NDArray[np.float64]
     """(n_spots, 2), x and y."""
     radius_px: float
-    """Of the spots."""
+    """Radius of the spots."""
     image_mpp: float | None
     """Microns per pixel; None if unknown."""
     technology: str | None

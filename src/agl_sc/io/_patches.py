@@ -34,7 +34,7 @@ class Patches:
     barcodes: list[str]
     """Spot of every patch."""
     side_px: int
-    """Of every patch."""
+    """Side of every patch in pixels."""
     corners: FloatArray | None
     """Top left corner of every patch as (x, y) in pixels of the slide, (n_patches, 2); None in files of early releases."""
     slide_side_px: float | None
@@ -144,7 +144,7 @@ class _PatchedSlide:
     shape: tuple[int, int, int]
     """(3, y, x)."""
     side_px: int
-    """Of a patch."""
+    """Side of a patch in pixels."""
     rows: IntArray
     """Patches of the file, (n,)."""
     corners: IntArray

@@ -42,7 +42,7 @@ class Source:
     scale: float
     """Pixels of that image per full-resolution pixel."""
     diameter_px: float
-    """Of a spot, in pixels of that image."""
+    """Diameter of a spot in pixels of that image."""
 
 
 def find(name: str, folder: Path, *, fullres: str | Path | None, counts_file: str) -> Source:

@@ -197,7 +197,7 @@ class _Joined:
     """Spots of a section that have both counts and a position."""
 
     counts: SpotCounts
-    """Of these spots."""
+    """Counts of these spots."""
     centres_px: FloatArray
     """(n_spots, 2), x and y."""
     image_mpp: float

@@ -38,7 +38,7 @@ class Counts:
     gene_ids: list[str]
     """Columns."""
     symbols: list[str]
-    """Of the genes; they may repeat. A gene without one has its id."""
+    """Symbols of the genes, which may repeat; a gene without one has its id."""
 
 
 def read_counts(path: Path) -> Counts:

@@ -142,7 +142,7 @@ class _TiffImage:
     series: int
     """Which image of the file."""
     level: int
-    """Of the image's pyramid; 0 is the finest."""
+    """Level of the image's pyramid; 0 is the finest."""
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:

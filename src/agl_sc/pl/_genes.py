@@ -171,11 +171,11 @@ class _Scores:
     """Where the metrics of genes come from."""
 
     study: Study
-    """With predictions."""
+    """The study that holds predictions."""
     prediction: Prediction
-    """Of one model, or out of fold."""
+    """Whether they are those of one model, or out of fold."""
     sections: Names
-    """Of which they are the mean; all by default."""
+    """Sections of which they are the mean; all by default."""
 
     def column(self, metric: str) -> "pd.Series[float]":
         """Values of the genes that have any: as ``evaluate`` wrote them, or of some sections computed here."""

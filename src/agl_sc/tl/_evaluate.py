@@ -43,17 +43,17 @@ class Measured:
     """What predictions are compared with."""
 
     counts: scipy.sparse.csr_matrix
-    """Raw, (n_obs, n_genes)."""
+    """Raw counts, (n_obs, n_genes)."""
     normalize: Callable[[scipy.sparse.csr_matrix], scipy.sparse.csr_matrix]
     """From counts of all genes to the units of the predictions."""
     sections: NDArray[Any]
     """Section of every spot, (n_obs,)."""
     lattices: Mapping[str, Lattice]
-    """Of the spots of every section that lies on one, where metrics ask for it."""
+    """Lattice of the spots of every section that lies on one, where metrics ask for it."""
 
     @cached_property
     def expression(self) -> scipy.sparse.csr_matrix:
-        """In the units of the predictions, (n_obs, n_genes)."""
+        """Measured expression in the units of the predictions, (n_obs, n_genes)."""
         return self.normalize(self.counts)
 
     @cached_property

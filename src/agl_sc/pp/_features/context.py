@@ -61,7 +61,7 @@ class Views:
 
     @classmethod
     def of(cls, features: FeatureRecord) -> "Views":
-        """Of the features that a record is of."""
+        """The views of the features that a record describes."""
         factors = tuple(float(factor) for factor in features.context.split())
         return cls(factors, features.neighbors, features.orientations, features.stages)
 

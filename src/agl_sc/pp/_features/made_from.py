@@ -42,7 +42,7 @@ def tile_record(study: Study, placed: Placed) -> TileRecord:
 
 
 def _fingerprints(study: Study, section: Section, boxes: Boxes) -> IntArray:
-    """Of every spot's name and tile, (n_spots,)."""
+    """Fingerprint of every spot's name and tile, (n_spots,)."""
     table = study.table
     frame = pd.DataFrame(
         {

@@ -42,7 +42,7 @@ class Fold:
     """Sets of one fold."""
 
     number: int
-    """From 0."""
+    """Number of the fold, from 0."""
     name: str
     """The unit held out, or ``"fold 3"`` where there are several."""
     assigned: StrArray

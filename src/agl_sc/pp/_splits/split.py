@@ -147,15 +147,15 @@ class SplitRequest:
     validation: Units = _SHARE
     """Fraction or names."""
     n_folds: int | None = None
-    """Of folds instead of one split."""
+    """Number of folds, where folds are made instead of one split."""
     assignments: Mapping[str, str] | str | None = None
     """Sets of the user's own."""
     block_um: float = 500.0
-    """Side of a block."""
+    """Side of a block in microns."""
     buffer_um: float = 150.0
-    """Between sets of blocks."""
+    """Distance that sets of blocks keep, in microns."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
 
 
 def split_study(study: Study, asked: SplitRequest) -> None:

@@ -31,9 +31,9 @@ class Arm:
     """One line of a benchmark."""
 
     label: str
-    """In tables and figures."""
+    """What tables and figures call it."""
     method: Method | None = None
-    """As :func:`agl_sc.tl.train` takes it; None for a baseline."""
+    """Method, as :func:`agl_sc.tl.train` takes it; None for a baseline."""
     score: str | None = None
     """Prior ranking of the auxiliary genes, as :func:`agl_sc.pp.rank_auxiliary` takes it; the one in place if None."""
     preset: Preset | None = None
@@ -41,7 +41,7 @@ class Arm:
     random_k: bool = False
     """Auxiliary genes are drawn at random, as many as DkGSB chooses."""
     cheap: bool = True
-    """Costs about one training at most."""
+    """Whether it costs about one training at most."""
     drawn: bool = True
     """Whether the seed changes anything."""
 

@@ -125,9 +125,9 @@ class PaperFolds:
     by: Literal["spot", "patient"]
     """Single spots of one patient; whole patients of several."""
     n_folds: int | None
-    """Five of spots, one per patient."""
+    """Five folds of spots, or one per patient."""
     validation: float
-    """Of spots 3:1:1."""
+    """Share that picks; of spots it makes 3:1:1."""
 
 
 def paper_folds(sdata: "SpatialData", *, table_key: str | None = None) -> PaperFolds:

@@ -88,5 +88,5 @@ def fold_of(folds: Sequence[Fold], names: Sequence[str]) -> NDArray[Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that the numbers depend on."""
+    """Versions of all packages that the numbers depend on."""
     return {name: version(name) for name in sorted((*PACKAGES, "scikit-learn", "scipy"))}

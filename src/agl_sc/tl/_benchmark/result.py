@@ -32,9 +32,10 @@ class Benchmark:
     """Methods compared in the same folds."""
 
     results: pd.DataFrame = field(repr=False)
-    """Out-of-fold metrics: method, fold, seed, section, gene, metric, value; NaN where undefined."""
+    """Out-of-fold metrics in the columns method, fold, seed, section, gene, metric and value, which is NaN where undefined."""
     differences: pd.DataFrame = field(repr=False)
-    """method, reference, metric, unit (what the interval is over), n_units, mean, low, high, distinguishable (from zero)."""
+    """A row per pair of methods and metric: method, reference, metric, unit (what the interval is over), n_units, mean, low, high,
+    and whether the difference is distinguishable from zero."""
     provenance: dict[str, Any] = field(repr=False)
     """Data, folds with their hash, features, settings, versions, numbers of updates, as JSON values."""
 
@@ -104,7 +105,7 @@ class CrossValidation:
     """Every spot predicted out of fold."""
 
     results: pd.DataFrame = field(repr=False)
-    """method, fold, seed, section, gene, metric, value; NaN where undefined."""
+    """Metrics in the columns method, fold, seed, section, gene, metric and value, which is NaN where undefined."""
     provenance: dict[str, Any] = field(repr=False)
     """Data, folds with their hash, features, settings, versions, numbers of updates, as JSON values."""
     patients: dict[str, str] = field(default_factory=dict, repr=False)

@@ -92,7 +92,7 @@ class RunData:
         return scratch
 
     def digest(self) -> str:
-        """Of everything in the data that a run depends on."""
+        """Digest of everything in the data that a run depends on."""
         table, counts = self.study.table, self.study.counts
         sha = hashlib.sha256()
         for names in (table.obs_names, table.var_names, self.study.section_names):

@@ -184,7 +184,7 @@ class TrainRequest:
     tiles: FeatureRequest = field(default_factory=FeatureRequest)
     """How features are made where there are none."""
     seed: int = 0
-    """Of split, initial weights and batches."""
+    """Seed of split, initial weights and batches."""
 
 
 def train_study(study: Study, asked: TrainRequest) -> Model:
