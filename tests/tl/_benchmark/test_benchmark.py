@@ -141,7 +141,7 @@ def test_without_names_all_that_is_cheap(prepared: SpatialData, monkeypatch: pyt
         asked["methods"] = request.methods
         raise InterruptedError
 
-    monkeypatch.setattr("agl_sc.tl._benchmark.benchmark.run_all", stop)
+    monkeypatch.setattr("agl_sc.tl._benchmark.cross_validate.run_all", stop)
     with pytest.raises(InterruptedError):
         benchmark(prepared)
     assert asked["methods"] == [name for name, arm in ARMS.items() if arm.cheap]

@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agl_sc._sdata.sections import Names, Scales
-from agl_sc._sdata.study import Address, Study
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.spots.genes import Normalize
-from agl_sc.pp._features.embed import FeatureRequest
 from agl_sc.pp._genes.targets_and_ranks import ChooseBy
 from agl_sc.pp._splits.own_folds import OwnFolds
 from agl_sc.pp._splits.units import By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
-from agl_sc.tl._benchmark.cross_validate import run_all
-from agl_sc.tl._benchmark.request import requested
+from agl_sc.tl._benchmark.cross_validate import cross_validate
 from agl_sc.tl._benchmark.result import Benchmark
 
 if TYPE_CHECKING:
@@ -151,32 +148,34 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     """
     chosen = [name for name, arm in ARMS.items() if arm.cheap] if methods is None else check_methods(methods)
     chosen += [name for name in check_methods(reference) if name not in chosen]
-    request = requested(
-        chosen,
+    done = cross_validate(
+        sdata,
+        methods=chosen,
         by=by,
-        plan={"n_folds": n_folds, "validation": validation, "block_um": block_um, "buffer_um": buffer_um},
-        protocol={
-            "config": config,
-            "genes": genes,
-            "choose_by": choose_by,
-            "score": score,
-            "normalize": normalize,
-            "finetune": finetune,
-        },
-        metrics=metrics,
-        n_seeds=seeds,
-        seed=seed,
-        checkpoint=checkpoint,
-        own_folds=folds,
+        n_folds=n_folds,
+        folds=folds,
+        validation=validation,
+        block_um=block_um,
+        buffer_um=buffer_um,
+        genes=genes,
+        choose_by=choose_by,
+        score=score,
+        normalize=normalize,
+        seeds=seeds,
         predictions=predictions,
-        tiles=FeatureRequest(device=device, batch_size=batch_size),
-    )
-    address = Address(
+        metrics=metrics,
+        finetune=finetune,
+        config=config,
+        checkpoint=checkpoint,
+        device=device,
+        batch_size=batch_size,
         table_key=table_key,
         image_key=image_key,
         shapes_key=shapes_key,
         coordinate_system=coordinate_system,
         image_mpp=image_mpp,
         layer=layer,
+        key_added=key_added,
+        seed=seed,
     )
-    return run_all(Study.of(sdata, address, key_added), request).compare(reference, seed=seed)
+    return done.compare(reference, seed=seed)
