@@ -75,9 +75,11 @@ def test_patients_are_named_for_every_spot() -> None:
 
 def named(patients: list[str], *, assumed: bool = True, attrs: Any = None) -> Study:
     """Two sections of two spots, on an object of a reader."""
-    obs = pd.DataFrame({"region": ["C2", "C2", "C3", "C3"], "patient": patients}, index=list("abcd"))
+    obs = pd.DataFrame(
+        {"region": pd.Categorical(["C2", "C2", "C3", "C3"]), "spot": range(4), "patient": patients}, index=list("abcd")
+    )
     table = AnnData(
-        obs=obs, uns={"spatialdata_attrs": {"region_key": "region", "instance_key": "region", "region": ["C2", "C3"]}}
+        obs=obs, uns={"spatialdata_attrs": {"region_key": "region", "instance_key": "spot", "region": ["C2", "C3"]}}
     )
     sdata = SpatialData(attrs={"agl_sc": {"patients_assumed": True}} if assumed else attrs or {})
     sdata.tables["table"] = table
@@ -93,9 +95,7 @@ def named(patients: list[str], *, assumed: bool = True, attrs: Any = None) -> St
     ],
 )
 def test_patients_that_a_reader_assumed_are_refused(patients: list[str], sections: str) -> None:
-    message = (
-        rf"nobody named those of {sections}, .*; name them when reading, with patient= of agl_sc.io, or in the table"
-    )
+    message = rf"nobody named those of {sections}, .*; name them when reading, with patient= of agl_sc.io.read_visium .*, or in the table"
     with pytest.raises(ValueError, match=message):
         check_patients_named(named(patients))
     check_patients_named(named(patients, assumed=False))
@@ -141,7 +141,7 @@ def test_readers_say_so_and_the_toy_names_its_patients(tissue: SpatialData) -> N
     spots = AnnData(table.X, obsm={"spatial": table.obsm["spatial"]}, var=table.var[[]])
     spots.obs["library_id"] = table.obs["section"].to_numpy()
     images = {name: np.asarray(get_pyramid_levels(tissue[f"{name}_image"], n=0)) for name in SECTIONS}
-    read = from_anndata(spots, images, library_key="library_id", technology="visium", image_mpp=1.0)
+    read = from_anndata(spots.copy(), images, library_key="library_id", technology="visium", image_mpp=1.0)
     with pytest.raises(ValueError, match="by='patient' needs patients"):
         pp.split(read, by="patient")
     patients = {name: f"patient of {name}" for name in SECTIONS}

@@ -332,7 +332,9 @@ def test_undefined_values_are_nan_and_counted(prepared: SpatialData, caplog: pyt
     rows = in_section(prepared, "section_1")
     set_counts(prepared, rows, genes=[table.var_names.get_loc("G0001")], counts=np.zeros((rows.sum(), 1)))
     with caplog.at_level(logging.WARNING, "agl_sc.tl._benchmark.cross_validate"):
-        result = cross_validate(prepared, methods="ridge", genes=GENES, metrics=["pearson", "mse"], validation=0.0).results
+        result = cross_validate(
+            prepared, methods="ridge", genes=GENES, metrics=["pearson", "mse"], validation=0.0
+        ).results
     undefined = result[result["value"].isna()]
     assert undefined[["section", "gene", "metric"]].to_numpy().tolist() == [["section_1", "G0001", "pearson"]]
     assert "1 of 24 values are undefined" in caplog.text

@@ -93,7 +93,8 @@ def check_patients_named(study: Study) -> None:
         listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         msg = (
             f"by='patient' needs patients, and nobody named those of {len(names)} sections ({listed}), each of which was taken for "
-            "its own; name them when reading, with patient= of agl_sc.io, or in the table: obs['patient'] = obs['section'].map({{section: patient, ...}})."
+            "its own; name them when reading, with patient= of agl_sc.io.read_visium or whichever reads them, or in the table, with "
+            "obs['patient'] = obs['section'].map({section: patient, ...})."
         )
         raise ValueError(msg)
 
