@@ -1,14 +1,21 @@
 """The documentation builds without a warning, and the site that comes out is sound."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.refusals import unknown_in_calls
 
-DOCS = Path(__file__).parents[1] / "docs"
+import agl_sc
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SRC = Path(agl_sc.__file__).parent
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +41,6 @@ def checker() -> ModuleType:
 
 
 def test_every_public_name_has_an_entry(site: Path) -> None:
-    import agl_sc
-
     for namespace in (agl_sc.io, agl_sc.datasets, agl_sc.pp, agl_sc.tl, agl_sc.pl):
         page = (site / "api" / f"{namespace.__name__.removeprefix('agl_sc.')}.html").read_text(encoding="utf-8")
         missing = [name for name in namespace.__all__ if f'id="{namespace.__name__}.{name}"' not in page]
@@ -60,3 +65,36 @@ def test_faults_are_found(tmp_path: Path, checker: ModuleType) -> None:
         "search.html does not render: no title or no text",
         "search.html?q=train does not list agl_sc.tl.train",
     ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_calls_in_the_pages_name_arguments_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert unknown_in_calls(re.sub(r"\bagl\.", "agl_sc.", text)) == []
+
+
+def test_unknown_calls_in_the_pages_would_be_found() -> None:
+    assert unknown_in_calls("agl_sc.tl.train(sdata, layers=1)") == ["tl.train(layers=)"]
+
+
+def test_the_map_names_every_room() -> None:
+    text = (DOCS / "contributing.md").read_text(encoding="utf-8")
+    rooms = {str(path.parent.relative_to(SRC)) for path in SRC.rglob("__init__.py")} - {".", "core", "pp", "tl"}
+    named = set(re.findall(r"`([a-z_/]+)`", text))
+    assert rooms - named == set()
+    files = [name for name in re.findall(r"`([a-z_/]+\.py)`", text) if not name.startswith("tests")]
+    assert [name for name in files if not list(SRC.rglob(name)) and not (ROOT / name).is_file()] == []
+
+
+def test_signatures_are_printed() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "signatures.py"), "pp"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    head, *rows = lines[1:]
+    assert lines[0] == "agl_sc.pp"
+    assert head.split() == ["parameter", *agl_sc.pp.__all__]
+    assert next(row.split() for row in rows if row.startswith("sdata ")) == ["sdata", "!", "!", ".", "!", "!", "!"]
+    refused = subprocess.run([*command[:-1], "pq"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.strip()) == (
+        2,
+        "'pq' is not a namespace; they are io, datasets, pp, tl, pl.",
+    )
