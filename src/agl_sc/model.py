@@ -166,6 +166,10 @@ class Model:
         True
         """
         scale = self.tensors["feature_scale"].numpy()
+        features, sections = np.asarray(features), np.asarray(sections)
+        if features.dtype.kind not in "fiu" or sections.ndim != 1:
+            msg = f"features are {features.dtype} and sections of shape {sections.shape}; pass a matrix of numbers, and the section of every spot."
+            raise TypeError(msg)
         if features.ndim != 2 or features.shape[1] != len(scale):
             msg = f"features have shape {features.shape}, but the model needs (n_spots, {len(scale)}); embed with its encoder."
             raise ValueError(msg)

@@ -11,7 +11,7 @@ class Keys:
     """Prefix of every slot, and the name of the prediction layer and of the ``uns`` entry."""
 
     def __post_init__(self) -> None:
-        if not self.key_added.isidentifier():
+        if not isinstance(self.key_added, str) or not self.key_added.isidentifier():
             msg = f"key_added={self.key_added!r} is not a plain name; use letters, digits and underscores, e.g. 'agl'."
             raise ValueError(msg)
 

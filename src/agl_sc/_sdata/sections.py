@@ -69,7 +69,8 @@ class Section:
     def mpp(self, stated: float | None = None) -> float:
         """Microns per pixel of the finest level; what is ``stated`` goes before metadata and spot pitch."""
         known = next((mpp for mpp in (stated, self.stated_mpp, self.image_mpp) if mpp is not None), None)
-        return check_mpp(known, self.centres, self.technology, name=self.image_key or self.name, bins=self.bins)
+        name = self.image_key or self.name
+        return check_mpp(known, self.centres, self.technology, name=name, bins=self.bins, array=self.array)
 
     def take(self, chosen: NDArray[Any], name: str) -> "Section":
         """Some of the spots under a name of their own."""

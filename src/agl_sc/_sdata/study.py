@@ -11,7 +11,8 @@ import numpy as np
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import AddressRecord, FeatureRecord, SettingsRecord, remember, remembered
 from agl_sc._sdata.sections import Names, Scales, Section, sections
-from agl_sc._sdata.table import X, check_unique_genes, counts_of, name_of_table, section_of
+from agl_sc._sdata.table import X, check_features, check_unique_genes, counts_of, name_of_table, section_of
+from agl_sc.core.arguments import check_name, check_names, check_scales
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -41,6 +42,13 @@ class Address:
     """Microns per pixel of the full image, of all or by section."""
     layer: str | None = None
     """Layer with raw counts; ``"X"`` for X where another one was named earlier."""
+
+    def __post_init__(self) -> None:
+        for argument in ("table_key", "coordinate_system", "layer"):
+            check_name(argument, getattr(self, argument))
+        for argument in ("image_key", "shapes_key"):
+            check_names(argument, getattr(self, argument))
+        check_scales(self.image_mpp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,7 @@ class Study:
         name = name_of_table(sdata, address.table_key, keys.uns)
         study = cls(sdata, name, keys, replace(address, table_key=name))
         check_unique_genes(study.table)
+        check_features(study.table, study.keys.features)
         return study.recalled()
 
     def recalled(self) -> "Study":

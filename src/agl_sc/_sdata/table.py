@@ -20,7 +20,7 @@ X = "X"
 def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
     """``", did you mean A, B"`` for the names closest to the first of ``names``; empty when nothing is close."""
     lower = {str(name).lower(): str(name) for name in known}
-    close = [lower[hit] for name in list(names)[:3] for hit in difflib.get_close_matches(name.lower(), lower, n=2)]
+    close = [lower[hit] for name in list(names)[:3] for hit in difflib.get_close_matches(str(name).lower(), lower, n=2)]
     return f"; did you mean {', '.join(dict.fromkeys(close))}" if close else ""
 
 
@@ -71,6 +71,21 @@ def check_unique_genes(table: "AnnData") -> None:
         msg = (
             f"{len(twice)} gene names stand twice in the table ({', '.join(twice[:3])}); "
             "make them unique with table.var_names_make_unique(), or add their counts up with agl_sc.io.sum_duplicate_genes(table)."
+        )
+        raise ValueError(msg)
+
+
+def check_features(table: "AnnData", name: str) -> None:
+    """Refuse features that are no matrix of numbers, which agl_sc never writes."""
+    if name not in table.obsm:
+        return
+    found = table.obsm[name]
+    matrix = found if hasattr(found, "dtype") else np.asarray(found)
+    if scipy.sparse.issparse(matrix) or matrix.dtype.kind not in "fiu" or matrix.ndim != 2 or not matrix.shape[1]:
+        kind = "sparse matrix" if scipy.sparse.issparse(matrix) else f"array of {matrix.dtype}"
+        msg = (
+            f'obsm["{name}"] holds a {kind} of shape {matrix.shape}, not the features of every spot; '
+            f'take it away with del table.obsm["{name}"], and run agl_sc.pp.embed(sdata).'
         )
         raise ValueError(msg)
 

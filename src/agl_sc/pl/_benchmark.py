@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from agl_sc._sdata.table import near_matches
 from agl_sc.pl._finish import check_save, finish, one_axes
-from agl_sc.pl._style import BLUE, METRICS, ORANGE, SMALL, label_axes, legend_above
+from agl_sc.pl._style import BLUE, METRICS, ORANGE, SMALL, label_axes, legend_above, literal
 
 if TYPE_CHECKING:
     from agl_sc.tl._benchmark.result import Benchmark
@@ -140,6 +140,6 @@ def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, la
 
 def _labels(rows: pd.DataFrame, *, is_single: bool) -> list[str]:
     return [
-        f"{row.method}{'' if is_single else f' vs {row.reference}'} ({row.n_units} {row.unit}{'s' * (row.n_units != 1)})"
+        f"{literal(row.method)}{'' if is_single else f' vs {literal(row.reference)}'} ({row.n_units} {row.unit}{'s' * (row.n_units != 1)})"
         for row in rows.itertuples(index=False)
     ]

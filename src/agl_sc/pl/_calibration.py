@@ -11,7 +11,7 @@ from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
-from agl_sc.pl._style import BLUE, FONT, ORANGE, SMALL, draw_identity, label_axes
+from agl_sc.pl._style import BLUE, FONT, ORANGE, SMALL, draw_identity, label_axes, literal
 from agl_sc.pl._tissue import MANY_SPOTS
 from agl_sc.pl._values import Comparison, check_genes, expression_of, pearson_text, units_of
 from agl_sc.tl._model.belongs import Prediction, chosen_sections, prediction_layer
@@ -170,7 +170,7 @@ def _draw_gene(ax: Axes, values: Comparison, gene: int, *, name: str) -> None:
         centres, means, errors = _bins(measured, predicted)
         label = "mean of a bin ± s.e."
         ax.errorbar(centres, means, errors, fmt="o-", color=ORANGE, markersize=4, linewidth=1.2, capsize=2, label=label)
-    ax.set_title(f"{name}\n{pearson_text(measured, predicted)}, {len(measured):,} {words}", fontsize=FONT)
+    ax.set_title(f"{literal(name)}\n{pearson_text(measured, predicted)}, {len(measured):,} {words}", fontsize=FONT)
 
 
 def _bins(measured: FloatArray, predicted: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

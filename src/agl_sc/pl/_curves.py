@@ -320,7 +320,7 @@ def _name_genes(ax: Axes, genes: Sequence[str], weights: FloatArray, *, n_names:
 
 
 def _spread(places: FloatArray, step: float, high: float) -> FloatArray:
-    """Places at least ``step`` apart and at most ``high``, in the same order, as little moved to the right as that takes."""
+    """Positions at least ``step`` apart and at most ``high``, in the same order, as little moved to the right as that takes."""
     offsets = step * np.arange(len(places))
     moved = np.maximum.accumulate(places - offsets) + offsets
     spread: FloatArray = np.minimum(moved, high - offsets[::-1])

@@ -13,10 +13,11 @@ from matplotlib.transforms import Bbox
 
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arguments import is_whole
 from agl_sc.core.arrays import BoolArray, FloatArray
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.pl._finish import check_save, finish, one_axes
-from agl_sc.pl._style import BLUE, METRICS, SMALL, draw_identity, label_axes, legend_above, size_pt
+from agl_sc.pl._style import BLUE, METRICS, SMALL, draw_identity, label_axes, legend_above, literal, size_pt
 from agl_sc.pl._values import units_of
 from agl_sc.pp._splits.split import assigned_in
 from agl_sc.tl._evaluate import evaluate_study
@@ -155,8 +156,8 @@ def gene_metrics(  # noqa: PLR0913  one argument per thing that a user may want 
 
 
 def _check_against(metric: str, against: str | None, n_names: int) -> None:
-    if n_names < 0:
-        msg = f"n_names={n_names!r} is negative; pass 0 for no names."
+    if not is_whole(n_names) or n_names < 0:
+        msg = f"n_names={n_names!r} is negative or no whole number; pass 0 for no names."
         raise ValueError(msg)
     if against is not None and against not in get_args(Against):
         msg = f"against={against!r} is not one of {', '.join(map(repr, get_args(Against)))}, or None for sorted bars."
@@ -237,10 +238,10 @@ def _draw_bars(ax: Axes, values: "pd.Series[float]", *, name: str, n_names: int)
     label_axes(ax, x=f"{len(ordered):,} genes by {name.removeprefix('test ')} (median {middle:.2g})", y=name)
     if len(ordered) > _N_NAMED_BARS:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=2))
-        leading = "\n".join(f"{gene} {value:.2f}" for gene, value in ordered.iloc[:n_names].items())
+        leading = "\n".join(f"{literal(gene)} {value:.2f}" for gene, value in ordered.iloc[:n_names].items())
         ax.text(1.02, 1.0, leading, transform=ax.transAxes, va="top", fontsize=SMALL)
         return
-    ax.set_xticks(np.arange(1, len(ordered) + 1), [str(gene) for gene in ordered.index], rotation=90, fontsize=SMALL)
+    ax.set_xticks(np.arange(1, len(ordered) + 1), [literal(gene) for gene in ordered.index], rotation=90, fontsize=SMALL)
     ax.tick_params(axis="x", length=0)
 
 
@@ -267,7 +268,7 @@ def _name_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, n_na
             continue
         taken.append(box)
         ax.annotate(
-            str(gene),
+            literal(gene),
             (x[gene], y[gene]),
             xytext=tuple(np.array([box.x0, (box.y0 + box.y1) / 2]) - point),
             textcoords="offset points",

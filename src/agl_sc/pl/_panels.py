@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap, Normalize
 from agl_sc._sdata.sections import Section
 from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid
-from agl_sc.pl._style import DIVERGING
+from agl_sc.pl._style import DIVERGING, literal
 from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view
 from agl_sc.pl._values import SEEN, Comparison, pearson_text
 
@@ -139,7 +139,7 @@ def draw_residuals(shown: list[Shown], genes: list[str], *, style: Style, grid: 
     cmap, norm = style.cmap, Normalize(-_REACH_SD, _REACH_SD)
     drawn = []
     for gene, (row, deviation) in enumerate(zip(grid, deviations, strict=True)):
-        label = [genes[gene], f"1 SD = {deviation:.2g} {style.units}"]
+        label = [literal(genes[gene]), f"1 SD = {deviation:.2g} {style.units}"]
         row[0].set_ylabel("\n".join(label), fontsize=lettering.fontsize)
         for ax, section in zip(row, shown, strict=True):
             _draw_tissue(np.array([ax]), section, style=style, lettering=lettering)
@@ -207,7 +207,7 @@ def _new_rows(shown: list[Shown], n_genes: int, *, lettering: _Lettering, n_line
 
 def _titles(shown: Shown, gene: int, name: str) -> list[list[str]]:
     """Lines of the titles of the panels of one gene in one section."""
-    section = shown.section.name
+    section, name = literal(shown.section.name), literal(name)
     first = f"measured {name}" if shown.expression.is_measured else "H&E"
     return [
         [f"{section} · {first}", f"{len(shown.section.rows):,} spots"],
@@ -237,7 +237,7 @@ def _agreement(expression: Comparison, gene: int) -> list[str]:
 def _residual_title(shown: Shown, gene: int, name: str, *, deviation: float) -> list[str]:
     residuals = _residuals(shown, gene)[shown.expression.scored(gene)[0]]
     bias = [f"mean {round(float(residuals.mean()) / deviation, 2) + 0.0:+.2f} SD"] if residuals.size else []
-    return [f"{shown.section.name} · {name}", *bias, *_agreement(shown.expression, gene)]
+    return [f"{literal(shown.section.name)} · {literal(name)}", *bias, *_agreement(shown.expression, gene)]
 
 
 def _residuals(shown: Shown, gene: int) -> FloatArray:

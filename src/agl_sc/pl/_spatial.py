@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 from matplotlib.colors import Colormap
 
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._panels import Shown, Style, draw_grid, draw_residuals
-from agl_sc.pl._style import DIVERGING
+from agl_sc.pl._style import DIVERGING, colours_of
 from agl_sc.pl._tissue import check_style, view_of
 from agl_sc.pl._values import check_genes, expression_of, parts_of, units_of
 from agl_sc.tl._model.belongs import Prediction, prediction_layer
@@ -124,7 +123,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     >>> axes = agl_sc.pl.spatial_pred(sdata, model.genes[:2], sections="section_1", save="predicted.png")
     """
     path = check_save(save)
-    colours = mpl.colormaps.get_cmap(cmap)
+    colours = colours_of(cmap)
     check_style(size, image_alpha)
     address = Address(
         table_key=table_key,
@@ -240,7 +239,7 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     >>> axes = agl_sc.pl.residual_map(sdata, model.genes[0], sections="section_1", save="residuals.png")
     """
     path = check_save(save)
-    colours = mpl.colormaps.get_cmap(cmap)
+    colours = colours_of(cmap)
     check_style(size, image_alpha)
     address = Address(
         table_key=table_key,

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.sections import Names, Scales, Section
 from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arguments import check_seed, is_whole
 from agl_sc.core.arrays import IntArray, UInt8Array
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
-from agl_sc.pl._style import FONT, ORANGE, SMALL
+from agl_sc.pl._style import FONT, ORANGE, SMALL, literal
 from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view, view_of
 from agl_sc.pl._values import parts_of
 from agl_sc.pp._features.tiles import Mpp, TileSpec
@@ -119,9 +120,10 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
 
     path = check_save(save)
     TileSpec(224 if tile_px is None else tile_px, mpp)
-    if n < 1:
+    if not is_whole(n) or n < 1:
         msg = f"n={n!r} is not a positive number of tiles; 12 is usual."
         raise ValueError(msg)
+    check_seed(seed)
     address = Address(
         table_key=table_key,
         image_key=image_key,
@@ -144,7 +146,7 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     _draw_section(drawn[0], placed, some, view=view)
     _draw_tiles(drawn[1:], _cut(some, spec.tile_px), padded=some.padded)
     side = f"{spec.tile_px * some.mpp:.3g} µm ({spec.tile_px} px at {some.mpp:.3g} µm/px)"
-    title = f"{placed.name} · {len(placed.rows):,} spots\n{len(spots)} tiles of {side}"
+    title = f"{literal(placed.name)} · {len(placed.rows):,} spots\n{len(spots)} tiles of {side}"
     drawn[0].set_title(title, fontsize=FONT)
     finish(drawn[0], is_new=ax is None, show=show, path=path)
     return drawn

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.geometry import HD
 from agl_sc._sdata.sections import Section
+from agl_sc.core.arguments import is_number
 from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._lattice import Cells, cells_of
 
@@ -48,10 +49,10 @@ class View:
 
 def check_style(size: float, image_alpha: float) -> None:
     """Refuse a size of spots or an opacity of the H&E that cannot be."""
-    if not (np.isfinite(size) and size > 0):
+    if not (is_number(size) and 0 < size < np.inf):
         msg = f"size={size!r} is not a positive factor on the spot size."
         raise ValueError(msg)
-    if not 0 <= image_alpha <= 1:
+    if not (is_number(image_alpha) and 0 <= image_alpha <= 1):
         msg = f"image_alpha={image_alpha!r} is not between 0 (white) and 1 (opaque)."
         raise ValueError(msg)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arguments import check_seed
 from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.metrics import overall_gene_structure, top_genes
 from agl_sc.core.evaluation.noise_ceiling import RawCounts
@@ -186,6 +187,7 @@ def evaluate_study(
 ) -> pd.DataFrame:
     """As :func:`evaluate`, of what is resolved already; ``write`` says whether anything is written."""
     table = study.table
+    check_seed(seed)
     check_names(NAMES if metrics is None else metrics)
     names = list(NAMES if metrics is None else metrics)
     predicted, rows = _predictions(study, on, prediction)

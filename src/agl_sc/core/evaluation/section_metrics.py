@@ -70,9 +70,10 @@ def section_metrics(
 
 def check_names(names: Sequence[str]) -> None:
     """Refuse metrics that do not exist."""
-    unknown = [name for name in names if name not in NAMES]
-    if isinstance(names, str) or unknown or not names:
-        what = repr(names) if isinstance(names, str) or not names else repr(unknown[0])
+    listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
+    unknown = [name for name in listed if name not in NAMES]
+    if unknown or not listed:
+        what = repr(unknown[0] if unknown else names)
         msg = f"metrics={what} is not among the metrics; pass a list of some of {', '.join(NAMES)}."
         raise ValueError(msg)
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _held: dict[Path, tuple[int, int]] = {}
-"""Places that this process writes to, with process and thread."""
+"""Positions that this process writes to, with process and thread."""
 _sure: set[Path] = set()
 """Those of them that the file system keeps from others."""
 _PAUSE_S = 0.05

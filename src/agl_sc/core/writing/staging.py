@@ -74,7 +74,7 @@ class _Staged:
 
 @contextmanager
 def staged(paths: Sequence[Path], *, wait_s: float = WAIT_S) -> Iterator[list[Path]]:
-    """Places to write results to; when the body is through, all of them take the places of ``paths`` together.
+    """Positions to write results to; when the body is through, all of them take the places of ``paths`` together.
 
     On an error or an interrupt, in the body or while they are exchanged, everything is as it was.
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -45,7 +45,7 @@ class TileSpec:
         if not isinstance(self.tile_px, Integral) or self.tile_px < _SMALLEST_PX:
             msg = f"tile_px={self.tile_px!r} is not a whole number of at least 8 pixels; 224 is usual."
             raise ValueError(msg)
-        if self.mpp != "image" and (isinstance(self.mpp, str) or not self.mpp > 0):
+        if not isinstance(self.mpp, str | Real) or (self.mpp != "image" and (isinstance(self.mpp, str) or not self.mpp > 0)):
             msg = f"mpp={self.mpp!r} is neither a positive number of microns per pixel nor 'image'; 0.5 is usual."
             raise ValueError(msg)
 

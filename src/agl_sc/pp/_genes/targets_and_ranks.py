@@ -13,6 +13,7 @@ from agl_sc._sdata.genes import find_genes, near_genes, own_names
 from agl_sc._sdata.records import SettingsRecord, remember, remembered
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arguments import check_names, check_seed, is_whole
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.linear.predictability import MOST_SPOTS, predictability
 from agl_sc.core.spots.expression import Expression
@@ -195,6 +196,7 @@ def rank_auxiliary(
 def rank_study(study: Study, *, score: str = "predictability", seed: int = 0) -> None:
     """As :func:`rank_auxiliary`, of what is resolved already."""
     table, keys = study.table, study.keys
+    check_seed(seed)
     check_score(table, score)
     role = role_of(study)
     values = _scores(study, score, seed=seed)
@@ -223,12 +225,13 @@ def role_of(study: Study) -> NDArray[Any]:
 
 def checked_targets(table: "AnnData", genes: int | Sequence[str]) -> int | list[str]:
     """How many target genes, or the table's own names of them; numbers and names that make no sense are refused."""
-    if isinstance(genes, int | np.integer):
+    if is_whole(genes):
         if not 1 <= genes <= table.n_vars:
             msg = f"genes={genes} is not between 1 and the {table.n_vars} genes of the table."
             raise ValueError(msg)
         return int(genes)
-    names = [genes] if isinstance(genes, str) else list(genes)
+    check_names("genes", genes)
+    names = [genes] if isinstance(genes, str) else list(genes or ())
     found = find_genes(table, names)
     unknown = [name for name, column in zip(names, found, strict=True) if column < 0]
     if unknown or not names:

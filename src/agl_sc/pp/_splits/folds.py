@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import SplitRecord, remember
 from agl_sc._sdata.study import Study, known_positions
+from agl_sc.core.arguments import check_seed, is_whole
 from agl_sc.core.arrays import BoolArray, StrArray
 from agl_sc.pp._splits.blocks import Positions, locate
 from agl_sc.pp._splits.leaks import tell_duplicates, tell_patients
@@ -70,7 +71,7 @@ class FoldPlan:
         if self.by not in get_args(By):
             msg = f"by={self.by!r} is not one of {', '.join(map(repr, get_args(By)))}."
             raise ValueError(msg)
-        if self.n_folds is not None and (not _is_whole(self.n_folds) or self.n_folds < 2):
+        if self.n_folds is not None and (not is_whole(self.n_folds) or self.n_folds < 2):
             msg = f"n_folds={self.n_folds!r} is not a whole number of at least 2; None makes one fold per section or patient."
             raise ValueError(msg)
         if not isinstance(self.validation, Real) or not 0 <= self.validation < 1:
@@ -82,9 +83,7 @@ class FoldPlan:
         if not isinstance(self.buffer_um, Real) or not 0 <= self.buffer_um < np.inf:
             msg = f"buffer_um={self.buffer_um!r} is not a number of microns from 0; 150 is usual."
             raise ValueError(msg)
-        if not _is_whole(self.seed) or self.seed < 0:
-            msg = f"seed={self.seed!r} is not a whole number from 0."
-            raise ValueError(msg)
+        check_seed(self.seed)
 
 
 def make_folds(study: Study, plan: FoldPlan) -> list[Fold]:
@@ -282,5 +281,3 @@ def _tell_untrained(fold: Fold, sections: StrArray) -> None:
         )
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from agl_sc._sdata.records import FittedRecord, SplitRecord, remember, remembere
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import near_matches
+from agl_sc.core.arguments import check_names, check_seed, is_number
 from agl_sc.core.arrays import StrArray
 from agl_sc.pp._splits.blocks import Positions, locate
 from agl_sc.pp._splits.folds import FoldPlan, make_folds, write_folds
@@ -157,6 +158,9 @@ class SplitRequest:
     seed: int = 0
     """Seed of the draw."""
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
 
 def split_study(study: Study, asked: SplitRequest) -> None:
     """As :func:`split`, of what is resolved already."""
@@ -251,11 +255,14 @@ def _check(by: str, test: Units, validation: Units) -> None:
         raise ValueError(msg)
     total = 0.0
     for argument, value in (("test", test), ("validation", validation)):
-        if isinstance(value, float | int):
+        if is_number(value):
             if not 0 <= value < 1:
                 msg = f"{argument}={value!r} is not a fraction in [0, 1) nor section names."
                 raise ValueError(msg)
             total += value
+        elif value is None:
+            msg = f"{argument}=None is neither a fraction in [0, 1) nor names; 0 takes none."
+            raise TypeError(msg)
         elif by not in ("section", "patient"):
             msg = f"{argument}={value!r} names sections, but by={by!r}; pass a fraction in [0, 1), or by='section'."
             raise ValueError(msg)
@@ -313,7 +320,7 @@ def _by_block(
 
 
 def _fraction(value: Units) -> float:
-    return float(value) if isinstance(value, float | int) else 0.0
+    return float(value) if is_number(value) else 0.0
 
 
 def _check_sets(assigned: NDArray[Any], *, test: Units, validation: Units) -> None:
@@ -324,6 +331,7 @@ def _check_sets(assigned: NDArray[Any], *, test: Units, validation: Units) -> No
 
 
 def _named(argument: str, value: Units, known: Sequence[str], *, by: str) -> list[str]:
+    check_names(argument, value)
     chosen = [value] if isinstance(value, str) else list(value)  # type: ignore[arg-type]
     for name in chosen:
         if name not in known:
@@ -338,7 +346,7 @@ def _by_units(names: StrArray, test: Units, *, validation: Units, by: str, gener
     pool = list(generator.permutation(known))
     sets: dict[str, list[str]] = {}
     for argument, value in (("test", test), ("validation", validation)):
-        if not isinstance(value, float | int):
+        if not is_number(value):
             sets[argument] = _named(argument, value, known, by=by)
             pool = [name for name in pool if name not in sets[argument]]
     both = set(sets.get("test", [])) & set(sets.get("validation", []))

@@ -13,6 +13,7 @@ from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study, around
 from agl_sc._sdata.table import find_table
+from agl_sc.core.arguments import is_whole
 from agl_sc.core.config import Preset, TrainConfig
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.pp._features.context import Views
@@ -91,8 +92,8 @@ def paper_prepare(
     from anndata import AnnData
 
     for name, value in (("n_targets", n_targets), ("min_genes", min_genes), ("min_spots", min_spots)):
-        if value < 1:
-            msg = f"{name}={value!r} is not at least 1; the paper has n_targets=50, min_genes=200, min_spots=3."
+        if not is_whole(value) or value < 1:
+            msg = f"{name}={value!r} is not a whole number of at least 1; the paper has n_targets=50, min_genes=200, min_spots=3."
             raise ValueError(msg)
     study = Study.of(sdata, Address(table_key=table_key, layer=layer), key_added)
     table, keys, counts = study.table, study.keys, study.counts

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agl_sc._paths import check_folder
+from agl_sc.core.arguments import check_seed, is_whole
 from agl_sc.core.config import checked_config
 from agl_sc.core.evaluation.section_metrics import check_names
 from agl_sc.pp._features.embed import FeatureRequest
@@ -47,7 +48,8 @@ class Request:
     def __post_init__(self) -> None:
         check_methods(self.methods)
         check_names(self.metrics)
-        if not isinstance(self.n_seeds, int) or self.n_seeds < 1:
+        check_seed(self.seed)
+        if not is_whole(self.n_seeds) or self.n_seeds < 1:
             msg = f"seeds={self.n_seeds!r} is not a number of seeds from 1; the first of them is seed=."
             raise ValueError(msg)
         if self.predictions not in (None, *self.methods):

@@ -17,6 +17,7 @@ from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import X
+from agl_sc.core.arguments import check_seed
 from agl_sc.core.config import Method, Preset, TrainConfig, checked_config
 from agl_sc.core.training.recipe import TrainingData, fit_arm
 from agl_sc.core.training.result import FitResult
@@ -185,6 +186,9 @@ class TrainRequest:
     """How features are made where there are none."""
     seed: int = 0
     """Seed of split, initial weights and batches."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 def train_study(study: Study, asked: TrainRequest) -> Model:
