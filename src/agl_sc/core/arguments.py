@@ -1,0 +1,57 @@
+"""What an argument may be, said once: numbers, names, seeds."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+LARGEST_SEED = 2**32 - 1
+"""What every generator that is seeded takes."""
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what seeds no generator."""
+    if not is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
+        msg = f"seed={seed!r} is not a whole number from 0 to {LARGEST_SEED}; 0 is usual."
+        raise ValueError(msg)
+
+
+def check_name(argument: str, value: object) -> None:
+    """Refuse what is neither a name nor None."""
+    if value is not None and not isinstance(value, str):
+        msg = f"{argument}={value!r} is a {type(value).__name__}, not a name; pass a string, or None for the default."
+        raise TypeError(msg)
+
+
+def check_names(argument: str, value: object) -> None:
+    """Refuse what is neither a name, nor names that can be read twice, nor None."""
+    if value is None or isinstance(value, str):
+        return
+    if not isinstance(value, Iterable) or isinstance(value, Mapping | Iterator | bytes):
+        msg = f"{argument}={value!r} is a {type(value).__name__}, not a name or a list of names; None takes all."
+        raise TypeError(msg)
+    strange: list[Any] = [each for each in value if not isinstance(each, str)]
+    if strange:
+        msg = f"{argument} holds {strange[0]!r}, a {type(strange[0]).__name__}; pass names."
+        raise TypeError(msg)
+
+
+def check_scales(value: object) -> None:
+    """Refuse an ``image_mpp`` that is neither a number, nor a mapping of numbers by name, nor None."""
+    scales = value.values() if isinstance(value, Mapping) else () if value is None else (value,)
+    for scale in scales:
+        if not is_number(scale):
+            msg = (
+                f"image_mpp={scale!r} is a {type(scale).__name__}, not a number of microns per pixel; "
+                "pass one for all images, or a mapping by section."
+            )
+            raise TypeError(msg)
