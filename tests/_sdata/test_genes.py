@@ -64,7 +64,7 @@ def test_var_names_win_where_a_column_agrees_or_is_silent() -> None:
 
 
 CLAIMS = [
-    pytest.param(table(["A", "B"], symbol=["C", "A"]), "A", r"'A' is a gene of its own by var_names and 'B' by var\[\"symbol\"\]; mend or drop that column: del table.var\['symbol'\]", id="names and a column"),
+    pytest.param(table(["A", "B"], symbol=["C", "A"]), "A", r"'A' is a gene of its own by var_names and 'B' by var\[\"symbol\"\]; fix or drop that column: del table.var\['symbol'\]", id="names and a column"),
     pytest.param(table(["g0", "g1"], symbol=["A", "B"], gene_name=["B", "A"]), "A", r"'A' is 'g0' by another naming and 'g1' by var\[\"gene_name\"\]", id="two columns"),
     pytest.param(table(["g0", "g1"], symbol=["A", "A"]), "A", r"2 genes of the table are called 'A' by var\[\"symbol\"\] \('g0', 'g1'\); name the one that is meant", id="one column twice"),
     pytest.param(table([f"{IDS[0]}.1", f"{IDS[0]}.2"]), IDS[0], "2 genes of the table are called 'ENSG.*' by var_names without versions", id="two versions"),

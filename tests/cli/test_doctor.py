@@ -89,7 +89,7 @@ PROBLEMS = [
     pytest.param(sixteen_bit, "Image 'section_2_image' is uint16, not uint8; convert it first", id="uint16"),
 ]  # fmt: skip
 NOTES = [
-    pytest.param(without_position, "1 spots of section_2 have no position .* Mend their shapes, or drop them", id="no position"),
+    pytest.param(without_position, "1 spots of section_2 have no position .* Fix their shapes, or drop them", id="no position"),
     pytest.param(far_away, "53 of 53 spots of section_2 lie outside the image; check its transformation", id="outside"),
     pytest.param(no_patient, "obs has no column 'patient'", id="no patient"),
 ]  # fmt: skip

@@ -111,7 +111,7 @@ def _namings(table: "AnnData", wanted: Sequence[str]) -> Iterator[_Naming]:
     for column in _columns(table):
         where = _where(table.var[column].astype(object).dropna(), asked, within=table.var[column].notna().to_numpy())
         if where:
-            yield _Naming(f'var["{column}"]', where, f"mend or drop that column: del table.var[{column!r}]")
+            yield _Naming(f'var["{column}"]', where, f"fix or drop that column: del table.var[{column!r}]")
 
 
 def _where(names: Iterable[object], asked: set[str], *, within: "BoolArray | None" = None) -> dict[str, list[int]]:

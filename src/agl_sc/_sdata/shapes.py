@@ -39,7 +39,7 @@ def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[Floa
     if missing.any():
         msg = (
             f"{int(missing.sum())} spots of the table have no shape in {name!r} (e.g. {instances[missing].iloc[0]!r}); "
-            "drop them from the table, or mend its instance_key."
+            "drop them from the table, or fix its instance_key."
         )
         raise ValueError(msg)
     if not shapes.index.is_unique:

@@ -1,7 +1,7 @@
 """The table of a SpatialData: its genes, regions, sections and counts."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,13 +93,14 @@ def check_features(table: "AnnData", name: str) -> None:
 def region_of(table: "AnnData") -> "pd.Series[str]":
     """Region of every spot, from ``uns["spatialdata_attrs"]``."""
     attrs = table.uns.get("spatialdata_attrs")
-    if not attrs or attrs.get("region_key") not in table.obs:
+    keys = [attrs.get(key) for key in ("region_key", "instance_key")] if isinstance(attrs, Mapping) else [None]
+    if not attrs or not all(isinstance(key, str) and key in table.obs for key in keys):
         msg = (
-            'The table annotates no shapes (no uns["spatialdata_attrs"] with a region_key); '
+            'The table annotates no shapes (no uns["spatialdata_attrs"] with a region_key and an instance_key of obs); '
             "set it with spatialdata.models.TableModel.parse(table, region=, region_key=, instance_key=)."
         )
         raise ValueError(msg)
-    regions: pd.Series[str] = table.obs[attrs["region_key"]].astype(str)
+    regions: pd.Series[str] = table.obs[keys[0]].astype(str)
     return regions
 
 

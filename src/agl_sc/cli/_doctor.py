@@ -39,7 +39,7 @@ def doctor(
     layer: Layer = None,
     key_added: KeyAdded = "agl",
 ) -> Result:
-    """Tell what this machine has, and everything that is wrong with a store, each with its mend.
+    """Tell what this machine has, and everything that is wrong with a store, each with its fix.
 
     Nothing is downloaded and nothing is written. A problem stops training or prediction and makes the exit code 2; a
     note does not.

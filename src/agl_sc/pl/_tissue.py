@@ -75,7 +75,7 @@ def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
         No spot lies near the image, or none has a position.
     """
     if not np.isfinite(section.centres).all(axis=1).any():
-        msg = f"No spot of section {section.name!r} has a position; mend its shapes, or leave it out with sections=."
+        msg = f"No spot of section {section.name!r} has a position; fix its shapes, or leave it out with sections=."
         raise ValueError(msg)
     margin = max(2 * section.radius * max(size, 1.0), margin_px)
     low, high = np.nanmin(section.centres, axis=0) - margin, np.nanmax(section.centres, axis=0) + margin
@@ -106,7 +106,7 @@ def _crop(
     if (last <= first).any():
         msg = (
             f"No spot of section {section.name!r} lies on its image {section.image_key!r}; "
-            "mend the transformation that joins them, or name the right one with image_key= or coordinate_system=."
+            "fix the transformation that joins them, or name the right one with image_key= or coordinate_system=."
         )
         raise ValueError(msg)
     pixels = np.asarray(level[:, first[1] : last[1], first[0] : last[0]]).transpose(1, 2, 0)

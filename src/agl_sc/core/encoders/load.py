@@ -165,7 +165,7 @@ def _path_module(path: Path, *, card: Card | None, architecture: str | None) -> 
     if path.is_dir():
         return folder_module(path, card)
     if not path.is_file():
-        msg = f"encoder={f'{architecture}@{path}'!r} names no file or folder that exists; mend the path after the '@'."
+        msg = f"encoder={f'{architecture}@{path}'!r} names no file or folder that exists; fix the path after the '@'."
         raise FileNotFoundError(msg)
     if architecture is None or not timm.is_model(architecture):
         msg = f"{architecture!r} before the '@' is not a timm architecture; use a name of timm.list_models(), or a folder with config.json after the '@'."

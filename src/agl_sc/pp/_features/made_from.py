@@ -80,15 +80,17 @@ def check_tiles(study: Study) -> None:
     made_from, known = study.features, remembered(table, keys, TileRecord)
     if TILES_CHECKED in study.memo or made_from is None or known is None or not len(study.sdata.images):
         return
-    spec, has_features = (
-        TileSpec(made_from.tile_px, made_from.mpp),
-        np.isfinite(np.asarray(table.obsm[keys.features][:, 0])),
-    )
+    has_features = np.isfinite(np.asarray(table.obsm[keys.features][:, 0]))
     n_other = 0
-    for section in study.imaged:
-        own, boxes, _ = placed_quietly(section, spec, None)
-        other = ~np.isin(_fingerprints(study, own, boxes), known.fingerprints)
-        n_other += int((other & has_features[own.rows]).sum())
+    for section in study.positioned:
+        if not section.levels:  # nothing to compare with
+            continue
+        same = np.zeros(int(np.isfinite(section.centres).all(axis=1).sum()), dtype=bool)
+        for mpp in (made_from.mpp, "image"):  # of several scales of their own, the record holds the mean
+            if not same.all():
+                own, boxes, _ = placed_quietly(section, TileSpec(made_from.tile_px, mpp), None)
+                same |= np.isin(_fingerprints(study, own, boxes), known.fingerprints)
+        n_other += int((~same & has_features[own.rows]).sum())
     if n_other:
         msg = (
             f'obsm["{keys.features}"] of {n_other} of {int(has_features.sum())} spots was made from other tiles than these spots '

@@ -19,7 +19,7 @@ def place_section(section: Section, spec: TileSpec, image_mpp: float | None = No
     section, boxes, n_nowhere = placed_quietly(section, spec, image_mpp)
     if n_nowhere:
         logger.warning(
-            "%d spots of %s have no position and get no features. Mend their shapes, or drop them from the table.",
+            "%d spots of %s have no position and get no features. Fix their shapes, or drop them from the table.",
             n_nowhere,
             section.name,
         )
