@@ -27,6 +27,9 @@ def check_parent(path: str | Path) -> Path:
     PermissionError
         The folder cannot be written to.
     """
+    if not isinstance(path, str | Path):
+        msg = f"{path!r} is a {type(path).__name__}, not a path; pass a string or a pathlib.Path."
+        raise TypeError(msg)
     path = Path(path).absolute()
     parent = real(path).parent if path.is_symlink() else path.parent
     if not parent.is_dir():

@@ -1,6 +1,6 @@
 """What an argument may be, said once: numbers, names, seeds."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -22,6 +22,13 @@ def check_seed(seed: object) -> None:
     """Refuse what seeds no generator."""
     if not is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
         msg = f"seed={seed!r} is not a whole number from 0 to {LARGEST_SEED}; 0 is usual."
+        raise ValueError(msg)
+
+
+def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse what is none of the words that are there to choose from."""
+    if not isinstance(value, str) or value not in choices:
+        msg = f"{argument}={value!r} is not one of {', '.join(map(repr, choices))}."
         raise ValueError(msg)
 
 

@@ -246,7 +246,7 @@ def _predictions(study: Study, on: str, prediction: Prediction) -> tuple[NDArray
     """The prediction layer, and which spots are asked for; refused where they cannot be compared with the counts."""
     table, keys = study.table, study.keys
     layer = prediction_layer(study, prediction)
-    if on not in SETS[:3]:
+    if not isinstance(on, str) or on not in SETS[:3]:
         msg = f"on={on!r} is not one of 'test', 'validation', 'train'."
         raise ValueError(msg)
     predicted = np.asarray(table.layers[layer])

@@ -49,7 +49,11 @@ class Recipe:
 def pick_device(device: str | None) -> torch.device:
     """The device asked for, or the fastest there is."""
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            msg = f"device={device!r} is no device of torch; pass such as 'cpu', 'cuda' or 'cuda:1', or None for the fastest."
+            raise ValueError(msg) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

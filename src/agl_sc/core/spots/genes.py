@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from agl_sc.core.arguments import check_choice
 from agl_sc.core.arrays import FloatArray, IntArray
 
 Normalize = Literal["log1p_cp10k", "log1p"]
@@ -13,9 +14,7 @@ Normalize = Literal["log1p_cp10k", "log1p"]
 
 def normalize_counts(counts: scipy.sparse.csr_matrix, normalize: Normalize) -> scipy.sparse.csr_matrix:
     """Raw counts (n_spots, n_genes) in the units that are modelled; spots without counts stay 0."""
-    if normalize not in get_args(Normalize):
-        msg = f"normalize={normalize!r} is not one of {', '.join(map(repr, get_args(Normalize)))}."
-        raise ValueError(msg)
+    check_choice("normalize", normalize, get_args(Normalize))
     scaled = counts.astype(np.float32, copy=True)
     if normalize == "log1p_cp10k":
         totals = np.asarray(counts.sum(axis=1)).ravel()

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from agl_sc._sdata.records import remember
 from agl_sc._sdata.sections import Names, Scales, Section
 from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arguments import is_whole
 from agl_sc.core.arrays import Float32Array
 from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
@@ -175,8 +176,8 @@ class FeatureRequest:
 
     def __post_init__(self) -> None:
         TileSpec(224 if self.tile_px is None else self.tile_px, self.mpp)
-        if self.batch_size < 1:
-            msg = f"batch_size={self.batch_size} is not a positive number of tiles; 32 is usual."
+        if not is_whole(self.batch_size) or self.batch_size < 1:
+            msg = f"batch_size={self.batch_size!r} is not a positive number of tiles; 32 is usual."
             raise ValueError(msg)
         if self.client is not None and not hasattr(self.client, "scatter"):
             msg = f"client is a {type(self.client).__name__}, not a dask.distributed.Client; pass distributed.Client(address)."

@@ -13,7 +13,7 @@ from agl_sc._sdata.genes import find_genes, near_genes, own_names
 from agl_sc._sdata.records import SettingsRecord, remember, remembered
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc.core.arguments import check_names, check_seed, is_whole
+from agl_sc.core.arguments import check_choice, check_names, check_seed, is_number, is_whole
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.linear.predictability import MOST_SPOTS, predictability
 from agl_sc.core.spots.expression import Expression
@@ -107,6 +107,9 @@ def choose_targets(
     table, keys = study.table, study.keys
     genes = checked_targets(table, genes)
     check_choose_by(choose_by)
+    if not is_number(min_detected) or not 0 <= min_detected < 1:
+        msg = f"min_detected={min_detected!r} is not a fraction in [0, 1); 0.3 is usual."
+        raise ValueError(msg)
     expression = training_expression(study, normalize)
     role = assign_roles(expression, table.var_names, genes=genes, choose_by=choose_by, min_detected=min_detected)
     table.var[keys.role] = pd.Categorical(role, categories=list(ROLES))
@@ -231,7 +234,8 @@ def checked_targets(table: "AnnData", genes: int | Sequence[str]) -> int | list[
             raise ValueError(msg)
         return int(genes)
     check_names("genes", genes)
-    names = [genes] if isinstance(genes, str) else list(genes or ())
+    asked: Any = () if genes is None else genes  # names, perhaps as an array
+    names = [asked] if isinstance(asked, str) else list(asked)
     found = find_genes(table, names)
     unknown = [name for name, column in zip(names, found, strict=True) if column < 0]
     if unknown or not names:
@@ -243,15 +247,13 @@ def checked_targets(table: "AnnData", genes: int | Sequence[str]) -> int | list[
 
 def check_choose_by(choose_by: str) -> None:
     """Refuse an unknown way of choosing target genes."""
-    if choose_by not in get_args(ChooseBy):
-        msg = f"choose_by={choose_by!r} is not one of {', '.join(map(repr, get_args(ChooseBy)))}."
-        raise ValueError(msg)
+    check_choice("choose_by", choose_by, get_args(ChooseBy))
 
 
 def check_score(table: "AnnData", score: str) -> None:
     """Refuse an unknown score."""
     columns = [str(name) for name in table.var.columns if pd.api.types.is_numeric_dtype(table.var[name])]
-    if score not in (*get_args(Score), *columns):
+    if not isinstance(score, str) or score not in (*get_args(Score), *columns):
         msg = f"score={score!r} is neither one of {', '.join(get_args(Score))} nor a numeric column of var ({', '.join(columns) or 'there is none'})."
         raise KeyError(msg)
 

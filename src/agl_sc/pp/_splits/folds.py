@@ -13,7 +13,7 @@ import pandas as pd
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import SplitRecord, remember
 from agl_sc._sdata.study import Study, known_positions
-from agl_sc.core.arguments import check_seed, is_whole
+from agl_sc.core.arguments import check_choice, check_seed, is_whole
 from agl_sc.core.arrays import BoolArray, StrArray
 from agl_sc.pp._splits.blocks import Positions, locate
 from agl_sc.pp._splits.leaks import tell_duplicates, tell_patients
@@ -68,9 +68,7 @@ class FoldPlan:
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
-        if self.by not in get_args(By):
-            msg = f"by={self.by!r} is not one of {', '.join(map(repr, get_args(By)))}."
-            raise ValueError(msg)
+        check_choice("by", self.by, get_args(By))
         if self.n_folds is not None and (not is_whole(self.n_folds) or self.n_folds < 2):
             msg = f"n_folds={self.n_folds!r} is not a whole number of at least 2; None makes one fold per section or patient."
             raise ValueError(msg)

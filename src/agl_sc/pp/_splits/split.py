@@ -14,7 +14,7 @@ from agl_sc._sdata.records import FittedRecord, SplitRecord, remember, remembere
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import near_matches
-from agl_sc.core.arguments import check_names, check_seed, is_number
+from agl_sc.core.arguments import check_choice, check_names, check_seed, is_number
 from agl_sc.core.arrays import StrArray
 from agl_sc.pp._splits.blocks import Positions, locate
 from agl_sc.pp._splits.folds import FoldPlan, make_folds, write_folds
@@ -159,6 +159,7 @@ class SplitRequest:
     """Seed of the draw."""
 
     def __post_init__(self) -> None:
+        check_choice("by", self.by, get_args(By))
         check_seed(self.seed)
 
 
@@ -249,10 +250,7 @@ def training_spots(study: Study) -> NDArray[np.bool_]:
     return training
 
 
-def _check(by: str, test: Units, validation: Units) -> None:
-    if by not in get_args(By):
-        msg = f"by={by!r} is not one of {', '.join(map(repr, get_args(By)))}."
-        raise ValueError(msg)
+def _check(by: By, test: Units, validation: Units) -> None:
     total = 0.0
     for argument, value in (("test", test), ("validation", validation)):
         if is_number(value):

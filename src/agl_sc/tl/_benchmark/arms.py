@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from agl_sc._sdata.records import PredictionRecord, remember
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X
+from agl_sc.core.arguments import check_names
 from agl_sc.core.config import Method, Preset, TrainConfig
 from agl_sc.core.linear.baselines import WITH_AUXILIARY, Samples, fit_baseline
 from agl_sc.core.weighting import METHODS, method_spec
@@ -78,7 +79,8 @@ ARMS = {
 
 def check_methods(methods: str | Sequence[str]) -> list[str]:
     """Names of arms, refused where one is unknown or stands twice."""
-    names = [methods] if isinstance(methods, str) else list(methods)
+    check_names("methods", methods)
+    names = [methods] if isinstance(methods, str) else list(methods or ())
     unknown = [name for name in names if name not in ARMS]
     if unknown or not names:
         which = f"{unknown[0]!r} is not a method" if unknown else "methods= is empty"

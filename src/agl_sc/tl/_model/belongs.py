@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import numpy as np
+import scipy.sparse
 
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import CrossValidationRecord, PredictionRecord, remembered
 from agl_sc._sdata.sections import REGIONS, Names, subset
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X, near_matches, region_of
+from agl_sc.core.arguments import check_choice
 from agl_sc.core.arrays import BoolArray, IntArray
 from agl_sc.pp._splits.split import assigned_in, split_hash
 
@@ -23,9 +25,7 @@ logger = logging.getLogger(__name__)
 def prediction_layer(study: Study, prediction: Prediction) -> str:
     """Layer that holds predictions of one model, or out of fold; refused when it is not there."""
     table, keys = study.table, study.keys
-    if prediction not in get_args(Prediction):
-        msg = f"prediction={prediction!r} is not one of {', '.join(map(repr, get_args(Prediction)))}."
-        raise ValueError(msg)
+    check_choice("prediction", prediction, get_args(Prediction))
     layer, source = {
         "model": (keys.layer, "agl_sc.tl.train or agl_sc.tl.predict"),
         "oof": (keys.oof, "agl_sc.tl.cross_validate"),
@@ -36,6 +36,10 @@ def prediction_layer(study: Study, prediction: Prediction) -> str:
     if prediction == "oof" and keys.fold not in table.obs:
         msg = f'obs["{keys.fold}"] is missing, the fold in which a spot was test; run {source} again.'
         raise KeyError(msg)
+    values = table.layers[layer]
+    if scipy.sparse.issparse(values) or values.dtype.kind != "f" or np.isinf(values).any():
+        msg = f'layers["{layer}"] holds no predictions that agl_sc wrote (dense, decimal, finite or NaN); run {source} again, or pass another key_added.'
+        raise ValueError(msg)
     return layer
 
 

@@ -37,6 +37,9 @@ def training_data(study: Study) -> TrainingData:
     assigned = assigned_in(study)
     train, validation = (usable & (assigned == name) for name in ("train", "validation"))
     _tell_unusable(usable, assigned)
+    if not train.any():
+        msg = f'No training spot has both features in obsm["{study.keys.features}"] and counts; run agl_sc.pp.embed(sdata) again.'
+        raise ValueError(msg)
     centred = center_per_section(raw, codes)
     scale = spread(centred[train])
     genes, n_targets = ordered_genes(study)
