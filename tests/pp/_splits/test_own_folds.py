@@ -24,7 +24,7 @@ def quartered(tissue: SpatialData, values: Any, *, gaps: int = 0) -> Study:
     return Study.of(tissue)
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "names": np.array(["NE", "NW", "SE", "SW"])[QUARTERS],
     "numbers": QUARTERS,
     "floats": QUARTERS.astype(float),
@@ -81,7 +81,7 @@ def test_spots_off_tissue_and_of_other_regions_are_in_no_fold(tissue: SpatialDat
 def split_of(seed: int, test: slice) -> list[str]:
     sets = np.random.default_rng(seed).choice(["train", "validation", "unused"], 159)
     sets[test] = "test"
-    return sets.tolist()
+    return list(map(str, sets))
 
 
 @pytest.mark.parametrize("kind", [list, np.array, pd.Series, pd.Categorical])

@@ -100,7 +100,7 @@ def test_what_is_written_to_copies_is_not_told_and_warnings_are(
 def test_quarters_of_one_section(*, single: SpatialData, way: str) -> None:
     table = single["table"]
     quarter = table.obs["quarter"].to_numpy()
-    sets = [
+    sets: Any = [
         np.where(np.isnan(quarter), "unused", np.where(quarter == number, "test", np.where(quarter == (number + 1) % 4, "validation", "train")))
         for number in range(4)
     ]  # fmt: skip

@@ -153,7 +153,7 @@ def test_predictions_in_blocks_are_those_of_all_spots_at_once(
     features, sections = sdata["table"].obsm["agl_features"].copy(), sdata["table"].obs["section"].to_numpy()
     features[[3, 70, 158], [0, 5, 9]] = np.nan, np.inf, np.nan
     whole = model.predict(features, sections)
-    assert np.isnan(whole).all(axis=1).nonzero()[0].tolist() == [3, 70, 158]
+    assert np.flatnonzero(np.isnan(whole).all(axis=1)).tolist() == [3, 70, 158]
     for size in (159, 100, 53, 7, 1):
         monkeypatch.setattr("agl_sc.model._BLOCK", size)
         np.testing.assert_allclose(model.predict(features, sections), whole, rtol=1e-5, atol=1e-6)
