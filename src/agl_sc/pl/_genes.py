@@ -21,7 +21,7 @@ from agl_sc.pl._style import BLUE, METRICS, SMALL, draw_identity, label_axes, le
 from agl_sc.pl._values import units_of
 from agl_sc.pp._splits.split import assigned_in
 from agl_sc.tl._evaluate import evaluate_study
-from agl_sc.tl._model.belongs import Prediction, chosen_sections, metric_column
+from agl_sc.tl._model.belongs import Prediction, chosen_sections, metric_column, oof_method
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -140,7 +140,7 @@ def gene_metrics(  # noqa: PLR0913  one argument per thing that a user may want 
     values = of.column(metric)
     other = _other(of, against, index=values.index)
     axes = one_axes(ax, height_in=3.0)
-    name = f"test {METRICS.get(metric, metric)}" + (f", {units_of(study)} squared" if metric == "mse" else "")
+    name = of.words(METRICS.get(metric, metric)) + (f", {units_of(study)} squared" if metric == "mse" else "")
     if other is None:
         _draw_bars(axes, values, name=name, n_names=n_names)
     else:
@@ -187,6 +187,13 @@ class _Scores:
             self.study, prediction=self.prediction, sections=self.sections, metrics=[metric], write=False
         )
         return table.groupby("gene")[metric].mean().dropna()
+
+    def words(self, metric: str) -> str:
+        """What an axis calls a metric of them."""
+        if self.prediction == "model":
+            return f"test {metric}"
+        method = oof_method(self.study)
+        return f"out-of-fold {metric}" + (f" of {method}" if method else "")
 
     @property
     def rows(self) -> BoolArray:
@@ -241,7 +248,9 @@ def _draw_bars(ax: Axes, values: "pd.Series[float]", *, name: str, n_names: int)
         leading = "\n".join(f"{literal(gene)} {value:.2f}" for gene, value in ordered.iloc[:n_names].items())
         ax.text(1.02, 1.0, leading, transform=ax.transAxes, va="top", fontsize=SMALL)
         return
-    ax.set_xticks(np.arange(1, len(ordered) + 1), [literal(gene) for gene in ordered.index], rotation=90, fontsize=SMALL)
+    ax.set_xticks(
+        np.arange(1, len(ordered) + 1), [literal(gene) for gene in ordered.index], rotation=90, fontsize=SMALL
+    )
     ax.tick_params(axis="x", length=0)
 
 

@@ -66,6 +66,8 @@ def test_scores_and_figures_name_the_method(
         axes = pl.spatial_pred(sdata, GENES[0], prediction="oof", show=False)
         assert " ".join(axes[0, 1].get_title().split()).endswith("(out of fold, ridge, weighted by depth)")
         (drawn,) = pl.calibration(sdata, GENES[0], prediction="oof", show=False)
+        bars = pl.gene_metrics(sdata, prediction="oof", against=None, show=False)
+        assert bars.get_ylabel() == "out-of-fold Pearson r of ridge, weighted by depth"
         assert drawn.get_title().endswith("159 spots, out of fold, 3 folds, ridge, weighted by depth")
 
 
