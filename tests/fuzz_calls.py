@@ -368,7 +368,7 @@ def fault_of(subject: Subject, seed: int) -> Fault | None:
     shares = np.array([call.share for call in CALLS])
     call = CALLS[rng.choice(len(CALLS), p=shares / shares.sum())]
     sdata = duplicate(subject.sdata)
-    spoil = str(rng.choice(sorted(SPOILS))) if rng.random() < 0.6 else ""
+    spoil = ("record changed" if rng.random() < 0.15 else str(rng.choice(sorted(SPOILS)))) if rng.random() < 0.65 else ""
     if spoil:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -32,12 +32,26 @@ class Record(Protocol):
         ...
 
 
+class DamagedRecordError(ValueError):
+    """A record lacks something, and the message says what to do."""
+
+
 R = TypeVar("R", bound=Record)
 
 
 def remembered(table: "AnnData", keys: "Keys", kind: type[R]) -> R | None:
-    """The record of a kind, or None."""
-    return kind.of(_entries(table, keys))
+    """The record of a kind, or None; refused where its entries are none that agl_sc wrote."""
+    entries = _entries(table, keys)
+    try:
+        return kind.of(entries)
+    except DamagedRecordError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        msg = (
+            f'uns["{keys.uns}"] holds no {kind.__name__} that agl_sc wrote ({type(error).__name__}: {error}); '
+            f'take it away with del table.uns["{keys.uns}"] and prepare anew, or pass another key_added=.'
+        )
+        raise ValueError(msg) from error
 
 
 def remember(table: "AnnData", keys: "Keys", *records: Record) -> None:
@@ -114,7 +128,7 @@ class FeatureRecord:
         missing = [name for name in needed if not isinstance(found, Mapping) or name not in found]
         if missing:
             msg = f"The record of the features has no {missing[0]!r}; run agl_sc.pp.embed(sdata) again."
-            raise ValueError(msg)
+            raise DamagedRecordError(msg)
         known = {each.name for each in fields(cls)}
         values = {name: _unboxed(value) for name, value in found.items() if name in known}
         return cls(**values)

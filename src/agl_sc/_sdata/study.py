@@ -208,6 +208,10 @@ def around(sdata: "SpatialData", table: "AnnData") -> "SpatialData":
     """The same images, shapes, points and labels, not copied, around another table named ``table``."""
     from spatialdata import SpatialData
 
+    for name, shapes in sdata.shapes.items():  # which spatialdata would refuse without a name
+        if "radius" in shapes and not (shapes["radius"] > 0).all():
+            msg = f"shapes {name!r} hold radii that are not positive; mend sdata.shapes[{name!r}]['radius'], in pixels of its coordinate system."
+            raise ValueError(msg)
     elements = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "shapes", "points")}
     return SpatialData(**elements, tables={"table": table}, attrs=dict(sdata.attrs))
 

@@ -21,6 +21,7 @@ from agl_sc._sdata.geometry import (
     is_positive_number,
     technology_named,
 )
+from agl_sc.core.arguments import check_name
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._anndata_checks import refuse_gaps, refuse_names, refuse_shared_places, tell_outside_tissue
 from agl_sc.io._anndata_libraries import ONLY_LIBRARY, Source, libraries_of, source_given, source_in_uns
@@ -132,6 +133,8 @@ def from_anndata(
     >>> sdata["table"] is adata
     True
     """
+    for argument, value in (("library_key", library_key), ("image_key", image_key), ("technology", technology)):
+        check_name(argument, value)
     known = _check(adata, technology=technology, bin_um=bin_um)
     centres, array = centres_of(adata), array_of(adata.obs, is_array=known is not None)
     found = libraries_of(adata.uns)

@@ -11,9 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from agl_sc.core.arguments import is_whole
 from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import check_save, finish, one_axes
-from agl_sc.pl._style import BLUE, FONT, GREY, ORANGE, SMALL, label_axes, legend_above, size_pt
+from agl_sc.pl._style import BLUE, FONT, GREY, ORANGE, SMALL, label_axes, legend_above, literal, size_pt
 
 if TYPE_CHECKING:
     from agl_sc.model import Model
@@ -176,8 +177,8 @@ def gene_weights(
     >>> axes = agl_sc.pl.gene_weights(model, n_names=5, save="weights.png")
     """
     path = check_save(save)
-    if n_names < 0:
-        msg = f"n_names={n_names!r} is negative; pass 0 for no names."
+    if not is_whole(n_names) or n_names < 0:
+        msg = f"n_names={n_names!r} is negative or no whole number; pass 0 for no names."
         raise ValueError(msg)
     _check_model(model, "weights")
     axes = one_axes(ax, height_in=3.2)
@@ -292,7 +293,7 @@ def _name_genes(ax: Axes, genes: Sequence[str], weights: FloatArray, *, n_names:
     n_fit = int((high - 0) / step)
     leading = np.argsort(-weights, kind="stable")[: min(n_names, n_fit)]
     leading = np.sort(leading[weights[leading] >= _NEGLIGIBLE])
-    longest_pt = max((len(genes[i]) for i in leading), default=0) * 0.58 * SMALL
+    longest_pt = max((len(literal(genes[i])) for i in leading), default=0) * 0.58 * SMALL
     band = min((longest_pt + 20) / height_pt, 0.6) if len(leading) else 0.03
     top = 1 + band / (1 - band) * (1 - _BOTTOM)
     ax.set_ylim(_BOTTOM, top)
@@ -301,7 +302,7 @@ def _name_genes(ax: Axes, genes: Sequence[str], weights: FloatArray, *, n_names:
     ax.yaxis.label.set_y((0.5 - _BOTTOM) / (top - _BOTTOM))
     for i, place in zip(leading, _spread(leading.astype(float), step, high), strict=True):
         ax.annotate(
-            genes[i],
+            literal(genes[i]),
             (i, weights[i]),
             xytext=(place, 1 + 16 / height_pt * (top - _BOTTOM)),
             rotation=90,

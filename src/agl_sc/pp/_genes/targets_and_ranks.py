@@ -332,6 +332,9 @@ def _predictability(study: Study, expression: scipy.sparse.csr_matrix) -> FloatA
     features = np.asarray(table.obsm[keys.features])[training]
     counts = study.counts[training]
     usable = np.flatnonzero(usable_spots(features, counts))
+    if not len(usable):
+        msg = f'No training spot has both features in obsm["{keys.features}"] and counts; run agl_sc.pp.embed(sdata) again.'
+        raise ValueError(msg)
     if len(usable) > MOST_SPOTS:
         usable = np.sort(np.random.default_rng(0).choice(usable, MOST_SPOTS, replace=False))
     codes = pd.factorize(study.section_names[training[usable]], sort=True)[0].astype(np.int64)

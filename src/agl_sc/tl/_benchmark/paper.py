@@ -339,7 +339,8 @@ def paper_summary(results: pd.DataFrame | CrossValidation) -> pd.DataFrame:
     ['ridge', 'weighted_ridge']
     """
     results = results.results if isinstance(results, CrossValidation) else results
-    missing = [name for name in ("method", "fold", "gene", "metric", "value") if name not in results]
+    columns_of = results if isinstance(results, pd.DataFrame) else ()
+    missing = [name for name in ("method", "fold", "gene", "metric", "value") if name not in columns_of]
     if missing:
         msg = f"results has no column {missing[0]!r}; pass what agl_sc.tl.cross_validate returned."
         raise KeyError(msg)

@@ -70,6 +70,9 @@ def ordered_genes(study: Study) -> tuple[list[str], int]:
     table, keys = study.table, study.keys
     role = role_of(study)
     targets = list(table.var_names[role == "target"])
+    if not targets:
+        msg = f'var["{keys.role}"] names no target gene; run agl_sc.pp.target_genes(sdata) again.'
+        raise ValueError(msg)
     if keys.prior_rank not in table.var:
         msg = f'var["{keys.prior_rank}"] is missing; run agl_sc.pp.rank_auxiliary(sdata) first.'
         raise KeyError(msg)
