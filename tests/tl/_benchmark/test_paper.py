@@ -94,9 +94,9 @@ def test_prepared_round_trip(hest: sd.SpatialData, tmp_path: Path) -> None:
 
 
 REFUSED: list[Any] = [
-    pytest.param({"n_targets": 0}, "n_targets=0 is not at least 1; the paper has n_targets=50", id="targets"),
-    pytest.param({"min_genes": 0}, "min_genes=0 is not at least 1", id="genes"),
-    pytest.param({"min_spots": -1}, "min_spots=-1 is not at least 1", id="spots"),
+    pytest.param({"n_targets": 0}, "n_targets=0 is not a whole number of at least 1; the paper has n_targets=50", id="targets"),
+    pytest.param({"min_genes": 0}, "min_genes=0 is not a whole number of at least 1", id="genes"),
+    pytest.param({"min_spots": -1}, "min_spots=-1 is not a whole number of at least 1", id="spots"),
     pytest.param({}, r"0 spots with 200 genes and 0 genes in 3 of them are left, fewer than n_targets=50; lower min_genes", id="nothing left"),
     pytest.param({"min_genes": 20}, r"and 29 genes in 3 of them are left, fewer than n_targets=50", id="few genes"),
 ]  # fmt: skip

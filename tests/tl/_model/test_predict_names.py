@@ -86,7 +86,7 @@ def all_but(n_kept: int) -> Callable[[SpatialData, Model], None]:
 
 
 BAD = [
-    pytest.param(claimed_twice, r"'G\d+' is 'ENSG\d+' by another naming and 'ENSG\d+' by var\[\"gene_name\"\]; mend or drop", id="two columns"),
+    pytest.param(claimed_twice, r"'G\d+' is 'ENSG\d+' by another naming and 'ENSG\d+' by var\[\"gene_name\"\]; fix or drop", id="two columns"),
     pytest.param(named_twice, r"24 genes of the table are called 'G\d+' by var\[\"symbol\"\]", id="one column"),
     pytest.param(swapped, r"'G\d+' is a gene of its own by var_names and 'G\d+' by var\[\"symbol\"\]", id="names and a column"),
     pytest.param(all_but(1), r"lacks 3 of the model's 4 target genes \(G\d+, G\d+, G\d+\), more than 50%.*; name its genes as in training", id="most missing"),
