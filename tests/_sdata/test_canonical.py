@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from agl_sc._sdata.table import canonical, counts_of
 
 Store = Callable[[np.ndarray[Any, Any]], Any]
+lazy: Callable[..., Any] = da.from_array
 
 
 def in_parts(counts: Any) -> Any:
@@ -55,8 +56,8 @@ STORES: dict[str, Store] = {
     "csr": sp.csr_matrix, "csc": sp.csc_matrix, "coo": sp.coo_matrix, "csr array": sp.csr_array, "parts": in_parts,
     "stored zeros": with_zeros, "unsorted": backwards, "float64": lambda x: x.astype(float), "int8": lambda x: x.astype("i1"),
     "uint64": lambda x: sp.csr_matrix(x.astype("u8")), "Fortran": np.asfortranarray, "h5": in_h5,
-    "zarr": lambda x: zarr.array(x), "dask": lambda x: da.from_array(x, chunks=(3, 2)),
-    "dask of csr": lambda x: da.from_array(x, chunks=(3, -1)).map_blocks(sp.csr_matrix),
+    "zarr": lambda x: zarr.array(x), "dask": lambda x: lazy(x, chunks=(3, 2)),
+    "dask of csr": lambda x: lazy(x, chunks=(3, -1)).map_blocks(sp.csr_matrix),
 }  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def test_spots_off_the_tissue_are_in_no_set(tissue: SpatialData, caplog: pytest.
     for values in (~off, (~off).astype(int), np.where(off, "0", "1"), np.where(off, 0.0, 1.0)):
         table.obs["in_tissue"] = values
         for options in ({"by": "spot"}, {"by": "section"}, {"by": "block", "block_um": 200, "buffer_um": 0}):
-            pp.split(tissue, **options)  # type: ignore[arg-type]
+            pp.split(tissue, **options)
             assert ((table.obs["agl_split"] == "unused").to_numpy() == off).all()
         pp.split(tissue, by="spot", n_folds=3)
         assert ((table.obs["agl_split"] == "unused").to_numpy() == off).all()

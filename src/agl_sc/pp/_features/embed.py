@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from agl_sc._sdata.records import remember
 from agl_sc._sdata.sections import Names, Scales, Section
@@ -21,6 +20,7 @@ from agl_sc.core.arguments import is_whole
 from agl_sc.core.arrays import Float32Array
 from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
+from agl_sc.core.progress import Progress
 from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.cache import FeatureCache, cache_folder
 from agl_sc.pp._features.context import WIDER, Views, ring_means
@@ -247,7 +247,8 @@ def encode(
     features = np.full((n_obs, width), np.nan, dtype=np.float32)
     total = sum(len(boxes.origins) for each in fields for boxes in each)
     run: Run = partial(encoded_blocks, recipe) if client is None else Workers(client, recipe).encoded_blocks
-    with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar, ThreadPoolExecutor(_FIELDS_AT_ONCE) as pool:
+    progress = Progress[Any](total=total, desc="tiles", unit="tile")
+    with progress as bar, ThreadPoolExecutor(_FIELDS_AT_ONCE) as pool:
         features_of = partial(_features_of, recipe, run=run, folder=folder, bar=bar)
         # This process goes through the sections one by one; a cluster gets work of several, so that none of it waits.
         parts = (map if client is None else pool.map)(features_of, [boxes for each in fields for boxes in each])
@@ -264,7 +265,7 @@ def _wider(section: Section, boxes: Boxes, tile_px: int, *, factor: float) -> Bo
     return boxes_of(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp), may_exceed=True)
 
 
-def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None, bar: "tqdm[Any]") -> Float32Array:
+def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None, bar: Progress[Any]) -> Float32Array:
     """Features (n_boxes, n_features); blocks in the cache are read from there, the others computed and put there."""
     shape = (len(boxes.origins), recipe.encoder.n_features)
     features = np.empty(shape, dtype=np.float32)

@@ -80,7 +80,7 @@ ARMS = {
 def check_methods(methods: str | Sequence[str]) -> list[str]:
     """Names of arms, refused where one is unknown or stands twice."""
     check_names("methods", methods)
-    names = [methods] if isinstance(methods, str) else list(methods or ())
+    names = [methods] if isinstance(methods, str) else list(() if methods is None else methods)
     unknown = [name for name in names if name not in ARMS]
     if unknown or not names:
         which = f"{unknown[0]!r} is not a method" if unknown else "methods= is empty"
