@@ -53,6 +53,9 @@ def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[Floa
     centres = np.column_stack([centroids.x, centroids.y]).astype(float)
     if "radius" in rows:
         radius = float(np.median(rows["radius"]))
+        if not radius > 0:
+            msg = f"The median radius of shapes {name!r} is {radius}, which is not positive; mend sdata.shapes[{name!r}]['radius']."
+            raise ValueError(msg)
         return centres, radius, 2 * radius
     area = float(np.nanmedian(rows.geometry.area))
     return centres, float(np.sqrt(area / np.pi)), float(np.sqrt(area))

@@ -105,7 +105,7 @@ def _rows(benchmark: Any, metric: str) -> pd.DataFrame:
         )
         raise TypeError(msg)
     known = sorted(set(differences["metric"]))
-    if metric not in known:
+    if not isinstance(metric, str) or metric not in known:
         compared = (
             f"the metrics are {', '.join(known)}" if known else "nothing was, run agl_sc.tl.benchmark with two methods"
         )

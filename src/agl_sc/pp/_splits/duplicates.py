@@ -129,6 +129,9 @@ def same_profiles(matrix: Any, names: NDArray[np.str_]) -> list[Pair]:
 def profile_hashes(matrix: Any) -> tuple[UInt64Array, NDArray[np.int64]]:
     """Hash of the non-zero values of every row and their genes, and how many there are, (n_spots,) each."""
     whole = scipy.sparse.csr_array(matrix) if scipy.sparse.issparse(matrix) else np.asarray(matrix)
+    if whole.dtype.kind not in "buif":
+        msg = f"X holds {whole.dtype}, not numbers; raw counts are needed."
+        raise TypeError(msg)
     if isinstance(whole, scipy.sparse.csr_array) and not whole.has_canonical_format:
         whole = whole.copy()
         whole.sum_duplicates()

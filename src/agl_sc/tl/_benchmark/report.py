@@ -9,6 +9,7 @@ from agl_sc.core.evaluation.differences import FEWEST_UNITS, LEVEL
 from agl_sc.tl._benchmark.arms import ARMS
 
 BETTER = {"mse": "lower is better"}
+_MARKUP = "\\|*`<"
 FEW_UNITS = 6
 """With fewer, a percentile interval reaches from about the smallest to about the largest of them."""
 
@@ -40,7 +41,7 @@ def label(method: str) -> str:
 
 def _data(provenance: Mapping[str, Any]) -> Iterable[str]:
     data, folds = provenance["data"], provenance["cross_validation"]
-    sections = ", ".join(f"{name} ({n})" for name, n in data["n_spots"].items())
+    sections = ", ".join(f"{literal(name)} ({n})" for name, n in data["n_spots"].items())
     yield (
         f"{sum(data['n_spots'].values())} spots of {len(data['n_spots'])} sections, {data['n_genes']} genes, "
         f"{len(data['targets'])} of them a target in some fold. Spots by section: {sections}."
@@ -50,7 +51,7 @@ def _data(provenance: Mapping[str, Any]) -> Iterable[str]:
         if data["targets_named"]
         else "chosen on the training spots of every fold"
     )
-    yield f"Target genes are {how}: {', '.join(data['targets'])}."
+    yield f"Target genes are {how}: {literal(', '.join(data['targets']))}."
     yield (
         f"{folds['n_folds']} folds by {folds['by']}, everything fitted anew in each; seeds {', '.join(map(str, folds['seeds']))}. "
         f"Hash of the folds: `{folds['hash']}`."
@@ -155,4 +156,10 @@ def _number(value: float) -> str:
 
 def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(literal(cell) for cell in line)} |" for line in lines)
+
+
+def literal(text: str) -> str:
+    """Text that Markdown shows as it is, in one line: names may hold anything."""
+    escaped = "".join(f"\\{letter}" if letter in _MARKUP else letter for letter in text)
+    return " ".join(escaped.split()) if "\n" in text or "\r" in text else escaped

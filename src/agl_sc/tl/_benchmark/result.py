@@ -46,6 +46,9 @@ class Benchmark:
     def save(self, folder: str | Path) -> None:
         """Write ``report.md``, ``results.csv``, ``differences.csv`` and ``provenance.json``, replacing an earlier report.
 
+        Names stand in the tables as they are, so that they are read back; one that begins with ``=`` is a formula to a
+        spreadsheet unless its column is imported as text.
+
         Parameters
         ----------
         folder
