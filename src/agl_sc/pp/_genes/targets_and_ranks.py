@@ -107,8 +107,8 @@ def choose_targets(
     table, keys = study.table, study.keys
     genes = checked_targets(table, genes)
     check_choose_by(choose_by)
-    if not is_number(min_detected) or not 0 <= min_detected < 1:
-        msg = f"min_detected={min_detected!r} is not a fraction in [0, 1); 0.3 is usual."
+    if not is_number(min_detected) or not 0 <= min_detected <= 1:
+        msg = f"min_detected={min_detected!r} is not a fraction in [0, 1]; 0.3 is usual."
         raise ValueError(msg)
     expression = training_expression(study, normalize)
     role = assign_roles(expression, table.var_names, genes=genes, choose_by=choose_by, min_detected=min_detected)
