@@ -80,7 +80,20 @@ ODD: dict[str, Callable[[], Any]] = {
     "function": lambda: len,
     "generator": lambda: (each for each in ["section_1"]),
 }
-FOREIGN = ("text", 3, 1.5, True, [1, 2], np.arange(3), {"x": 1}, {"params": "x"}, {}, [], "", {"address": {"layer": 3}})
+FOREIGN: tuple[Any, ...] = (
+    "text",
+    3,
+    1.5,
+    True,
+    [1, 2],
+    np.arange(3),
+    {"x": 1},
+    {"params": "x"},
+    {},
+    [],
+    "",
+    {"address": {"layer": 3}},
+)
 
 
 def _table(sdata: "SpatialData") -> "AnnData":
@@ -368,7 +381,9 @@ def fault_of(subject: Subject, seed: int) -> Fault | None:
     shares = np.array([call.share for call in CALLS])
     call = CALLS[rng.choice(len(CALLS), p=shares / shares.sum())]
     sdata = duplicate(subject.sdata)
-    spoil = ("record changed" if rng.random() < 0.15 else str(rng.choice(sorted(SPOILS)))) if rng.random() < 0.65 else ""
+    spoil = (
+        ("record changed" if rng.random() < 0.15 else str(rng.choice(sorted(SPOILS)))) if rng.random() < 0.65 else ""
+    )
     if spoil:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -15,7 +15,7 @@ from agl_sc.pl._style import colours_of, literal
 @pytest.mark.parametrize("name", ["$\\frac{1}$", "$x", "$$", "a$b$c", "\\$", "|a|", "*b*", "=cmd()", " ", "x_1"])
 def test_what_is_drawn_is_the_name(name: str) -> None:
     text = plt.figure().text(0, 0, literal(name))
-    shown, is_mathematics = text._preprocess_math(text.get_text())
+    shown, is_mathematics = text._preprocess_math(text.get_text())  # type: ignore[attr-defined]
     assert (shown, is_mathematics) == (name, False)
 
 

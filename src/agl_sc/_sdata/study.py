@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,9 @@ def around(sdata: "SpatialData", table: "AnnData") -> "SpatialData":
             msg = f"shapes {name!r} hold radii that are not positive; mend sdata.shapes[{name!r}]['radius'], in pixels of its coordinate system."
             raise ValueError(msg)
     elements = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "shapes", "points")}
-    return SpatialData(**elements, tables={"table": table}, attrs=dict(sdata.attrs))
+    with warnings.catch_warnings():  # of a region without shapes, which was told when sdata was made
+        warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
+        return SpatialData(**elements, tables={"table": table}, attrs=dict(sdata.attrs))
 
 
 def known_positions(found: list[Section], n_obs: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
