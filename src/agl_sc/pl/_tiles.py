@@ -132,7 +132,11 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
         image_mpp=image_mpp,
     )
     study = Study.of(sdata, address, key_added)
-    first, *_ = parts_of(study, section, need_image=True)
+    parts = parts_of(study, section, need_image=True)
+    if not parts:
+        msg = "The table has no spot; there is no tile to draw."
+        raise ValueError(msg)
+    first = parts[0]
     spec = TileSpec.of(tile_px, mpp, lambda: [first.mpp()])
     placed, boxes = place_section(first, spec)
     spots = _choose(placed, n, seed=seed)

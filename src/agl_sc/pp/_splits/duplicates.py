@@ -132,6 +132,7 @@ def profile_hashes(matrix: Any) -> tuple[UInt64Array, NDArray[np.int64]]:
     if whole.dtype.kind not in "buif":
         msg = f"X holds {whole.dtype}, not numbers; raw counts are needed."
         raise TypeError(msg)
+    whole = whole.astype(np.float32) if whole.dtype == np.float16 else whole  # which scipy has not
     if isinstance(whole, scipy.sparse.csr_array) and not whole.has_canonical_format:
         whole = whole.copy()
         whole.sum_duplicates()

@@ -148,6 +148,9 @@ def train(  # noqa: PLR0913 -- the entry point
     (121, 400)
     """
     spec, config = method_spec(method), checked_config(config, preset)
+    if accelerator is not None and not isinstance(accelerator, Accelerator):
+        msg = f"accelerator is a {type(accelerator).__name__}, not an accelerate.Accelerator; None makes one."
+        raise TypeError(msg)
     accelerator = accelerator or Accelerator()
     folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
     address = Address(
