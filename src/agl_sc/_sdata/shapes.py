@@ -1,14 +1,17 @@
 """Shapes, points and labels elements that the spots of a table lie on."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from agl_sc._sdata.geometry import spot_pitch_px
 from agl_sc.core.arrays import FloatArray
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import geopandas as gpd
     from spatialdata import SpatialData
 
 
@@ -22,12 +25,36 @@ def element_of(sdata: "SpatialData", name: str) -> Any:
 
 
 def shapes_of(element: Any) -> Any:
-    """Shapes or points as they are; of labels, the circles of the same area around the centre of every object."""
-    if hasattr(element, "geometry") or hasattr(element, "columns"):
-        return element
-    from spatialdata import to_circles
+    """Shapes or points as they are; of labels, circles of the same area around the centre of every object."""
+    return element if hasattr(element, "columns") else _circles(element)
 
-    return to_circles(element)
+
+def _circles(labels: Any) -> "gpd.GeoDataFrame":
+    """Of the objects of a segmentation, chunk by chunk, in its own pixels; indexed by their numbers."""
+    import geopandas as gpd
+    import shapely
+    from xarray import DataTree
+
+    finest = next(iter(dict(labels).values())) if isinstance(labels, DataTree) else labels
+    array = (next(iter(finest.values())) if isinstance(labels, DataTree) else finest).data
+    sums: pd.DataFrame | None = None
+    for rows, columns in _chunks(array.chunks):
+        numbers = np.asarray(array[rows, columns])
+        y, x = np.nonzero(numbers)
+        pixels = {"n": 1.0, "x": x + columns.start + 0.5, "y": y + rows.start + 0.5}
+        found = pd.DataFrame(pixels, index=numbers[y, x]).groupby(level=0).sum()
+        sums = found if sums is None else sums.add(found, fill_value=0.0)
+    whole = pd.DataFrame(columns=["n", "x", "y"], dtype=float) if sums is None else sums
+    centres = shapely.points(whole["x"] / whole["n"], whole["y"] / whole["n"])
+    return gpd.GeoDataFrame({"geometry": centres, "radius": np.sqrt(whole["n"] / np.pi)}, index=whole.index)
+
+
+def _chunks(sizes: tuple[tuple[int, ...], ...]) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of every chunk of an array of two dimensions."""
+    edges = [np.concatenate([[0], np.cumsum(along)]).tolist() for along in sizes]
+    for rows in pairwise(edges[0]):
+        for columns in pairwise(edges[1]):
+            yield slice(*rows), slice(*columns)
 
 
 def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float, float | None]:

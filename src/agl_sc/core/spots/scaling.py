@@ -10,7 +10,7 @@ CLIP = 3.0
 """Scaled features are kept within this many spreads of their section's mean."""
 
 
-def center_per_section(values: FloatArray, codes: NDArray[np.int64]) -> FloatArray:
+def center_per_section(values: Floats, codes: NDArray[np.int64]) -> FloatArray:
     """Subtract every section's mean; rows with a value that is not finite become NaN and do not count.
 
     Parameters

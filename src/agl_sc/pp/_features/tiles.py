@@ -45,7 +45,9 @@ class TileSpec:
         if not isinstance(self.tile_px, Integral) or self.tile_px < _SMALLEST_PX:
             msg = f"tile_px={self.tile_px!r} is not a whole number of at least 8 pixels; 224 is usual."
             raise ValueError(msg)
-        if not isinstance(self.mpp, str | Real) or (self.mpp != "image" and (isinstance(self.mpp, str) or not self.mpp > 0)):
+        if not isinstance(self.mpp, str | Real) or (
+            self.mpp != "image" and (isinstance(self.mpp, str) or not self.mpp > 0)
+        ):
             msg = f"mpp={self.mpp!r} is neither a positive number of microns per pixel nor 'image'; 0.5 is usual."
             raise ValueError(msg)
 

@@ -41,6 +41,12 @@ def training_data(study: Study) -> TrainingData:
         msg = f'No training spot has both features in obsm["{study.keys.features}"] and counts; run agl_sc.pp.embed(sdata) again.'
         raise ValueError(msg)
     centred = center_per_section(raw, codes)
+    if not np.ptp(centred[train], axis=0).any():
+        msg = (
+            f'obsm["{study.keys.features}"] is the same in all {int(train.sum())} training spots, so that nothing can be learned '
+            "from it; embed larger tiles with agl_sc.pp.embed(sdata, tile_px=224)."
+        )
+        raise ValueError(msg)
     scale = spread(centred[train])
     genes, n_targets = ordered_genes(study)
     normalize = study.normalize

@@ -1,0 +1,109 @@
+"""What spatialdata-io's readers return works from features to the figure, with the image and table named once."""
+
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import shapely
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Affine, Identity, Scale
+
+from agl_sc import pl, pp, tl
+from agl_sc.tl import TrainConfig
+
+SIDE, PITCH = 14, 20
+TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
+
+
+def tissue() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], scipy.sparse.csr_matrix]:
+    """A picture (y, x, 3) of 1 um per pixel, centres (x, y) in it, and counts that follow its red."""
+    size = PITCH * (SIDE + 2)
+    y, x = np.mgrid[0:size, 0:size]
+    red = 128 + 90 * np.sin(x / 40) * np.cos(y / 55)
+    picture = np.dstack([red, 200 - red / 2, np.full_like(red, 160)]).astype(np.uint8)
+    rows, columns = np.divmod(np.arange(SIDE**2), SIDE)
+    centres = PITCH * np.column_stack([columns + 1.5, rows + 1.5])
+    at = red[centres[:, 1].astype(int), centres[:, 0].astype(int)]
+    slopes = np.random.default_rng(0).normal(0, 1, 20)
+    mean = np.exp(3 + np.outer((at - 128) / 90, slopes))
+    return picture, centres, scipy.sparse.csr_matrix(np.random.default_rng(1).poisson(mean).astype(np.float32))
+
+
+def table(counts: Any, region: str, *, key: str, instances: Any) -> AnnData:
+    obs = pd.DataFrame({"region": pd.Categorical([region] * len(instances)), key: instances})
+    obs.index = obs.index.astype(str)
+    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(counts.shape[1])]))
+    return TableModel.parse(adata, region=region, region_key="region", instance_key=key)
+
+
+def picture_of(pixels: Any, transformations: dict[str, Any]) -> Any:
+    return Image2DModel.parse(pixels.transpose(2, 0, 1).copy(), dims=("c", "y", "x"), transformations=transformations)
+
+
+def visium_hd() -> SpatialData:
+    """Two bin sizes, each with a table; the full image and the hires one in one coordinate system."""
+    picture, centres, counts = tissue()
+    squares = [shapely.box(x - PITCH / 2, y - PITCH / 2, x + PITCH / 2, y + PITCH / 2) for x, y in centres]
+    shapes, tables = {}, {}
+    for um, some in ((20, slice(None)), (40, slice(0, 30))):
+        name = f"S1_square_{um:03d}um"
+        frame = gpd.GeoDataFrame(geometry=squares[some])
+        shapes[name] = ShapesModel.parse(frame, transformations={"S1": Identity()})
+        tables[name[3:]] = table(counts[some], name, key="location_id", instances=np.arange(len(frame)))
+    images = {
+        "S1_full_image": picture_of(picture, {"S1": Identity()}),
+        "S1_hires_image": picture_of(picture[::2, ::2], {"S1": Scale([2.0, 2.0], axes=("x", "y"))}),
+    }
+    return SpatialData(images=images, shapes=shapes, tables=tables)
+
+
+def xenium(kind: str) -> SpatialData:
+    """Cells in microns or as labels, a morphology image of other channels, and an H&E that was aligned."""
+    picture, centres, counts = tissue()
+    zoom, names = 1 / 0.2125, [f"cell{i}" for i in range(len(centres))]
+    to_global = {"global": Scale([zoom, zoom], axes=("x", "y"))}
+    region, elements, instances = f"cell_{kind}", {}, names
+    if kind == "circles":
+        frame = gpd.GeoDataFrame({"geometry": shapely.points(centres), "radius": 4.0}, index=names)
+        elements["shapes"] = {region: ShapesModel.parse(frame, transformations=to_global)}
+    elif kind == "boundaries":
+        frame = gpd.GeoDataFrame(geometry=shapely.points(centres).tolist(), index=names).buffer(4).to_frame("geometry")
+        elements["shapes"] = {region: ShapesModel.parse(gpd.GeoDataFrame(frame), transformations=to_global)}
+    else:
+        mask = np.zeros(picture.shape[:2], np.int32)
+        for number, (x, y) in enumerate(centres.astype(int), start=1):
+            mask[y - 4 : y + 4, x - 4 : x + 4] = number
+        elements["labels"] = {region: Labels2DModel.parse(mask, dims=("y", "x"), transformations=to_global)}
+        instances = list(range(1, len(centres) + 1))
+    aligned = Affine(np.diag([zoom, zoom, 1.0]), input_axes=("x", "y"), output_axes=("x", "y"))
+    focus = Image2DModel.parse(
+        np.zeros((5, 32, 32), np.uint16), dims=("c", "y", "x"), transformations={"global": Identity()}
+    )
+    images = {"morphology_focus": focus, "he_image": picture_of(picture, {"global": aligned})}
+    return SpatialData(
+        images=images, tables={"table": table(counts, region, key="cell_id", instances=instances)}, **elements
+    )
+
+
+@pytest.mark.parametrize("layout", ["visium_hd", "circles", "boundaries", "labels"])
+def test_named_once_it_works_to_the_figure(layout: str) -> None:
+    sdata = visium_hd() if layout == "visium_hd" else xenium(layout)
+    if layout == "visium_hd":
+        pp.embed(sdata, table_key="square_020um", image_key="S1_full_image", **TILES)
+    else:
+        pp.embed(sdata, image_key="he_image", image_mpp=1.0, **TILES)
+    pp.split(sdata, by="block", block_um=60, buffer_um=0)
+    pp.target_genes(sdata, genes=5)
+    model = tl.train(sdata, config=TrainConfig(batch_size=16, max_epochs=2, hidden=16))
+    metrics = tl.evaluate(sdata, metrics=["pearson", "ssim"])
+    assert metrics["pearson"].mean() > 0.3
+    assert metrics["ssim"].notna().all()
+    drawn = pl.spatial_pred(sdata, model.targets[0], show=False)
+    assert drawn[0, 0].images
+    out_of_fold = tl.cross_validate(sdata, methods="ridge", by="block", block_um=60, buffer_um=0, genes=5)
+    assert out_of_fold.results["value"].notna().any()
