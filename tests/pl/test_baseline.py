@@ -111,6 +111,7 @@ def test_overlay_that_is_shifted_by_half_a_spot_is_seen(
     *, predicted: SpatialData, draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spots (55 px across) moved by half of it against the image, as by a wrong transformation."""
+
     def shifted(*args: Any, **options: Any) -> list[Section]:
         return [replace(section, centres=section.centres + HALF_A_SPOT) for section in sections(*args, **options)]
 

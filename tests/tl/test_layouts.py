@@ -67,7 +67,8 @@ def xenium(kind: str) -> SpatialData:
     picture, centres, counts = tissue()
     zoom, names = 1 / 0.2125, [f"cell{i}" for i in range(len(centres))]
     to_global = {"global": Scale([zoom, zoom], axes=("x", "y"))}
-    region, elements, instances = f"cell_{kind}", {}, names
+    region, elements = f"cell_{kind}", dict[str, Any]()
+    instances: list[Any] = [*names]
     if kind == "circles":
         frame = gpd.GeoDataFrame({"geometry": shapely.points(centres), "radius": 4.0}, index=names)
         elements["shapes"] = {region: ShapesModel.parse(frame, transformations=to_global)}

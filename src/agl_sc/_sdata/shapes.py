@@ -35,8 +35,8 @@ def _circles(labels: Any) -> "gpd.GeoDataFrame":
     import shapely
     from xarray import DataTree
 
-    finest = next(iter(dict(labels).values())) if isinstance(labels, DataTree) else labels
-    array = (next(iter(finest.values())) if isinstance(labels, DataTree) else finest).data
+    finest: Any = next(iter(dict(labels).values())) if isinstance(labels, DataTree) else labels
+    array: Any = (next(iter(finest.values())) if isinstance(labels, DataTree) else finest).data
     sums: pd.DataFrame | None = None
     for rows, columns in _chunks(array.chunks):
         numbers = np.asarray(array[rows, columns])

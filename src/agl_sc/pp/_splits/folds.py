@@ -277,5 +277,3 @@ def _tell_untrained(fold: Fold, sections: StrArray) -> None:
             ", ".join(sorted(untrained)),
             fold.name,
         )
-
-
