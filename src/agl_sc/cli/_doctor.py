@@ -18,6 +18,8 @@ from agl_sc.cli._address import (
     TableKey,
     TileMpp,
     TilePx,
+    elements,
+    tile_mpp,
 )
 from agl_sc.cli._frame import BAD_INPUT, Result
 from agl_sc.cli._store import open_store
@@ -50,7 +52,6 @@ def doctor(
       agl-sc doctor STORE.zarr --image-mpp 0.69 --json
     """
     from agl_sc._sdata.study import Address, Study
-    from agl_sc.cli._address import elements, tile_mpp
     from agl_sc.cli._check import Findings, check_data
     from agl_sc.core.encoders.load import OFFLINE, load_encoder
     from agl_sc.pp._features.tiles import TileSpec

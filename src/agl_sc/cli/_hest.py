@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from agl_sc._sdata.keys import Keys
-from agl_sc._sdata.records import PaperRecord, remembered
 from agl_sc.cli._frame import Force, OneLine, Result, command, say
 from agl_sc.cli._store import free_destination, written
 
@@ -68,6 +66,8 @@ def prepare(
       agl-sc hest prepare TENX152 TENX156 --patient TENX152=P2 --patient TENX156=P1
     """
     from agl_sc import io, tl
+    from agl_sc._sdata.keys import Keys
+    from agl_sc._sdata.records import PaperRecord, remembered
 
     place = free_destination(store_of(ids, folder) if output is None else output, force=force)
     patients = _pairs(patient) if patient else None
