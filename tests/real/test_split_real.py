@@ -54,6 +54,8 @@ def test_one_patient_is_left_out(her2st: SpatialData) -> None:
 
 def test_no_tile_of_a_200_um_grid_shares_pixels(her2st: SpatialData) -> None:
     """Tiles of 112 um on spots 200 um apart: neighbours are correlated, but no pixel is shared."""
+    made_from = {"encoder": "x", "weights_digest": "0", "image_mpp": {}, "images": {}, "sections": {}}
+    her2st["table"].uns["agl"] = {"features": {**made_from, "tile_px": 224, "mpp": 0.5}}
     split(her2st, by="spot")
     assert her2st["table"].uns["agl"]["split"]["shared_pixels"] == {"test": 0, "validation": 0}
 

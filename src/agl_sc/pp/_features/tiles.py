@@ -90,7 +90,7 @@ def boxes_of(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: 
     if side > max(level.shape[1:]) and not may_exceed:
         msg = (
             f"A tile of {spec.tile_px} px at mpp={mpp:g} is {side} x {side} px of {_name(section, index)}, which has only "
-            f"{level.shape[2]} x {level.shape[1]} px; use a smaller tile_px= of agl_sc.pp.embed, or check image_mpp={image_mpp:g}."
+            f"{level.shape[2]} x {level.shape[1]} px; use a smaller tile_px, or check image_mpp={image_mpp:g}."
         )
         raise ValueError(msg)
     corners = section.centres[:, ::-1] / scale - side / 2

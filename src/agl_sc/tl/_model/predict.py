@@ -238,10 +238,6 @@ def _check_features(study: Study, model: Model) -> None:
     slot = study.keys.features
     if slot not in study.table.obsm:
         return
-    n_found, n_needed = study.table.obsm[slot].shape[1], len(model.tensors["feature_scale"])
-    if n_found != n_needed:
-        msg = f'obsm["{slot}"] has {n_found} columns, but the model needs {n_needed}; delete obsm["{slot}"], or use another key_added.'
-        raise ValueError(msg)
     made_from, wanted = study.features, FeatureRecord.read(model.card["features"])
     for name in ("encoder", *Views().plain(), "weights_digest", "tile_px", "mpp"):
         found, needed = getattr(made_from, name, None), getattr(wanted, name)
@@ -254,6 +250,10 @@ def _check_features(study: Study, model: Model) -> None:
                 f'delete obsm["{slot}"], or use another key_added.'
             )
             raise ValueError(msg)
+    n_found, n_needed = study.table.obsm[slot].shape[1], len(model.tensors["feature_scale"])
+    if n_found != n_needed:
+        msg = f'obsm["{slot}"] has {n_found} columns, but the model needs {n_needed}; delete obsm["{slot}"], or use another key_added.'
+        raise ValueError(msg)
 
 
 def _seen(study: Study, model: Model) -> BoolArray:
