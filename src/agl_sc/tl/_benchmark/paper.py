@@ -259,11 +259,15 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     >>> found.methods
     ['pgl']
     """
-    address: dict[str, Any] = {
-        "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system,
-        "image_mpp": image_mpp,
-    }  # fmt: skip
-    study = Study.of(sdata, Address(**address, layer=layer), key_added)
+    address = Address(
+        table_key=table_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=coordinate_system,
+        image_mpp=image_mpp,
+        layer=layer,
+    )
+    study = Study.of(sdata, address, key_added)
     config = TrainConfig.preset(preset, **(changes or {}))
     genes = _targets(study, n_targets=n_targets, targets_on=targets_on)
     names = check_methods(methods)
@@ -294,7 +298,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     )
     with unchanged_on_failure(study.table, study.keys):
         embed_study(study, tiles)
-        return run_all(Study.of(sdata, Address(**address, layer=layer), key_added), request)
+        return run_all(study.recalled(), request)
 
 
 def _targets(study: Study, *, n_targets: int | None, targets_on: TargetsOn) -> int | list[str]:
