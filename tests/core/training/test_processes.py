@@ -46,3 +46,9 @@ def test_two_processes_train_as_one(two: Path, arm: str, size: str) -> None:
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5, equal_nan=True, msg=name)
     assert one["history.loss"][1:].std() > 1e-4
     assert (len(set(one["history.cutoff"].tolist())) > 2) == (arm == "dkgsb")
+
+
+def test_a_damaged_checkpoint_is_refused_by_both(two: Path) -> None:
+    first, second = ((two / f"refused.{i}").read_text() for i in (0, 1))
+    assert first == second
+    assert "is damaged" in first

@@ -73,6 +73,13 @@ def main(folder: Path) -> None:
             for name in ("first", "again"):
                 found = trained(arm, size, accelerator=accelerator, checkpoint=file)
                 save_file(found, folder / f"{name}.{arm}.{size}.{accelerator.process_index}")
+    damaged = folder / "damaged"
+    if accelerator.is_main_process:
+        damaged.write_bytes(b"not a checkpoint")
+    try:
+        trained("agl", "even", accelerator=accelerator, checkpoint=Checkpoint(damaged))
+    except ValueError as error:
+        (folder / f"refused.{accelerator.process_index}").write_text(str(error))
     accelerator.end_training()
 
 

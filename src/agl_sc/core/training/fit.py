@@ -21,7 +21,7 @@ from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.build import make_optimizer, make_problem
 from agl_sc.core.training.checkpoint import Checkpoint
 from agl_sc.core.training.epoch import batches_of, train_epoch
-from agl_sc.core.training.parallel import forked_randomness, n_pieces, of_main, take_over
+from agl_sc.core.training.parallel import forked_randomness, from_main, n_pieces, of_main, take_over
 from agl_sc.core.training.plan import Plan, Planner
 from agl_sc.core.training.result import FitResult, begin, result_of, resume, to_save
 from agl_sc.core.weighting import Fixed, MethodSpec, Weighting, weighting_for, with_auxiliary
@@ -116,7 +116,7 @@ def fit(
         epoch = int(row["epoch"]) + earlier.n_epochs
         accelerator.log({**row, "epoch": epoch}, step=epoch)
 
-    saved = of_main(None if checkpoint is None else checkpoint.read(), accelerator)
+    saved = None if checkpoint is None else from_main(checkpoint.read, accelerator)
     if saved is not None:
         plan = planner.saved(saved[1]["plan"])
     else:

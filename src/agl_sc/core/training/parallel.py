@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -84,6 +84,21 @@ def take_over(module: torch.nn.Module, accelerator: Accelerator) -> None:
 def of_main(value: T, accelerator: Accelerator) -> T:
     """What the main process has; anything that can be pickled."""
     return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
+
+
+def from_main(make: Callable[[], T], accelerator: Accelerator) -> T:
+    """What the main process makes, alone, of files that it also writes; where it refuses, every process does."""
+    refused: ValueError | None = None
+    value = None
+    if accelerator.is_main_process:
+        try:
+            value = make()
+        except ValueError as error:
+            refused = error
+    value, refused = of_main((value, refused), accelerator)
+    if refused is not None:
+        raise refused
+    return cast("T", value)
 
 
 @contextmanager
