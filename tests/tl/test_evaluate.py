@@ -24,7 +24,7 @@ Trained = tuple[SpatialData, Model]
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 METRICS = [
     "pearson", "spearman", "mse", "r2", "concordance", "variance_ratio", "gene_structure",
-    "ssim", "moran_ratio", "p_value", "fdr", "noise_ceiling", "pearson_of_ceiling",
+    "pearson_beyond_depth", "ssim", "moran_ratio", "p_value", "fdr", "noise_ceiling", "pearson_of_ceiling",
 ]  # fmt: skip
 BASIC = METRICS[:3]
 

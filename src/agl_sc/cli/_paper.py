@@ -62,7 +62,7 @@ def paper(  # noqa: PLR0913 -- an entry point
         Path | None, typer.Option(help="Folder for the results; beside the store by default.", show_default=False)
     ] = None,
     force: Force = False,
-    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "pgl,agl,dkgsb",
+    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "pgl,agl,dkgsb,depth",
     preset: Annotated[str, typer.Option(help="Published variant: paper, released or warmstart.")] = "paper",
     settings: TrainSettings = None,
     targets: Annotated[
@@ -90,7 +90,7 @@ def paper(  # noqa: PLR0913 -- an entry point
 ) -> Result:
     """Fine-tune an encoder under the paper's protocol, and print the paper's table: MSE, Pearson, Spearman.
 
-    On random spot folds, or with one patient left out at a time. The store is that of "agl-sc hest prepare", also by the name
+    Beside it stand Pearson beyond depth, and a model that sees nothing of a spot but its total counts. On random spot folds, or with one patient left out at a time. The store is that of "agl-sc hest prepare", also by the name
     of its samples; results.csv and provenance.json go beside it.
 
     For example:
@@ -146,7 +146,12 @@ def table(asked: PaperRun) -> Result:
         raise FileNotFoundError(msg)
     summary = tl.paper_summary(pd.read_csv(file))
     by = json.loads((asked.folder / PROVENANCE).read_text(encoding="utf-8"))["by"]
-    titles = {"mse": "MSE", "pearson": "Pearson", "spearman": "Spearman"}
+    titles = {
+        "mse": "MSE",
+        "pearson": "Pearson",
+        "pearson_beyond_depth": "Pearson beyond depth",
+        "spearman": "Spearman",
+    }
     text = _cells(summary).rename(columns=titles).to_string()
     values = summary.set_axis(["_".join(pair) for pair in summary.columns], axis=1).to_dict(orient="index")
     caveat = _CAVEAT if by == "spot" else ""

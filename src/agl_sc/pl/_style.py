@@ -15,7 +15,12 @@ from agl_sc._sdata.table import near_matches
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 """Okabe and Ito's colours, which colour-blind readers tell apart."""
 DIVERGING = "RdBu_r"
-METRICS = {"pearson": "Pearson r", "spearman": "Spearman rho", "mse": "mean squared error"}
+METRICS = {
+    "pearson": "Pearson r",
+    "pearson_beyond_depth": "Pearson r beyond depth",
+    "spearman": "Spearman rho",
+    "mse": "mean squared error",
+}
 """What an axis calls the metrics whose own name is none."""
 FONT = 8.0
 SMALL = 7.0

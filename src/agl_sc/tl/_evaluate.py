@@ -115,7 +115,8 @@ def evaluate(  # noqa: PLR0913 -- an entry point
         Metrics to compute. All if None. Over the spots of a section: ``"pearson"``, ``"spearman"``, ``"mse"`` (in squared
         units of the layer), ``"r2"``, ``"concordance"`` (Lin's), ``"variance_ratio"`` (predicted over measured variance,
         below 1 where a prediction is too smooth) and ``"gene_structure"`` (correlation of a gene's correlations with the
-        other genes). On the lattice of the spots: ``"ssim"``, ``"moran_ratio"`` (predicted over measured Moran's I),
+        other genes). ``"pearson_beyond_depth"``, the partial Pearson correlation given the log of the total counts: 0 for a
+        gene of which nothing but the depth of its spots is predicted. On the lattice of the spots: ``"ssim"``, ``"moran_ratio"`` (predicted over measured Moran's I),
         ``"p_value"`` (of Pearson > 0, by toroidal shifts, which respect spatial autocorrelation) and ``"fdr"``
         (Benjamini-Hochberg over the genes of the section). ``"noise_ceiling"``, the Pearson correlation that a perfect
         prediction could expect given the noise of the counts, and ``"pearson_of_ceiling"``, the share of it that is reached.

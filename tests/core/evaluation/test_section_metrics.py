@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from agl_sc.core.evaluation import metrics
 from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.noise_ceiling import RawCounts
-from agl_sc.core.evaluation.section_metrics import CEILING, NAMES, SPATIAL, section_metrics
+from agl_sc.core.evaluation.section_metrics import BEYOND_DEPTH, CEILING, NAMES, SPATIAL, section_metrics
 
 FloatArray = NDArray[np.float64]
 SIDE, N_GENES = 12, 5
@@ -40,7 +40,7 @@ def test_every_metric_has_its_column(section: tuple[FloatArray, FloatArray, Latt
 
 def test_what_is_not_known_is_nan(section: tuple[FloatArray, FloatArray, Lattice, RawCounts]) -> None:
     table = section_metrics(*section[:2])
-    assert table[[*SPATIAL, *CEILING]].isna().all(axis=None)
+    assert table[[BEYOND_DEPTH, *SPATIAL, *CEILING]].isna().all(axis=None)
     assert table[list(metrics.METRICS)].notna().all(axis=None)
 
 

@@ -189,7 +189,7 @@ def test_without_counts_weighted_ridge_is_ridge() -> None:
 
 
 def test_every_baseline_has_a_reference() -> None:
-    assert set(BASELINES) == {*REFERENCES, "weighted_ridge", "random_forest", "gradient_boosting"}
+    assert set(BASELINES) == {*REFERENCES, "depth", "weighted_ridge", "random_forest", "gradient_boosting"}
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
@@ -243,5 +243,5 @@ def test_fewer_spots_than_neighbours() -> None:
 
 
 def test_unknown_baseline() -> None:
-    with pytest.raises(ValueError, match="'lasso' is not one of the baselines mean, knn, ridge"):
+    with pytest.raises(ValueError, match="'lasso' is not one of the baselines mean, depth, knn, ridge"):
         fit_baseline("lasso", samples_of())

@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 from spatialdata import SpatialData
 
 from agl_sc._sdata.study import Study
@@ -33,7 +35,7 @@ def test_labels_tell_arms_apart_and_fit_a_figure() -> None:
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        pytest.param("lasso", "'lasso' is not a method; the methods are mean, knn, ridge", id="unknown"),
+        pytest.param("lasso", "'lasso' is not a method; the methods are mean, depth, knn, ridge", id="unknown"),
         pytest.param([], "methods= is empty; the methods are mean", id="none"),
         pytest.param(["pgl", "pgl"], "names one of them twice; name each once", id="twice"),
     ],
@@ -72,7 +74,7 @@ def test_random_genes_are_as_many_as_dkgsb_chooses(prepared: SpatialData, config
     assert prepared["table"].var["agl_role"].equals(roles)
 
 
-@pytest.mark.parametrize("name", ["mean", "reduced_rank_ridge"])
+@pytest.mark.parametrize("name", ["mean", "depth", "reduced_rank_ridge"])
 def test_a_baseline_writes_targets_of_all_spots(name: str, prepared: SpatialData, config: TrainConfig) -> None:
     table = prepared["table"]
     table.obsm["agl_features"][0] = np.nan
@@ -92,6 +94,27 @@ def test_training_mean_is_of_training_and_validation_spots(prepared: SpatialData
     measured = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)[:, targets]
     expected = measured[(table.obs["agl_split"] != "test").to_numpy()].mean(axis=0)
     np.testing.assert_allclose(table.layers["agl"][:, targets], np.tile(expected, (table.n_obs, 1)), rtol=1e-5)
+
+
+def test_the_depth_model_is_ridge_on_log_total_counts_and_sees_no_features(
+    prepared: SpatialData, config: TrainConfig
+) -> None:
+    table = prepared["table"]
+    rng = np.random.default_rng(0)
+    table.X = scipy.sparse.csr_matrix(table.X.multiply(rng.integers(1, 20, (table.n_obs, 1))))
+    fit_in_place(Study.of(prepared), "depth", config=config)
+    found = table.layers["agl"].copy()
+    table.obsm["agl_features"] = np.random.default_rng(1).normal(size=table.obsm["agl_features"].shape)
+    fit_in_place(Study.of(prepared), "depth", config=config)
+    np.testing.assert_array_equal(table.layers["agl"], found)
+    depth = np.log(table.X.toarray().sum(axis=1, dtype=float))
+    sections = table.obs["section"].to_numpy()
+    depth -= pd.Series(depth).groupby(sections).transform("mean").to_numpy()
+    targets = (table.var["agl_role"] == "target").to_numpy()
+    slopes = [np.polyfit(depth[sections == name], found[:, targets][sections == name], 1) for name in set(sections)]
+    for slope in slopes[1:]:
+        np.testing.assert_allclose(slope, slopes[0], rtol=1e-3, atol=1e-5)
+    assert np.abs(slopes[0][0]).max() > 0.01
 
 
 def test_names_of_slots(prepared: SpatialData, config: TrainConfig) -> None:

@@ -112,7 +112,7 @@ def test_five_spot_folds_of_three_to_one_to_one(finished: tuple[sd.SpatialData, 
     sdata, results = finished
     table = sdata["table"]
     assert results["fold"].unique().tolist() == [f"fold {i}" for i in range(5)]
-    assert results["metric"].unique().tolist() == ["mse", "pearson", "spearman"]
+    assert results["metric"].unique().tolist() == ["mse", "pearson", "pearson_beyond_depth", "spearman"]
     assert results["method"].unique().tolist() == ["pgl", "agl"]
     assert set(table.obs["agl_fold"].value_counts()) == {8}
     for fold in folds_of(sdata):
@@ -211,7 +211,7 @@ def test_summary_of_a_run(finished: tuple[sd.SpatialData, pd.DataFrame]) -> None
     summary = tl.paper_summary(finished[1])
     assert summary.index.tolist() == ["pgl", "agl"]
     assert list(summary.columns.get_level_values(0)) == [
-        name for name in ("mse", "pearson", "spearman") for _ in range(2)
+        name for name in ("mse", "pearson", "pearson_beyond_depth", "spearman") for _ in range(2)
     ]
     assert np.isfinite(summary.to_numpy()).all()
 

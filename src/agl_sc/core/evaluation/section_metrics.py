@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from agl_sc.core.arrays import FloatArray
+from agl_sc.core.evaluation.beyond_depth import pearson_beyond_depth
 from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.metrics import METRICS, pearson
 from agl_sc.core.evaluation.noise_ceiling import RawCounts, noise_ceiling
@@ -16,7 +17,9 @@ SPATIAL = ("ssim", "moran_ratio", "p_value", "fdr")
 """Metrics that need to know where spots lie."""
 CEILING = ("noise_ceiling", "pearson_of_ceiling")
 """Metrics that need raw counts."""
-NAMES = (*METRICS, *SPATIAL, *CEILING)
+BEYOND_DEPTH = "pearson_beyond_depth"
+"""The metric that needs total counts."""
+NAMES = (*METRICS, BEYOND_DEPTH, *SPATIAL, *CEILING)
 """Every metric, in the order of columns."""
 
 
@@ -42,7 +45,7 @@ def section_metrics(
     lattice
         Where the same spots lie; those without a position are left out of the spatial metrics, which are NaN without it.
     counts
-        Raw counts of the same spots and genes; the noise ceiling is NaN without them.
+        Raw counts of the same spots and genes; the noise ceiling and what is beyond depth are NaN without them.
     seed
         Seed of the count splitting.
 
@@ -62,6 +65,8 @@ def section_metrics(
     if lattice is not None:
         inside = lattice.known
         columns |= _spatial(measured[inside], predicted[inside], lattice.take(inside), names=names)
+    if counts is not None and BEYOND_DEPTH in names:
+        columns[BEYOND_DEPTH] = pearson_beyond_depth(measured, predicted, counts.library)
     if counts is not None and set(names) & set(CEILING):
         ceiling = noise_ceiling(counts, rng=np.random.default_rng(seed))
         columns |= {"noise_ceiling": ceiling, "pearson_of_ceiling": pearson(measured, predicted) / ceiling}

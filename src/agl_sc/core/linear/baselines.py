@@ -205,6 +205,7 @@ def _predictor(fitted: Any) -> Predictor:
 
 BASELINES: dict[str, Callable[[Samples], Predictor]] = {
     "mean": _mean,
+    "depth": _ridge,
     "knn": _knn,
     "ridge": _ridge,
     "weighted_ridge": _weighted_ridge,
@@ -213,6 +214,6 @@ BASELINES: dict[str, Callable[[Samples], Predictor]] = {
     "random_forest": _random_forest,
     "gradient_boosting": _gradient_boosting,
 }
-"""From samples to a predictor of centred and scaled targets."""
+"""From samples to a predictor of centred and scaled targets; that of ``"depth"`` is given depth for features."""
 WITH_AUXILIARY = ("reduced_rank_ridge",)
 """Baselines that look at auxiliary genes; validation spots pick for them."""

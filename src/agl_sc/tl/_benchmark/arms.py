@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from agl_sc._sdata.records import PredictionRecord, remember
 from agl_sc._sdata.study import Study
@@ -14,6 +15,8 @@ from agl_sc._sdata.table import X
 from agl_sc.core.arguments import check_names
 from agl_sc.core.config import Method, Preset, TrainConfig
 from agl_sc.core.linear.baselines import WITH_AUXILIARY, Samples, fit_baseline
+from agl_sc.core.linear.depth import depth_feature
+from agl_sc.core.training.recipe import TrainingData
 from agl_sc.core.weighting import METHODS, method_spec
 from agl_sc.model import Model
 from agl_sc.pp._genes.targets_and_ranks import rank_study
@@ -49,6 +52,7 @@ class Arm:
 
 ARMS = {
     "mean": Arm("training mean", drawn=False),
+    "depth": Arm("depth alone, measured", drawn=False),
     "knn": Arm("kNN", drawn=False),
     "ridge": Arm("ridge", drawn=False),
     "weighted_ridge": Arm("ridge, weighted by depth", drawn=False),
@@ -151,6 +155,8 @@ def _learned_k(study: Study, asked: TrainRequest) -> int:
 def _write_baseline(study: Study, name: str, *, seed: int) -> None:
     """Fit on training and validation spots, as the other arms are in the end."""
     table, data = study.table, training_data(study)
+    if name == "depth":
+        data = replace(data, features=_depth_of(data))
     n_genes = None if name in WITH_AUXILIARY else data.n_targets
     fitted_on = data.train | data.validation
     samples = Samples(
@@ -161,6 +167,13 @@ def _write_baseline(study: Study, name: str, *, seed: int) -> None:
     table.layers[study.keys.layer] = written
     layer = study.address.layer or X
     remember(table, study.keys, PredictionRecord(study.normalize, split_hash(study), layer, counts_digest(study)))
+
+
+def _depth_of(data: TrainingData) -> NDArray[np.float32]:
+    """Depth in place of features, of the spots that have features, so that every arm predicts the same."""
+    depth = depth_feature(data.library, data.sections, data.train)
+    known = np.isfinite(data.features).all(axis=1, keepdims=True)
+    return np.where(known, depth, np.nan).astype(np.float32)
 
 
 def compare_arms(

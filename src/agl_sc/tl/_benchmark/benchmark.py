@@ -35,7 +35,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 3,
     predictions: str | None = None,
-    metrics: Sequence[str] = ("pearson", "spearman", "mse"),
+    metrics: Sequence[str] = ("pearson", "pearson_beyond_depth", "spearman", "mse"),
     finetune: bool = False,
     config: TrainConfig | None = None,
     checkpoint: str | Path | None = None,
@@ -66,7 +66,7 @@ def benchmark(  # noqa: PLR0913 -- an entry point
         One arm or several. As :func:`agl_sc.tl.cross_validate` takes them; by default all that cost about one training at
         most.
     reference
-        Arm that all others are compared with. Besides, ``"agl"`` is with ``"pgl"``, and ``"dkgsb"`` with ``"agl"``.
+        Arm that all others are compared with. Besides, ``"agl"`` is with ``"pgl"``, and ``"dkgsb"`` with ``"agl"`` and ``"depth"``.
     by
         Whole sections, all sections of a patient (``obs["patient"]``), spatial blocks within sections, or single spots.
         None takes the folds that :func:`agl_sc.pp.split` wrote.

@@ -64,7 +64,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     normalize: Normalize = "log1p_cp10k",
     seeds: int = 1,
     predictions: str | None = None,
-    metrics: Sequence[str] = ("pearson", "spearman", "mse"),
+    metrics: Sequence[str] = ("pearson", "pearson_beyond_depth", "spearman", "mse"),
     finetune: bool = False,
     config: TrainConfig | None = None,
     checkpoint: str | Path | None = None,
@@ -95,7 +95,9 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         ``"dkgsb_correlation"`` (other prior rankings), ``"random_k"`` (as many genes as DkGSB chooses, drawn at random);
         ``"dkgsb_paper"``, ``"dkgsb_released"``, ``"dkgsb_warmstart"`` (the published variants with their own settings); and
         the baselines ``"mean"``, ``"knn"``, ``"ridge"``, ``"weighted_ridge"`` (spots weighted by depth), ``"pca_ridge"``,
-        ``"reduced_rank_ridge"``, ``"random_forest"``, ``"gradient_boosting"``.
+        ``"reduced_rank_ridge"``, ``"random_forest"``, ``"gradient_boosting"``. And ``"depth"``, which sees no pixels: ridge on
+        the log of a spot's own total counts, within sections. It is told the measured counts of the spots that it predicts, so
+        it is no competitor, but says how much of a score depth alone explains.
     by
         Whole sections, all sections of a patient (``obs["patient"]``), spatial blocks within sections, or single spots.
         None takes the folds that :func:`agl_sc.pp.split` wrote.

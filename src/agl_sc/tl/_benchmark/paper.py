@@ -32,8 +32,8 @@ TargetsOn = Literal["training", "all"]
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("pgl", "agl", "dkgsb")
-METRICS = ("mse", "pearson", "spearman")
+METHODS = ("pgl", "agl", "dkgsb", "depth")
+METRICS = ("mse", "pearson", "pearson_beyond_depth", "spearman")
 _NORMALIZE: Literal["log1p"] = "log1p"
 
 
@@ -182,7 +182,9 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
     sdata
         SpatialData with one table that annotates the spots of all sections.
     methods
-        One arm or several. Those of :func:`agl_sc.tl.cross_validate`.
+        One arm or several. Those of :func:`agl_sc.tl.cross_validate`. By default the paper's, and ``"depth"``: the counts that
+        the paper models are not divided by their total, so that a model that sees no pixels, but the total counts of every
+        spot, explains much of them.
     preset
         Settings of a published variant of DkGSB, ``"paper"``, ``"released"`` or ``"warmstart"``, instead of ``config``;
         see :meth:`agl_sc.tl.TrainConfig.preset`. They are those of all methods.
@@ -227,7 +229,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
 
     Returns
     -------
-    As :func:`agl_sc.tl.cross_validate`, with mse, pearson and spearman; :func:`paper_summary` makes the paper's table of it.
+    As :func:`agl_sc.tl.cross_validate`, with mse, pearson, pearson beyond depth and spearman; :func:`paper_summary` makes the paper's table of it.
     Writes what that writes, and ``obsm["agl_features"]`` of the encoder before fine-tuning.
 
     Raises

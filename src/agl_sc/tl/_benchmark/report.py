@@ -23,6 +23,7 @@ def markdown(results: pd.DataFrame, differences: pd.DataFrame, provenance: Mappi
         "## Out-of-fold results",
         "Mean over folds ± standard deviation over folds, of the mean over sections and target genes; undefined values are left out of it.",
         _overall(results, metrics, provenance["n_updates"]),
+        *_of_depth(results),
         *_undefined(results),
         *_by_section(results, metrics[0]),
         "## Differences",
@@ -74,6 +75,17 @@ def _overall(results: pd.DataFrame, metrics: list[str], n_updates: Mapping[str, 
     ]
     note = "\n\nUpdates are those of the last training until it stopped, the mean over folds and seeds."
     return _table(heads, rows) + note
+
+
+def _of_depth(results: pd.DataFrame) -> Iterable[str]:
+    """What the depth model and the metric beyond it are, where they stand in a table."""
+    if "depth" in set(results["method"]):
+        yield (
+            f"{label('depth')} sees no pixels: ridge on the log of a spot's own total counts, within sections. It is told the measured "
+            "counts of the test spots, so it is no competitor, but says how much of a score depth alone can explain."
+        )
+    if "pearson_beyond_depth" in set(results["metric"]):
+        yield "pearson_beyond_depth is the partial Pearson correlation given the log of the total counts: 0 for what depth alone predicts."
 
 
 def _undefined(results: pd.DataFrame) -> Iterable[str]:

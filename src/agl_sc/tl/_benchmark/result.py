@@ -23,8 +23,8 @@ from agl_sc.tl._benchmark.files import (
 )
 from agl_sc.tl._benchmark.report import label, markdown
 
-_ALWAYS = (("agl", "pgl"), ("dkgsb", "agl"))
-"""Compared wherever both are there: are auxiliary genes of use, and is choosing among them?"""
+_ALWAYS = (("agl", "pgl"), ("dkgsb", "agl"), ("dkgsb", "depth"))
+"""Compared wherever both are there: are auxiliary genes of use, is choosing among them, and is it more than depth?"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,7 +128,7 @@ class CrossValidation:
         Parameters
         ----------
         reference
-            Method that all others are compared with. Besides, ``"agl"`` is with ``"pgl"``, and ``"dkgsb"`` with ``"agl"``.
+            Method that all others are compared with. Besides, ``"agl"`` is with ``"pgl"``, and ``"dkgsb"`` with ``"agl"`` and ``"depth"``.
         seed
             Seed of the bootstrap.
 
