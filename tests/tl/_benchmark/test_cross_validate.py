@@ -55,7 +55,7 @@ def test_one_row_per_method_fold_seed_section_gene_and_metric(prepared: SpatialD
         for seed in seeds
         for section in SECTIONS
         for gene in GENES
-        for metric in ("pearson", "spearman", "mse")
+        for metric in ("pearson", "pearson_beyond_depth", "spearman", "mse")
     }
     rows = [tuple(row) for row in result.drop(columns="value").itertuples(index=False)]
     assert len(rows) == len(expected)
