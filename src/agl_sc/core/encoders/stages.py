@@ -20,6 +20,11 @@ def n_outputs(module: nn.Module) -> int:
     return int(getattr(module, "head_hidden_size", None) or module.num_features)  # type: ignore[arg-type]
 
 
+def spread(variance: torch.Tensor) -> torch.Tensor:
+    """Its root, with a derivative at 0; what rounding has made negative is 0."""
+    return (variance.clamp_min(0) + _NOTHING).sqrt()
+
+
 class WithStages(nn.Module):
     """A timm network whose features are its own, followed by mean and spread of the maps of every stage.
 
@@ -37,5 +42,5 @@ class WithStages(nn.Module):
         """Features (n, num_features) of scaled tiles (n, 3, y, x)."""
         last, maps = self.trunk.forward_intermediates(tiles)  # type: ignore[operator]
         own = self.trunk.forward_head(last, pre_logits=True)  # type: ignore[operator]
-        spreads = [(each.float().var(dim=(2, 3), correction=0) + _NOTHING).sqrt() for each in maps]
+        spreads = [spread(each.float().var(dim=(2, 3), correction=0)) for each in maps]
         return torch.cat([own, *(each.mean(dim=(2, 3)) for each in maps), *spreads], dim=1)

@@ -47,6 +47,8 @@ class Boxes:
     """SHA-256 of the pixels of the coarsest level: another image has another one."""
     name: str
     """What messages call the level, such as ``"image 'A' (level 0)"``."""
+    within: IntArray | None = None
+    """Pixels (n, 2) as (y, x) where there must be an image; the middle of every box if None."""
 
     @property
     def padded(self) -> NDArray[np.bool_]:
@@ -204,8 +206,9 @@ class TileReader:
         self.n_bytes -= int(self.sizes[chunk])
 
     def _centres(self) -> frozenset[Chunk]:
-        """Chunks in which a box has its centre."""
-        middles = self.boxes.origins + self.boxes.side // 2
+        """Chunks in which a box has its centre, or where else there must be an image."""
+        boxes = self.boxes
+        middles = boxes.origins + boxes.side // 2 if boxes.within is None else boxes.within
         found = [np.searchsorted(edges, middles[:, axis], "right") - 1 for axis, edges in enumerate(self.chunks.edges)]
         return frozenset(map(tuple, np.unique(np.column_stack(found), axis=0).tolist()))
 
