@@ -74,10 +74,11 @@ def doctor(
 
 
 def _machine() -> dict[str, Any]:
-    import psutil
     import torch
 
-    memory = psutil.virtual_memory()
+    from agl_sc.core.numerics.memory import memory
+
+    there = memory()
     device = "cpu"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -88,7 +89,7 @@ def _machine() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "device": device,
         "threads": {"torch": torch.get_num_threads(), "cores": os.cpu_count()},
-        "memory_gb": {"free": memory.available / _GB, "total": memory.total / _GB},
+        "memory_gb": {"free": there.available / _GB, "total": there.total / _GB},
     }
 
 

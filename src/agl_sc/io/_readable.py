@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 from scipy.sparse import csc_matrix, csr_matrix
+
+from agl_sc.core.numerics.memory import memory
 
 # What h5py, zarr, tifffile, imagecodecs, Pillow, pandas and json raise for a damaged file; never MemoryError.
 _DAMAGE = (
@@ -61,7 +62,7 @@ def refuse_beyond_memory(path: Path, needed: int, *, what: str, mend: str) -> No
     mend
         What to do about it.
     """
-    available = psutil.virtual_memory().available
+    available = memory().available
     if needed > available:
         msg = f"Decoding {what} of '{path}' takes {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available; {mend}."
         raise ValueError(msg)

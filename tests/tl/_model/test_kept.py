@@ -134,14 +134,14 @@ def test_a_layer_beyond_memory_is_refused_before_any_work(
 ) -> None:
     sdata, model = trained
     needed = 159 * 24 * 4
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed - 1, total=needed))
     calls: dict[str, Any] = {
         "train": lambda: train(sdata), "predict": lambda: predict(sdata, model), "cross_validate": lambda: cross_validate(sdata, genes=4)
     }  # fmt: skip
     message = r"Predictions of 159 spots take a layer of 24 genes, 0.0 GB of memory, and 0.0 GB are available; keep fewer genes or spots, such as sdata.tables\['table'\] = "
     with unchanged(sdata), pytest.raises(ValueError, match=message):
         calls[call]()
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed, total=needed))
     predict(sdata, model)
 
 

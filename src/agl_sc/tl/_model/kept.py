@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from agl_sc._sdata.study import Study
+from agl_sc.core.numerics.memory import memory
 from agl_sc.model import Model
 
 logger = logging.getLogger(__name__)
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 def check_memory(study: Study) -> None:
     """Refuse a table whose dense layer of predictions does not fit into the memory that is available."""
     table = study.table
-    needed, available = 4 * table.n_obs * table.n_vars, psutil.virtual_memory().available
+    needed, available = 4 * table.n_obs * table.n_vars, memory().available
     if needed > available:
         own = f"sdata.tables[{study.table_key!r}]"
         msg = (
