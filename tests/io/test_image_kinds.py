@@ -53,6 +53,53 @@ def test_a_small_overview_does_not_stand_for_a_slide_that_is_not_rgb(tmp_path: P
         open_image(tmp_path / "a.tif")
 
 
+def write_named(path: Path, images: dict[str, Pixels]) -> None:
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for name, image in images.items():
+            file.write(image, photometric="rgb", tile=(64, 64), metadata={"Name": name} if name else None)
+
+
+@pytest.mark.parametrize("write", ["named", "stack", "apart"])
+def test_of_images_of_one_size_one_is_named(tmp_path: Path, pixels: Pixels, write: str) -> None:
+    """By name where the file names them, by number always; the sentence's own mend is followed."""
+    images = [pixels, 255 - pixels, pixels[::-1].copy()]
+    path = tmp_path / "a.ome.tif"
+    if write == "named":
+        write_named(path, {"label": pixels[:50, :50].copy(), **dict(zip(("H&E", "IHC", "#3"), images, strict=True))})
+        known = {"H&E": images[0], "IHC": images[1], "1": images[0], "3": images[2], "0": pixels[:50, :50]}
+    else:
+        with tifffile.TiffWriter(path, ome=False) as file:
+            for image in images:
+                file.write(image, photometric="rgb", tile=(64, 64), metadata={} if write == "apart" else None)
+        known = {str(index): image for index, image in enumerate(images)}
+    with pytest.raises(
+        ValueError, match=r"a\.ome\.tif' has 3 images that are the largest; it has .*: name one by its"
+    ) as caught:
+        open_image(path)
+    mend = str(caught.value).split("'")[-2]
+    np.testing.assert_array_equal(open_image(mend), pixels.transpose(2, 0, 1))
+    for name, image in known.items():
+        np.testing.assert_array_equal(open_image(f"{path}#{name}"), image.transpose(2, 0, 1))
+        assert [level.shape for level in open_levels(f"{path}#{name}")] == [(3, *image.shape[:2])]
+    with pytest.raises(
+        ValueError, match=r"a\.ome\.tif' has no images named 'CD8'; it has 0.*, 1.*, 2.*: name one by its"
+    ):
+        open_image(f"{path}#CD8")
+
+
+def test_a_sign_in_the_name_of_a_file_names_no_image(tmp_path: Path, pixels: Pixels) -> None:
+    tifffile.imwrite(tmp_path / "a.tif#1", pixels, photometric="rgb")
+    tifffile.imwrite(tmp_path / "a.tif", 255 - pixels, photometric="rgb")
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif#1"), pixels.transpose(2, 0, 1))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(
+        ValueError, match=r"a\.png' is no TIFF, so it holds one image and none named 'x'; give the path without '#x'"
+    ):
+        open_image(tmp_path / "a.png#x")
+    with pytest.raises(FileNotFoundError, match=r"The image file '.*b\.tif#1' does not exist"):
+        open_image(tmp_path / "b.tif#1")
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "strips.tif"])
 def test_fourth_channel(tmp_path: Path, pixels: Pixels, name: str) -> None:
     """Dropped where it is opaque, else refused for the first transparent pixel."""

@@ -73,8 +73,8 @@ def from_anndata(
         names of its columns (``pxl_row_in_fullres``, ``imagecol``, ``x``). Flags beside the libraries, such as
         ``is_single``, are passed over, and numbers are names too. May be opened with ``backed="r"``.
     image
-        Full-resolution image: a path (JPEG, PNG, TIFF), an array, (y, x, c) or (c, y, x), or a mapping from library
-        to these. None takes an image out of ``uns["spatial"]``.
+        Full-resolution image: a path (JPEG, PNG, TIFF; with the name or number of one of several images behind it, as in
+        ``"slide.tif#1"``), an array, (y, x, c) or (c, y, x), or a mapping from library to these. None takes an image out of ``uns["spatial"]``.
     library_key
         Column of ``obs`` that says which library a spot is from. Needed with several libraries.
     image_key

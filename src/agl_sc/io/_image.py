@@ -45,8 +45,9 @@ def open_image(path: Path | str) -> da.Array:
     Parameters
     ----------
     path
-        File holding a 3-channel 8-bit image; the largest image of a TIFF file is taken. A fourth channel is dropped if it
-        is opaque everywhere.
+        File holding a 3-channel 8-bit image; the largest image of a TIFF file is taken, or the one whose name or number,
+        counted from 0, stands behind the path, as in ``"slide.ome.tif#H&E"``. A fourth channel is dropped if it is opaque
+        everywhere.
 
     Returns
     -------
@@ -57,17 +58,28 @@ def open_image(path: Path | str) -> da.Array:
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is not JPEG, PNG or TIFF, or damaged; its image is not 3-channel uint8, or does not fit into memory.
+        The file is not JPEG, PNG or TIFF, or damaged; a TIFF file has several images that are the largest, and none was named;
+        the image is not 3-channel uint8, or does not fit into memory.
     """
-    path = Path(path)
+    path, name = split_name(path)
     magic = _magic(path)
     if magic in _TIFF_MAGIC:
-        return open_tiff(path)
+        return open_tiff(path, name)
+    if name:
+        msg = f"'{path}' is no TIFF, so it holds one image and none named {name!r}; give the path without '#{name}'."
+        raise ValueError(msg)
     for prefix in _PILLOW_CLASSES:
         if magic.startswith(prefix):
             return _open_pillow(path, prefix)
     msg = f"'{path}' is not a JPEG, PNG or TIFF image (it starts with {magic!r}); convert it to one of these."
     raise ValueError(msg)
+
+
+def split_name(path: Path | str) -> tuple[Path, str]:
+    """A file, and the name of an image in it that stands behind ``#``; a file whose own name has that sign goes first."""
+    whole = Path(path)
+    file, sign, name = str(path).rpartition("#")
+    return (Path(file), name) if sign and not whole.exists() and Path(file).is_file() else (whole, "")
 
 
 def _magic(path: Path) -> bytes:
@@ -97,13 +109,13 @@ def open_levels(path: Path | str) -> list[da.Array]:
     ValueError
         As :func:`open_image`.
     """
-    path = Path(path)
     levels = [open_image(path)]
-    n_levels = count_levels(path) if _magic(path) in _TIFF_MAGIC else 1
+    path, name = split_name(path)
+    n_levels = count_levels(path, name) if _magic(path) in _TIFF_MAGIC else 1
     for level in range(1, n_levels):
         if max(levels[-1].shape) < _SMALLEST_LEVEL_PX:
             break
-        levels.append(open_tiff(path, level))
+        levels.append(open_tiff(path, name, level))
     return levels
 
 

@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 
 from agl_sc._sdata.geometry import PITCH_UM, check_mpp
 from agl_sc.core.arrays import FloatArray
-from agl_sc.io._image import open_image
+from agl_sc.io._image import open_image, split_name
 from agl_sc.io._layout import SectionData, assemble, check_section_names, entries, per_section, refuse_duplicates
 from agl_sc.io._st_files import FRAME_TOLERANCE, SpotCounts, place_on_frame, read_counts, read_positions, shown_place
 
@@ -50,7 +50,8 @@ def read_st(
         Tab-separated raw counts, one row per spot named ``"{x}x{y}"`` or ``"{x}_{y}"``, one column per gene, or the other
         way round; gzip by suffix. One path, a mapping from section to path, or a sequence of paths in the order of ``sections``.
     image
-        H&E image (JPEG, PNG or TIFF; 8-bit RGB), given like ``counts``.
+        H&E image (JPEG, PNG or TIFF; 8-bit RGB), given like ``counts``; of a TIFF with several images the largest, or the one
+        whose name or number stands behind the path (``"slide.tif#1"``).
     spots
         Tab-separated positions with columns ``x``, ``y`` (or, by the names of the spots, ``new_x``, ``new_y``), ``pixel_x``,
         ``pixel_y`` (spot centres in pixels of the image) and, optionally, ``selected`` (spots with 0 are left out), given
@@ -235,7 +236,7 @@ def _files(names: Sequence[str], *, counts: Paths, image: Paths, spots: Paths | 
     for name in names:
         for argument in paths:
             path = paths[argument][name]
-            if not path.is_file():
+            if not (split_name(path)[0] if argument == "image" else path).is_file():
                 msg = f"The {argument} file of section {name!r}, '{path}', does not exist."
                 raise FileNotFoundError(msg)
     placed = paths.get("spots", dict.fromkeys(names))

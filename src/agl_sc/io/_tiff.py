@@ -26,13 +26,15 @@ _from_array: Callable[..., da.Array] = da.from_array
 _rechunk: Callable[..., da.Array] = da.rechunk
 
 
-def open_tiff(path: Path, level: int = 0) -> da.Array:
+def open_tiff(path: Path, name: str = "", level: int = 0) -> da.Array:
     """Open the largest image of a TIFF file as a lazy array; only headers are read, unless there is an alpha channel.
 
     Parameters
     ----------
     path
         The file.
+    name
+        Of the image to take instead, or its number, counted from 0.
     level
         Of the image's pyramid; 0 is the finest.
 
@@ -43,9 +45,10 @@ def open_tiff(path: Path, level: int = 0) -> da.Array:
     Raises
     ------
     ValueError
-        The file is damaged; its largest image is not 8-bit RGB; a strip of it does not fit into memory.
+        The file is damaged; there is no image of that name, or several are the largest; it is not 8-bit RGB; a strip of it
+        does not fit into memory.
     """
-    source, is_tiled = _header(path, level)
+    source, is_tiled = _header(path, name, level)
     n_channels = source.shape[0]
     # A strip spans the width of the slide: read bands of rows, and cut them afterwards.
     image = _from_array(source, chunks=(n_channels, CHUNK_PX, CHUNK_PX if is_tiled else -1), fancy=False, meta=_META)
@@ -57,10 +60,11 @@ def open_tiff(path: Path, level: int = 0) -> da.Array:
     return _rechunk(image, (3, CHUNK_PX, CHUNK_PX))
 
 
-def count_levels(path: Path) -> int:
-    """Levels of the pyramid of the largest image of a TIFF file."""
+def count_levels(path: Path, name: str = "") -> int:
+    """Levels of the pyramid of an image of a TIFF file, chosen as :func:`open_tiff` does."""
+    chosen = _chosen(path, name)
     with readable(path, kind=" as a TIFF"), tifffile.TiffFile(path) as tiff:
-        return len(tiff.series[_largest(tiff)].levels)
+        return len(tiff.series[chosen.series].levels)
 
 
 def without_alpha(image: da.Array, refusal: str) -> da.Array:
@@ -71,12 +75,13 @@ def without_alpha(image: da.Array, refusal: str) -> da.Array:
     return opaque
 
 
-def _header(path: Path, level: int) -> "tuple[_TiffImage, bool]":
+def _header(path: Path, name: str, level: int) -> "tuple[_TiffImage, bool]":
     """The image, and whether it is in tiles rather than strips."""
+    chosen = _chosen(path, name)
     with readable(path, kind=" as a TIFF"), tifffile.TiffFile(path) as tiff:
-        index = _largest(tiff)
-        found = tiff.series[index].levels[level]
-        axes, shape, dtype, page = found.axes, found.shape, found.dtype, found.keyframe
+        found = tiff.series[chosen.series].levels[level]
+        n_before = len(chosen.place)
+        axes, shape, dtype, page = found.axes[n_before:], found.shape[n_before:], found.dtype, found.keyframe
         colours, n_images, is_tiled = tifffile.PHOTOMETRIC(page.photometric).name, len(tiff.series), page.is_tiled
         segment = (page.tilelength, page.tilewidth) if is_tiled else (page.rowsperstrip, page.imagewidth)
         segments = [(part.dataoffsets, part.databytecounts) if part else ((), ()) for part in found.pages]
@@ -94,21 +99,65 @@ def _header(path: Path, level: int) -> "tuple[_TiffImage, bool]":
     rows, columns = min(segment[0], height), min(segment[1], width)
     mend = "save it in tiles first, e.g. with tile=(512, 512) of tifffile.imwrite"
     refuse_beyond_memory(path, 2 * rows * columns * n_channels, what=f"a strip of {columns:,} x {rows:,} px", mend=mend)
-    if n_images > 1 and level == 0:
+    if n_images > 1 and level == 0 and not name:
         logger.info("'%s' holds %d images: took the largest, of %d x %d px", path, n_images, width, height)
-    return _TiffImage(path.resolve(), stamp(path), axes, (n_channels, height, width), index, level), is_tiled
+    return _TiffImage(
+        path=path.resolve(),
+        stamp=stamp(path),
+        axes=axes,
+        shape=(n_channels, height, width),
+        series=chosen.series,
+        place=chosen.place,
+        level=level,
+    ), is_tiled
 
 
-def _largest(tiff: tifffile.TiffFile) -> int:
-    """Series with the most pixels; a coloured one where there is a mask of the same size."""
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An image of a file."""
 
-    def size(index: int) -> tuple[int, bool, int]:
-        series = tiff.series[index]
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        has_colours = sizes.get("S", sizes.get("C", 1)) in (3, 4)
-        return sizes.get("Y", 0) * sizes.get("X", 0), has_colours, -index
+    series: int
+    """Series that it is in."""
+    place: tuple[int, ...]
+    """Its place in the series, where that is a stack of images of one size."""
+    name: str
+    """As the file states it; empty where it does not."""
+    n_px: int
+    """Width times height."""
+    has_colours: bool
+    """Whether it has three channels or four; a mask has one."""
 
-    return max(range(len(tiff.series)), key=size)
+
+def _stored(number: int, series: Any) -> list[_Stored]:
+    """Images of a series: one, or those of a stack in colour."""
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    has_colours = sizes.get("S", sizes.get("C", 1)) in (3, 4)
+    is_stack = has_colours and len(sizes) == 4 and series.axes[0] not in "YXSC"
+    places = [(place,) for place in range(series.shape[0])] if is_stack else [()]
+    n_px = sizes.get("Y", 0) * sizes.get("X", 0)
+    return [_Stored(number, place, series.name.strip(), n_px, has_colours) for place in places]
+
+
+def _chosen(path: Path, name: str) -> _Stored:
+    """The image of that name or number, or else the one with the most pixels, a mask of the same size aside."""
+    with readable(path, kind=" as a TIFF"), tifffile.TiffFile(path) as tiff:
+        images = [image for number, series in enumerate(tiff.series) for image in _stored(number, series)]
+        if not images:
+            msg = "it holds no image"
+            raise ValueError(msg)
+    most = max((image.n_px, image.has_colours) for image in images)
+    found = [
+        i for i, image in enumerate(images) if (image.name == name if name else (image.n_px, image.has_colours) == most)
+    ]
+    if name and not found:
+        found = [i for i in range(len(images)) if str(i) == name]
+    if len(found) == 1:
+        return images[found[0]]
+    shown = found or range(len(images))
+    listed = ", ".join(f"{i} ({images[i].name})" if images[i].name else str(i) for i in shown)
+    fault = f"{len(found) or 'no'} images {f'named {name!r}' if name else 'that are the largest'}"
+    msg = f"'{path}' has {fault}; it has {listed}: name one by its number behind the path, as in '{path}#{shown[0]}'."
+    raise ValueError(msg)
 
 
 def _refuse_cut(path: Path, end: int, found: list[int], *, n_segments: int) -> None:
@@ -140,7 +189,9 @@ class _TiffImage:
     shape: tuple[int, int, int]
     """(c, y, x), with three channels or four."""
     series: int
-    """Which image of the file."""
+    """Which series of the file."""
+    place: tuple[int, ...]
+    """Which image of the series, where that is a stack."""
     level: int
     """Level of the image's pyramid; 0 is the finest."""
 
@@ -161,4 +212,4 @@ class _TiffImage:
 
     def _read(self, part: tuple[Any, ...]) -> UInt8Array:
         with tifffile.TiffFile(self.path) as tiff, tiff.series[self.series].aszarr(level=self.level) as store:
-            return np.asarray(zarr.open_array(store, mode="r")[part])
+            return np.asarray(zarr.open_array(store, mode="r")[(*self.place, *part)])

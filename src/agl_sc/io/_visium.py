@@ -47,7 +47,8 @@ def read_visium(
         Name of the section when ``path`` is one folder. None takes the folder's name.
     fullres_image
         Image that Space Ranger was run on (JPEG, PNG or TIFF; 8-bit RGB), one path or a mapping from section; the
-        mapping may leave sections out.
+        mapping may leave sections out. Of a TIFF with several images the largest is taken, or the one whose name or number
+        stands behind the path (``"slide.tif#1"``).
     image_mpp
         Microns per pixel of the image that is kept, for all sections or as a mapping from section. None derives it
         from the pitch of 100 um of all spots of the array, in tissue or not.
