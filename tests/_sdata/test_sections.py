@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, BaseTransformation, Identity, Scale, Sequence, Translation
 
-from agl_sc._sdata.sections import Section, sections
+from agl_sc._sdata.sections import Section, levels_of, sections
 
 FloatArray = NDArray[np.float64]
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
@@ -328,15 +328,41 @@ BAD_ELEMENTS = [
     ),
     pytest.param(lambda: build(image(dtype="float32")), {}, ValueError, "'picture' is float32, not uint8", id="float"),
     pytest.param(
-        lambda: build(image(channels=4)), {}, ValueError, "not 3 channels .* keep red, green and blue", id="4 channels"
+        lambda: build(image(channels=4)),
+        {},
+        ValueError,
+        "has 4 channels .*, the last of which is not opaque .*image_key=",
+        id="4 channels",
     ),
     pytest.param(
         lambda: build(image(channels=1, multiscale=True)), {}, ValueError, "{'c': 1, .*not 3 channels", id="grey"
     ),
     pytest.param(
+        lambda: build(image(channels=5, dtype="uint16")),
+        {},
+        ValueError,
+        r"'picture' has dimensions {'c': 5, .*}, not 3 channels \(c, y, x\) as H&E has; name the H&E with image_key=",
+        id="fluorescence",
+    ),
+    pytest.param(
         lambda: with_table(uns={}), {}, ValueError, "The table annotates no shapes .* set it with", id="no annotation"
     ),
 ]
+
+
+@pytest.mark.parametrize("multiscale", [False, True])
+@pytest.mark.parametrize("names", [None, ["r", "g", "b", "a"]])
+def test_an_opaque_fourth_channel_is_left_out(names: list[str] | None, *, multiscale: bool) -> None:
+    """As xenium_aligned_image of spatialdata-io gives it."""
+    rgb = np.random.default_rng(0).integers(0, 255, (3, 60, 80), dtype=np.uint8)
+    options: dict[str, Any] = {"scale_factors": [2, 2]} if multiscale else {}
+    rgba = np.concatenate([rgb, np.full((1, 60, 80), 255, np.uint8)])
+    element = Image2DModel.parse(rgba, dims=("c", "y", "x"), c_coords=names or range(4), **options)
+    levels = levels_of(element, "he")
+    assert [level.shape for level in levels] == (
+        [(3, 60, 80), (3, 30, 40), (3, 15, 20)] if multiscale else [(3, 60, 80)]
+    )
+    np.testing.assert_array_equal(levels[0], rgb)
 
 
 @pytest.mark.parametrize(("make", "options", "error", "match"), BAD_ELEMENTS)

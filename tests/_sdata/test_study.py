@@ -158,3 +158,10 @@ def test_spots_off_the_tissue_are_in_no_set(tissue: SpatialData, caplog: pytest.
         pp.split(tissue, by="spot", n_folds=3)
         assert ((table.obs["agl_split"] == "unused").to_numpy() == off).all()
     assert '32 spots are off the tissue (obs["in_tissue"] of 0) and are in no set.' in caplog.messages
+
+
+@pytest.mark.parametrize("argument", ["image_key", "shapes_key"])
+@pytest.mark.parametrize("names", ["", [], (), np.array([], dtype=str)], ids=repr)
+def test_an_address_that_names_nothing_is_refused(argument: str, names: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{argument}=.* names nothing; name one or several, or pass None"):
+        Address(**{argument: names})

@@ -1,5 +1,6 @@
 """Tables in as arrays: which table, which counts, which scale, and no trace of what failed."""
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,7 +19,7 @@ from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import PaperRecord, SettingsRecord, SplitRecord, remember, remembered
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Section
-from agl_sc._sdata.table import counts_of, get_table, near_matches, region_of, section_of
+from agl_sc._sdata.table import counts_of, get_table, near_matches, off_tissue, region_of, section_of
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 STOP = "stop"
@@ -169,8 +170,74 @@ def test_what_is_not_raw_counts_is_refused(layer: str | None, value: float, faul
     else:
         adata.layers[layer] = wrong
     where = "X" if layer is None else r"layers\['raw'\]"
-    with pytest.raises(ValueError, match=f"{where} holds {fault}; raw counts are needed, pass layer="):
+    with pytest.raises(ValueError, match=f"{where} holds {fault}; raw counts are needed, "):
         counts_of(adata, layer)
+
+
+def normalised(where: str) -> AnnData:
+    """X is normalised; counts are where the argument says."""
+    adata = table()
+    counts = adata.X.copy()
+    adata.layers["scaled"] = -adata.X.toarray() / 3
+    if where == "raw":
+        adata.raw = adata.copy()
+    elif where == "raw of more genes":
+        adata.raw = adata[:, ::-1].copy()
+    elif where == "raw of fewer genes":
+        adata.raw = adata[:, 1:].copy()
+    elif where:
+        adata.layers[where] = counts
+    adata.X = adata.X * 0.5 + adata.X.power(2) * 0.25
+    return adata
+
+
+@pytest.mark.parametrize("where", ["counts", "spliced", "raw", "raw of more genes"])
+def test_the_mend_names_where_the_counts_are_and_works(where: str) -> None:
+    expected, adata = table().X.toarray(), normalised(where)
+    with pytest.raises(
+        ValueError, match=r"X holds values that are not whole numbers.*; raw counts are needed, "
+    ) as caught:
+        counts_of(adata, None)
+    said = str(caught.value)
+    if where.startswith("raw"):
+        found = re.search(r"which raw has: (.*), then layer='counts'\.$", said)
+        assert found
+        exec(found[1], {"table": adata})
+    else:
+        assert f"pass layer={where!r}, which has whole numbers" in said
+    np.testing.assert_array_equal(counts_of(adata, "counts" if where.startswith("raw") else where).toarray(), expected)
+
+
+@pytest.mark.parametrize("where", ["", "raw of fewer genes"])
+def test_no_layer_is_named_where_none_has_counts(where: str) -> None:
+    with pytest.raises(ValueError, match=r"and no layer has them: put them into table\.layers\['counts'\]"):
+        counts_of(normalised(where), None)
+
+
+IN_TISSUE: list[Any] = [
+    [1, 0, 1, 0, 1], [1.0, 0.0, 1.0, 0.0, 1.0], [True, False, True, False, True], ["1", "0", "1", "0", "1"], ["1.0", "0.0", "1.0", "0.0", "1.0"],
+    ["TRUE", "FALSE", "TRUE", "FALSE", "TRUE"], ["T", "F", "T", "F", "T"], ["yes", "no", "Yes", " NO", "y"], [np.nan, 0, 1, 0.0, np.nan],
+    [None, False, True, False, None], ["", "0", "NA", "0", "<NA>"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("as_category", [False, True])
+@pytest.mark.parametrize("values", IN_TISSUE, ids=str)
+def test_spots_off_tissue_in_any_spelling(values: list[Any], *, as_category: bool) -> None:
+    column = pd.Series(values, dtype=object)
+    assert off_tissue(pd.DataFrame({"in_tissue": column.astype("category") if as_category else column})).tolist() == [
+        False,
+        True,
+    ] * 2 + [False]
+    assert not off_tissue(pd.DataFrame({"elsewhere": column})).any()
+
+
+@pytest.mark.parametrize("value", ["outside", 2, -1, "0.5", "tumour"])
+def test_what_does_not_say_whether_a_spot_is_on_tissue_is_refused(value: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"obs\['in_tissue'\] holds '{value}' for 2 of 5 spots; it must be 1 in tissue and 0 outside"
+    ):
+        off_tissue(pd.DataFrame({"in_tissue": [1, value, 0, value, 1]}))
 
 
 def test_a_missing_layer_is_refused_with_those_there_are() -> None:

@@ -154,6 +154,15 @@ def test_nothing_is_said_of_spots_that_are_not_said_to_be_off_tissue(
     ]
 
 
+def test_what_does_not_say_whether_a_spot_is_on_tissue_is_refused_before_anything_is_written() -> None:
+    adata = hexagonal()
+    adata.obs["in_tissue"] = np.where(np.arange(400) < 3, "edge", "1")
+    columns = list(adata.obs)
+    with pytest.raises(ValueError, match=r"obs\['in_tissue'\] holds 'edge' for 3 of 400 spots"):
+        from_anndata(adata, technology="visium")
+    assert list(adata.obs) == columns
+
+
 ODD = [
     "B cells_score",
     "CD4+/CD8-",

@@ -88,6 +88,27 @@ def test_positions_that_are_refused(positions: Any, message: str) -> None:
         centres_of(placed(positions))
 
 
+NAMED: list[Any] = [
+    *(pytest.param({"obsm": name}, id=name) for name in ("X_spatial", "spatialCoords", "SPATIAL", "spatial_fullres")),
+    *(pytest.param({"obs": names}, id=",".join(names)) for names in X_FIRST),
+]
+
+
+@pytest.mark.parametrize("where", NAMED)
+def test_the_mend_for_coordinates_elsewhere_works(where: dict[str, Any]) -> None:
+    adata = placed(XY)
+    del adata.obsm["spatial"]
+    if "obsm" in where:
+        adata.obsm["X_pca"], adata.obsm[where["obsm"]] = XY[:, ::-1], XY
+    else:
+        noise = {"x": 7.0, "array_row": 1, "array_col": 2} if where["obs"][0].startswith("pxl") else {}
+        adata.obs = adata.obs.assign(**noise | dict(zip(where["obs"], XY.T, strict=True)))
+    with pytest.raises(KeyError, match=r"adata has no obsm\['spatial'\]") as caught:
+        from_anndata(adata, np.zeros((200, 200, 3), np.uint8))
+    exec(caught.value.args[0].rstrip(".").split(": ")[1], {"adata": adata})
+    np.testing.assert_array_equal(centres_of(adata), XY)
+
+
 def test_coordinates_in_uns_alone() -> None:
     adata = placed(XY)
     adata.uns["spatial"] = adata.obsm.pop("spatial")

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import logging
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,28 @@ def matrix_market(suffix: str) -> Change:
     return change
 
 
+def flat_matrix_market(prefix: str) -> Change:
+    """As GEO has it: nothing in a folder, every file after the sample's name."""
+
+    def change(folder: Path) -> None:
+        matrix_market(".gz")(folder)
+        inner = folder / "filtered_feature_bc_matrix"
+        for file in [*inner.iterdir(), *(folder / "spatial").iterdir()]:
+            file.rename(folder / f"{prefix}{file.name}")
+        inner.rmdir()
+        (folder / "spatial").rmdir()
+
+    return change
+
+
+def packed(folder: Path) -> None:
+    """Every file compressed by itself."""
+    flat(folder)
+    for file in list(folder.iterdir()):
+        (folder / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+
+
 def no_types(folder: Path) -> None:
     with h5py.File(folder / H5, "r+") as file:
         del file["matrix/features/feature_type"]
@@ -109,6 +132,8 @@ READ: list[Any] = [
     pytest.param(opaque, id="opaque RGBA"),
     pytest.param(matrix_market(".gz"), id="matrix market"),
     pytest.param(matrix_market(""), id="matrix market, unpacked"),
+    pytest.param(flat_matrix_market("GSM1_A1_"), id="flat matrix market"),
+    pytest.param(flat_matrix_market(""), id="flat matrix market, no name in front"),
     pytest.param(no_types, id="no types of features"),
 ]  # fmt: skip
 
@@ -215,7 +240,7 @@ REFUSED: list[Any] = [
     pytest.param(transparent, "has mode RGBA with transparent pixels, not 8-bit RGB; .*alpha_composite", id="transparent"),
     pytest.param(image_as("P"), "has mode P, not 8-bit RGB; convert it", id="palette"),
     pytest.param(image_as("LA"), "has mode LA, not 8-bit RGB; convert it", id="grey"),
-    pytest.param(two_counts, rf"holds 2 files that may be {H5} \(a_{H5}, b_{H5}\); keep one and name it with counts_file=", id="two count files"),
+    pytest.param(two_counts, rf"holds 2 files that may be {H5} \(a_{H5}, b_{H5}\); name the counts of one sample with counts_file=", id="two count files"),
     pytest.param(make("binned_outputs"), r"is of Visium HD; read it with spatialdata_io\.visium_hd\('.*A', dataset_id=", id="HD"),
     pytest.param(make("square_008um"), r"is of Visium HD; .*table_key='square_008um'", id="HD, inner folder"),
     pytest.param(bins, r"is of Visium HD", id="HD, by its barcodes"),
@@ -237,6 +262,42 @@ def test_count_files_that_are_there_are_named(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"with counts_file= \(raw_feature_bc_matrix\.h5\)"):
         read_visium(folder)
     assert read_visium(folder, counts_file="raw_feature_bc_matrix.h5")["table"].n_obs == N_SPOTS - 1
+
+
+@pytest.mark.parametrize("mtx", [False, True])
+def test_of_several_samples_in_one_folder_the_named_one_is_read(folder: Path, *, mtx: bool) -> None:
+    together = folder.parent / "GSE1"
+    together.mkdir()
+    for sample, shift in (("GSM1_A", 0), ("GSM2_B", 7)):
+        part = write_section(folder.parent / sample)
+        table = pd.read_csv(part / LIST, header=None, names=COLUMNS)
+        table.assign(pxl_row_in_fullres=table["pxl_row_in_fullres"] + shift).to_csv(
+            part / LIST, index=False, header=False
+        )
+        if mtx:
+            flat_matrix_market(f"{sample}_")(part)
+        else:
+            flat(part)
+        for file in part.iterdir():
+            file.rename(together / f"{sample}_{file.name.removeprefix(f'{sample}_').removeprefix('GSM1_')}")
+    name = "matrix.mtx.gz" if mtx else H5
+    with pytest.raises(
+        ValueError, match=r"holds 2 files that may be .*name the counts of one sample with counts_file="
+    ):
+        read_visium(together)
+    found = [read_visium(together, name="A", counts_file=f"{sample}_{name}") for sample in ("GSM1_A", "GSM2_B")]
+    places = [sdata["table"].obsm["spatial"] for sdata in found]
+    np.testing.assert_allclose(places[1] - places[0], np.tile([0, 7 * HIRES], (N_SPOTS - 1, 1)))
+
+
+def test_the_mend_for_compressed_files_works(folder: Path) -> None:
+    packed(folder)
+    with pytest.raises(
+        ValueError, match=r"/A/GSM1_filtered_feature_bc_matrix\.h5\.gz' is compressed; unpack it first"
+    ) as caught:
+        read_visium(folder)
+    subprocess.run(str(caught.value).rstrip(".").split(": ")[1], shell=True, check=True)
+    assert read_visium(folder)["table"].n_obs == N_SPOTS - 1
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.9, 1.1])

@@ -31,6 +31,9 @@ _RESAMPLED = 1e-3
 _TELLING = 8
 """Spots from which on their array positions tell a hexagonal grid."""
 
+_OPAQUE = 255
+_OTHER_IMAGE = "name the H&E with image_key=, or make an image of red, green and blue alone, as Image2DModel.parse(image.sel(c=[...])) does"
+
 REGIONS = "the regions of the table"
 
 logger = logging.getLogger(__name__)
@@ -304,19 +307,25 @@ def _only_image(
 
 
 def levels_of(image: Any, key: str) -> tuple[Any, ...]:
-    """Lazy arrays (3, y, x) uint8 of an image element, finest first; another kind of image is refused."""
+    """Lazy arrays (3, y, x) uint8 of an image element, finest first; another kind of image is refused.
+
+    A fourth channel that is opaque everywhere, by the coarsest level, is left out.
+    """
     from xarray import DataTree
 
     levels: list[Any] = list(dict(image).values()) if isinstance(image, DataTree) else []
     arrays = [next(iter(level.values())) for level in levels] or [image]
     finest = arrays[0]
+    if tuple(finest.dims) != ("c", "y", "x") or finest.sizes["c"] not in (3, 4):
+        msg = f"Image {key!r} has dimensions {dict(finest.sizes)}, not 3 channels (c, y, x) as H&E has; {_OTHER_IMAGE}."
+        raise ValueError(msg)
     if finest.dtype != np.uint8:
         msg = (
             f"Image {key!r} is {finest.dtype}, not uint8; convert it first, e.g. (image / image.max() * 255).astype('uint8') "
             "for a linear image."
         )
         raise ValueError(msg)
-    if tuple(finest.dims) != ("c", "y", "x") or finest.sizes["c"] != 3:
-        msg = f"Image {key!r} has dimensions {dict(finest.sizes)}, not 3 channels (c, y, x); keep red, green and blue."
+    if finest.sizes["c"] == 4 and not bool((arrays[-1].data[3] == _OPAQUE).all()):
+        msg = f"Image {key!r} has 4 channels (c, y, x), the last of which is not opaque everywhere; {_OTHER_IMAGE}."
         raise ValueError(msg)
-    return tuple(array.data for array in arrays)
+    return tuple(array.data[:3] if finest.sizes["c"] == 4 else array.data for array in arrays)

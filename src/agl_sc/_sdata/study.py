@@ -48,7 +48,11 @@ class Address:
         for argument in ("table_key", "coordinate_system", "layer"):
             check_name(argument, getattr(self, argument))
         for argument in ("image_key", "shapes_key"):
-            check_names(argument, getattr(self, argument))
+            names = getattr(self, argument)
+            check_names(argument, names)
+            if names is not None and not len(names):
+                msg = f"{argument}={names!r} names nothing; name one or several, or pass None for the default."
+                raise ValueError(msg)
         check_scales(self.image_mpp)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
+from agl_sc.core.arrays import BoolArray
+
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
 
 
 X = "X"
+_YES = ("1", "1.0", "true", "t", "yes", "y")
+_NO = ("0", "0.0", "false", "f", "no", "n")
+_UNSAID = ("", "nan", "na", "none", "<na>")
+"""Spellings of a column that says yes or no, in lower case."""
+_FEW = 100
+"""Rows of a matrix that are looked at to see whether it may hold counts."""
 """What ``layer=`` calls X itself, where another layer was named earlier."""
 
 
@@ -121,6 +129,33 @@ def section_of(table: "AnnData") -> "pd.Series[str]":
     return named
 
 
+def off_tissue(obs: "pd.DataFrame") -> BoolArray:
+    """Spots that are not on tissue by ``in_tissue``, (n_obs,); none where nobody says, nor where an entry is missing.
+
+    Parameters
+    ----------
+    obs
+        Columns of the spots.
+
+    Raises
+    ------
+    ValueError
+        The column holds something else than yes and no in one of their usual spellings.
+    """
+    if "in_tissue" not in obs:
+        return np.zeros(len(obs), dtype=bool)
+    said = obs["in_tissue"].astype(str).str.strip().str.lower()
+    odd = ~said.isin((*_YES, *_NO, *_UNSAID))
+    if odd.any():
+        msg = (
+            f"obs['in_tissue'] holds {str(obs['in_tissue'][odd].iloc[0])!r} for {int((said == said[odd].iloc[0]).sum())} of {len(obs)} spots; it must be "
+            "1 in tissue and 0 outside: correct it, or rename the column."
+        )
+        raise ValueError(msg)
+    off: BoolArray = said.isin(_NO).to_numpy()
+    return off
+
+
 def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
     """Raw counts of the table as CSR float32, (n_spots, n_genes); anything that is not raw counts is refused.
 
@@ -150,8 +185,29 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
         fault = "values that are not whole numbers, as after normalisation"
     else:
         return counts
-    msg = f"{where} holds {fault}; raw counts are needed, pass layer= with the layer that has them."
+    msg = f"{where} holds {fault}; raw counts are needed, {_counts_elsewhere(table, layer if is_layer else X)}."
     raise ValueError(msg)
+
+
+def _counts_elsewhere(table: "AnnData", asked: str | None) -> str:
+    """What to do where the matrix asked for holds no counts."""
+    stored = {name: table.layers[name] for name in table.layers if name} | ({} if table.X is None else {X: table.X})
+    named = [name for name, matrix in stored.items() if name != asked and _are_whole(matrix)]
+    if named:
+        return f"pass layer={named[0]!r}, which has whole numbers"
+    raw = table.raw
+    if raw is not None and table.var_names.isin(raw.var_names).all() and _are_whole(raw.X):
+        return "which raw has: table.layers['counts'] = table.raw[:, table.var_names].X, then layer='counts'"
+    return "and no layer has them: put them into table.layers['counts'], and pass layer='counts'"
+
+
+def _are_whole(matrix: Any) -> bool:
+    """Whether the first rows of a matrix hold whole, non-negative numbers."""
+    try:
+        values = canonical(matrix[:_FEW]).data
+    except TypeError:
+        return False
+    return bool((np.isfinite(values) & (values >= 0) & (values == np.round(values))).all())
 
 
 def canonical(matrix: Any, where: str = "X") -> scipy.sparse.csr_matrix:

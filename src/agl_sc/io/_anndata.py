@@ -21,6 +21,7 @@ from agl_sc._sdata.geometry import (
     is_positive_number,
     technology_named,
 )
+from agl_sc._sdata.table import off_tissue
 from agl_sc.core.arguments import check_name
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._anndata_checks import refuse_gaps, refuse_names, refuse_shared_places, tell_outside_tissue
@@ -153,8 +154,9 @@ def from_anndata(
         spots = _Spots(adata.obs_names[rows], centres[rows], None if array is None else array[rows])
         side_um = _side_um(sources[name], sides_um[name]) if known == HD else None
         libraries.append(_resolve(sources[name], spots, image_mpp=stated_mpp[name], technology=known, bin_um=side_um))
+    off = off_tissue(adata.obs)
     sdata = _wrap(adata, libraries, columns, assumed=assumed)
-    tell_outside_tissue(adata.obs)
+    tell_outside_tissue(off)
     return sdata
 
 
@@ -215,7 +217,7 @@ def _library_of_spot(
     """Library of every spot; the categories are those that have spots, in order."""
     if library_key is None:
         if len(libraries) > 1:
-            msg = f"adata has {len(libraries)} libraries ({', '.join(libraries)}); pass library_key=, the column of obs that tells."
+            msg = f"adata has {len(libraries)} libraries ({', '.join(libraries)}); pass library_key=, the column of obs that tells, or take those without spots out of uns['spatial']."
             raise ValueError(msg)
         name = next(iter(libraries), ONLY_LIBRARY)
         return pd.Categorical([name] * adata.n_obs, categories=[name])

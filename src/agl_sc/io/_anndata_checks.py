@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-from agl_sc.core.arrays import FloatArray
+from agl_sc.core.arrays import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -145,15 +145,12 @@ def _columns_that_tell(obs: pd.DataFrame, places: pd.DataFrame) -> list[str]:
     return [key for key in few if not places.assign(value=obs[key].astype(str)).duplicated().any()]
 
 
-def tell_outside_tissue(obs: pd.DataFrame) -> None:
+def tell_outside_tissue(off: BoolArray) -> None:
     """Say how many spots are off tissue; they stay in the table."""
-    if "in_tissue" not in obs:
-        return
-    said = obs["in_tissue"].astype(str).str.strip().str.lower()
-    n_outside = int(said.isin({"0", "0.0", "false"}).sum())
+    n_outside = int(off.sum())
     if n_outside:
         logger.warning(
             "%d of %d spots lie outside the tissue (obs['in_tissue'] is 0) and stay in the table; drop them with "
             "adata[adata.obs['in_tissue'] == 1].copy() if they are not wanted",
-            *(n_outside, len(obs)),
+            *(n_outside, len(off)),
         )

@@ -12,6 +12,7 @@ from agl_sc.core.arrays import FloatArray
 
 _NAMED = re.compile(r"(?:(?:cent(?:er|re|roid)|image|img|pixel|pxl|coord|pos|loc)?([xy])(?:coord|pos|pixel|px|loc)?s?)")
 """One word of a column name that says x or y."""
+_OF_PIXELS = re.compile("pxl|pixel|full|ima?ge?")
 _ARRAY_NAMES = (("arrayrow", "arraycol"), ("arrayrow", "arraycolumn"), ("arrayy", "arrayx"))
 _LOOSE_ARRAY_NAMES = (("row", "col"), ("row", "column"), ("spotrow", "spotcol"))
 """Names that say array positions only beside a technology that has an array."""
@@ -35,7 +36,7 @@ def centres_of(adata: AnnData) -> FloatArray:
         It has another shape, holds no numbers, or its columns do not say which is x.
     """
     if "spatial" not in adata.obsm:
-        msg = f"adata has no obsm['spatial'] (spot centres x, y); it has {', '.join(adata.obsm) or 'no obsm'}{_in_uns(adata)}."
+        msg = f"adata has no obsm['spatial'] (spot centres x, y); it has {', '.join(adata.obsm) or 'no obsm'}{_elsewhere(adata)}."
         raise KeyError(msg)
     found = adata.obsm["spatial"]
     if isinstance(found, pd.DataFrame):
@@ -117,7 +118,15 @@ def _wrong_shape(shape: tuple[int, ...]) -> str:
     return f"obsm['spatial'] has shape {shape}; it must be (n_spots, 2), x and y (a third column may be there if it is constant)."
 
 
-def _in_uns(adata: AnnData) -> str:
+def _elsewhere(adata: AnnData) -> str:
+    """Where coordinates are instead, and how to put them where they belong."""
+    named = [key for key in adata.obsm if "spatial" in key.lower() or "coord" in key.lower()]
+    if named:
+        return f", so if these are pixels of the full image: adata.obsm['spatial'] = adata.obsm[{named[0]!r}]"
+    of_axis = {axis: [name for name in map(str, adata.obs.columns) if _axis(name) == axis] for axis in "xy"}
+    if of_axis["x"] and of_axis["y"]:
+        pair = [min(names, key=lambda name: not _OF_PIXELS.search(name.lower())) for names in of_axis.values()]
+        return f", while obs has columns of positions: adata.obsm['spatial'] = adata.obs[{pair!r}].to_numpy()"
     stored = adata.uns.get("spatial")
     is_there = np.ndim(stored) == 2 and np.shape(stored)[0] == adata.n_obs if hasattr(stored, "shape") else False
     return ", while uns['spatial'] holds coordinates: adata.obsm['spatial'] = adata.uns['spatial']" if is_there else ""

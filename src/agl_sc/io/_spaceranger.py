@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ COUNTS_FILE = "filtered_feature_bc_matrix.h5"
 _FACTORS = "scalefactors_json.json"
 _POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 _IMAGES = {"hires": "tissue_hires_image.png", "lowres": "tissue_lowres_image.png"}
+_COUNTS = re.compile(r"(?:(?:filtered_|raw_)?feature_bc_matrix(?:\.h5)?|matrix\.mtx(?:\.gz)?)$")
+"""What the name of counts ends with; a sample's name may stand in front, and then in front of the other files too."""
 _SIZE_TOLERANCE = 0.02
 _MEND = "give the folder that Space Ranger wrote (its 'outs')"
 
@@ -76,21 +78,22 @@ def find(name: str, folder: Path, *, fullres: str | Path | None, counts_file: st
         folder = folder / "outs"
     refuse_hd(folder)
     counts = _counts(folder, counts_file)
-    factors_file = _locate(folder, _FACTORS)
+    prefix = _COUNTS.sub("", counts.name) if _COUNTS.search(counts.name) else ""
+    factors_file = _locate(folder, _FACTORS, prefix=prefix)
     if factors_file is None:
         msg = f"'{folder / 'spatial' / _FACTORS}' does not exist; {_MEND}."
         raise FileNotFoundError(msg)
-    positions = _locate(folder, *_POSITIONS)
+    positions = _locate(folder, *_POSITIONS, prefix=prefix)
     if positions is None:
         listed = " nor ".join(f"spatial/{file}" for file in _POSITIONS)
         msg = f"'{folder}' has neither {listed}; {_MEND}."
         raise FileNotFoundError(msg)
     factors = _read_factors(factors_file)
-    kind, image_file = _choose_image(folder, fullres)
+    kind, image_file = _choose_image(folder, fullres, prefix)
     scale = 1.0 if kind == "full-resolution" else _factor(factors, f"tissue_{kind}_scalef", factors_file)
     image = open_image(image_file)
     if kind == "full-resolution":
-        _check_size(folder, image_file, image, factors=factors)
+        _check_size(_small_images(folder, prefix), image_file, image, factors=factors)
     logger.info("%s: keeping the %s image '%s', %d x %d px", name, kind, image_file, image.shape[2], image.shape[1])
     diameter_px = _factor(factors, "spot_diameter_fullres", factors_file) * scale
     return Source(name, counts, positions, image_file, image, scale, diameter_px)
@@ -110,11 +113,13 @@ def refuse_hd(folder: Path, barcode: str = "") -> None:
 
 
 def _counts(folder: Path, counts_file: str) -> Path:
-    """The count file, by its name, by its name after that of a sample, or else the folder of the same counts."""
-    found = _locate(folder, counts_file)
+    """The count file, by its name, by its name after that of a sample, or else the same counts in Matrix Market format."""
     unpacked = folder / counts_file.removesuffix(".h5")
-    if found is None and unpacked.is_dir():
-        found = unpacked
+    if unpacked.is_dir() and not (folder / counts_file).is_file():
+        return unpacked
+    found = _locate(folder, counts_file)
+    if found is None and counts_file == COUNTS_FILE:
+        found = _locate(folder, "matrix.mtx.gz", "matrix.mtx")
     if found is None:
         others = [file.name for file in sorted(folder.glob("*.h5"))]
         mend = f", or name one of its count files with counts_file= ({', '.join(others)})" if others else ""
@@ -123,35 +128,52 @@ def _counts(folder: Path, counts_file: str) -> Path:
     return found
 
 
-def _locate(folder: Path, *names: str) -> Path | None:
-    """The file of one of these names in ``spatial`` or beside it; else the only one with something in front of the name."""
+def _locate(folder: Path, *names: str, prefix: str = "") -> Path | None:
+    """The file of one of these names in ``spatial`` or beside it, with the sample's name or without; else the only one with another."""
     places = (folder / "spatial", folder)
-    for file in (place / name for place in places for name in names):
+    for file in (
+        place / f"{before}{name}" for before in dict.fromkeys((prefix, "")) for place in places for name in names
+    ):
         if file.is_file():
             return file
     fitting = sorted({file for place in places for name in names for file in place.glob(f"*[_.-]{name}")})
     if len(fitting) > 1:
-        argument = " and name it with counts_file=" if names[0].endswith(".h5") else ""
-        msg = f"'{folder}' holds {len(fitting)} files that may be {names[0]} ({', '.join(file.name for file in fitting)}); keep one{argument}."
+        msg = (
+            f"'{folder}' holds {len(fitting)} files that may be {names[0]} ({', '.join(file.name for file in fitting)}); "
+            "name the counts of one sample with counts_file=, or keep one of them."
+        )
         raise ValueError(msg)
-    return fitting[0] if fitting else None
+    return fitting[0] if fitting else _refuse_packed(places, names)
 
 
-def _choose_image(folder: Path, fullres: str | Path | None) -> tuple[str, Path]:
+def _refuse_packed(places: Sequence[Path], names: Sequence[str]) -> None:
+    """Say how to unpack what is there as GEO has it, every file compressed by itself."""
+    packed = [file for place in places for name in names for file in sorted(place.glob(f"*{name}.gz"))]
+    if packed:
+        msg = f"'{packed[0]}' is compressed; unpack it first, with all beside it: gunzip '{packed[0].parent}'/*.gz."
+        raise ValueError(msg)
+
+
+def _small_images(folder: Path, prefix: str) -> dict[str, Path | None]:
+    return {kind: _locate(folder, name, prefix=prefix) for kind, name in _IMAGES.items()}
+
+
+def _choose_image(folder: Path, fullres: str | Path | None, prefix: str) -> tuple[str, Path]:
     if fullres is not None:
         return "full-resolution", Path(fullres)
-    for kind, name in _IMAGES.items():
-        file = _locate(folder, name)
+    for kind, file in _small_images(folder, prefix).items():
         if file is not None:
             return kind, file
     msg = f"'{folder}' has neither {' nor '.join(f'spatial/{name}' for name in _IMAGES.values())}; pass fullres_image=."
     raise FileNotFoundError(msg)
 
 
-def _check_size(folder: Path, file: Path, image: da.Array, *, factors: Mapping[str, Any]) -> None:
+def _check_size(
+    small_images: Mapping[str, Path | None], file: Path, image: da.Array, *, factors: Mapping[str, Any]
+) -> None:
     """Refuse a full-resolution image whose size is not that of the small image divided by its scale factor."""
-    for kind, name in _IMAGES.items():
-        small, factor = _locate(folder, name), factors.get(f"tissue_{kind}_scalef", 0)
+    for kind, small in small_images.items():
+        factor = factors.get(f"tissue_{kind}_scalef", 0)
         if small is None or not is_positive_number(factor):
             continue
         with contextlib.suppress(ValueError):  # a small image that is not needed may be anything

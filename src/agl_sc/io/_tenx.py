@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 _GENES = "Gene Expression"
 _KIND = " as counts of Space Ranger"
 _DATASETS = ("data", "indices", "indptr", "shape", "barcodes", "features/id", "features/name")
+_MATRIX = re.compile(r"matrix\.mtx(?:\.gz)?$")
 _LISTS = {"matrix": ("matrix.mtx",), "features": ("features.tsv", "genes.tsv"), "barcodes": ("barcodes.tsv",)}
 
 
@@ -47,7 +49,8 @@ def read_counts(path: Path) -> Counts:
     Parameters
     ----------
     path
-        HDF5 file, or folder with ``matrix.mtx``, ``features.tsv`` and ``barcodes.tsv``, each plain or with ``.gz``.
+        HDF5 file, or folder with ``matrix.mtx``, ``features.tsv`` and ``barcodes.tsv``, each plain or with ``.gz``; or that
+        matrix, with something in front of its name that the names of the others have too.
 
     Raises
     ------
@@ -58,7 +61,8 @@ def read_counts(path: Path) -> Counts:
     ValueError
         A file is damaged; barcodes repeat; nothing is of the type "Gene Expression", or probes were counted.
     """
-    matrix, barcodes, features = _read_folder(path) if path.is_dir() else _read_h5(path)
+    folder, prefix = (path.parent, _MATRIX.sub("", path.name)) if _MATRIX.search(path.name) else (path, "")
+    matrix, barcodes, features = _read_folder(folder, prefix) if folder.is_dir() else _read_h5(path)
     refuse_duplicates(barcodes, f"barcodes of '{path}'")
     ids, symbols, kinds = features
     is_gene = np.array([kind == _GENES for kind in kinds], dtype=bool)
@@ -115,12 +119,17 @@ def _matrix(arrays: Sequence[NDArray[Any]], *, n_features: list[int], n_barcodes
     return matrix
 
 
-def _read_folder(folder: Path) -> tuple[csr_matrix, list[str], Features]:
+def _read_folder(folder: Path, prefix: str) -> tuple[csr_matrix, list[str], Features]:
     files = {}
     for part, stems in _LISTS.items():
-        there = [file for name in stems for file in (folder / f"{name}.gz", folder / name) if file.is_file()]
+        there = [
+            file
+            for name in stems
+            for file in (folder / f"{prefix}{name}.gz", folder / f"{prefix}{name}")
+            if file.is_file()
+        ]
         if not there:
-            msg = f"'{folder}' has no {stems[0]}.gz; give the folder that Space Ranger wrote, or its .h5 file, with counts_file=."
+            msg = f"'{folder}' has no {prefix}{stems[0]}.gz; give the folder that Space Ranger wrote, or its .h5 file, with counts_file=."
             raise FileNotFoundError(msg)
         files[part] = there[0]
     with readable(files["matrix"], kind=_KIND):

@@ -239,6 +239,12 @@ def test_one_section_or_patient_cannot_be_held_out(tissue: SpatialData) -> None:
         make_folds(Study.of(tissue), FoldPlan(by="patient"))
 
 
+def test_a_table_without_spots_has_no_folds(tissue: SpatialData) -> None:
+    dict.__setitem__(tissue.tables.data, "table", tissue["table"][:0].copy())
+    with pytest.raises(ValueError, match="There is no section, and folds hold out one after the other"):
+        make_folds(Study.of(tissue), FoldPlan())
+
+
 def test_a_section_without_positions_is_named(tissue: SpatialData) -> None:
     shapes = tissue.shapes["section_2"]
     shapes["geometry"] = [Point()] * len(shapes)

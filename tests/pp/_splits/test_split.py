@@ -267,6 +267,19 @@ def test_one_section_cannot_be_training_and_test(one_section: SpatialData, uncha
     assert {"train", "validation", "test"} <= set(assigned(one_section))
 
 
+def test_one_section_beside_that_for_validation(tissue: SpatialData, unchanged: Unchanged) -> None:
+    message = r"only one section \(section_1\) beside validation \(section_2, section_3\), which cannot be both"
+    with pytest.raises(ValueError, match=message), unchanged(tissue):
+        split(tissue, validation=["section_2", "section_3"])
+
+
+@pytest.mark.parametrize("make", [np.array, pd.Series, pd.Index, tuple, set, lambda names: dict.fromkeys(names).keys()])
+def test_names_may_be_anything_that_holds_them(tissue: SpatialData, make: Any) -> None:
+    split(tissue, test=make(["section_3"]), validation=make(["section_1"]))
+    found = dict(zip(tissue["table"].obs["section"], assigned(tissue), strict=True))
+    assert found == {"section_1": "validation", "section_2": "train", "section_3": "test"}
+
+
 def test_validation_blocks_are_drawn_where_training_is_left() -> None:
     """Blocks of the test section do not use up the share of validation."""
     sdata = toy_tissue(n_sections=2, n_spots_per_side=10, n_targets=2, n_informative=0, n_auxiliary=0)

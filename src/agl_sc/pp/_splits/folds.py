@@ -209,8 +209,8 @@ def _groups(units: StrArray, known: BoolArray, plan: FoldPlan, *, what: str) -> 
     if len(names) < 2:
         msg = (
             f"by={plan.by!r} holds out whole {plan.by}s, and there is only one ({names[0]}); divide by={FINER[plan.by]}."
-            if what == plan.by
-            else f"There is only one {what} ({', '.join(names) or 'none'}), and folds hold out one after the other; name more."
+            if what == plan.by and names
+            else f"There is {f'only one {what} ({names[0]})' if names else f'no {what}'}, and folds hold out one after the other; name more."
         )
         raise ValueError(msg)
     if plan.n_folds is None:

@@ -161,6 +161,10 @@ class SplitRequest:
     def __post_init__(self) -> None:
         check_choice("by", self.by, get_args(By))
         check_seed(self.seed)
+        for argument in ("test", "validation"):  # an array has no truth of its own
+            value = getattr(self, argument)
+            if isinstance(value, np.ndarray | pd.Series | pd.Index):
+                object.__setattr__(self, argument, value.tolist())
 
 
 def split_study(study: Study, asked: SplitRequest) -> None:
@@ -357,7 +361,9 @@ def _by_units(names: StrArray, test: Units, *, validation: Units, by: str, gener
             sets[argument] = pool[: min(n_units, len(pool) - 1)]
             pool = pool[len(sets[argument]) :]
     if isinstance(test, float) and test > 0 and not sets["test"]:
-        msg = f"There is only one {by} ({', '.join(known)}), which cannot be both training and test; divide by={FINER[by]}."
+        left = [name for name in known if name not in sets.get("validation", [])]
+        beside = f" beside validation ({', '.join(sets['validation'])})" if len(left) < len(known) else ""
+        msg = f"There is only one {by} ({', '.join(left)}){beside}, which cannot be both training and test; divide by={FINER[by]}."
         raise ValueError(msg)
     return np.select(
         [np.isin(names, sets["test"]), np.isin(names, sets["validation"])], ["test", "validation"], "train"

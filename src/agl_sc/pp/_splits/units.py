@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agl_sc._sdata.study import Study
-from agl_sc._sdata.table import region_of, section_of
+from agl_sc._sdata.table import off_tissue, region_of, section_of
 from agl_sc.core.arrays import BoolArray, IntArray, StrArray
 
 if TYPE_CHECKING:
@@ -33,19 +33,10 @@ def among_sets(study: Study) -> BoolArray:
     if study.address.shapes_key is not None:
         wanted = [study.address.shapes_key] if isinstance(study.address.shapes_key, str) else study.address.shapes_key
         among &= region_of(table).isin(list(wanted)).to_numpy()
-    off = off_tissue(table)
+    off = off_tissue(table.obs)
     if off.any():
         logger.warning('%d spots are off the tissue (obs["in_tissue"] of 0) and are in no set.', off.sum())
     return among & ~off
-
-
-def off_tissue(table: "AnnData") -> BoolArray:
-    """Spots that are not on tissue by ``obs["in_tissue"]``, (n_obs,); none where nobody says."""
-    if "in_tissue" not in table.obs:
-        return np.zeros(table.n_obs, dtype=bool)
-    said = table.obs["in_tissue"].astype(str).str.strip().str.lower()
-    off: BoolArray = said.isin(("0", "0.0", "false")).to_numpy()
-    return off
 
 
 def units_of(table: "AnnData", by: Literal["section", "patient"]) -> StrArray:
