@@ -143,7 +143,9 @@ def _locate(folder: Path, *names: str, prefix: str = "") -> Path | None:
             "name the counts of one sample with counts_file=, or keep one of them."
         )
         raise ValueError(msg)
-    return fitting[0] if fitting else _refuse_packed(places, names)
+    if not fitting:
+        _refuse_packed(places, names)
+    return fitting[0] if fitting else None
 
 
 def _refuse_packed(places: Sequence[Path], names: Sequence[str]) -> None:
