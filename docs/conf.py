@@ -95,7 +95,9 @@ def write_command_help() -> None:
         sections.append(f"## `{' '.join(['agl-sc', *path])}`\n\n```text\n{text}```\n")
     folder = Path(__file__).parent / "_generated"
     folder.mkdir(exist_ok=True)
-    (folder / "cli.md").write_text("\n".join(sections), encoding="utf-8")
+    page, text = folder / "cli.md", "\n".join(sections)
+    if not page.is_file() or page.read_text(encoding="utf-8") != text:  # another build may be reading it
+        page.write_text(text, encoding="utf-8")
 
 
 def visit_math(translator: Any, node: nodes.Element) -> None:

@@ -29,6 +29,18 @@ if "numba" in sys.modules:
 
 watch()  # before tests import the functions
 
+WORKER_BYTES = 4 * 2**30
+"""Memory that a worker may need."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of ``-n auto``: as many as cores and memory allow, at most 8, for each makes the session's fixtures anew."""
+    import psutil
+
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // WORKER_BYTES, 8))
+
+
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
 
 
