@@ -38,7 +38,7 @@ def pytest_xdist_auto_num_workers() -> int:
     """Workers of ``-n auto``: as many as cores and memory allow, at most 8, for each makes the session's fixtures anew."""
     import psutil
 
-    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // WORKER_BYTES, 8))
+    return max(1, min(os.cpu_count() or 1, int(psutil.virtual_memory().available // WORKER_BYTES), 8))
 
 
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
