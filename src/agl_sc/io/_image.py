@@ -82,6 +82,11 @@ def split_name(path: Path | str) -> tuple[Path, str]:
     return (Path(file), name) if sign and not whole.exists() and Path(file).is_file() else (whole, "")
 
 
+def is_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF by its first bytes."""
+    return _magic(path) in _TIFF_MAGIC
+
+
 def _magic(path: Path) -> bytes:
     if not path.is_file():
         msg = f"The image file '{path}' does not exist."
@@ -111,7 +116,7 @@ def open_levels(path: Path | str) -> list[da.Array]:
     """
     levels = [open_image(path)]
     path, name = split_name(path)
-    n_levels = count_levels(path, name) if _magic(path) in _TIFF_MAGIC else 1
+    n_levels = count_levels(path, name) if is_tiff(path) else 1
     for level in range(1, n_levels):
         if max(levels[-1].shape) < _SMALLEST_LEVEL_PX:
             break
@@ -199,9 +204,9 @@ def image_element(image: Image, *, name: str, coarser: Sequence[da.Array] = ()) 
     check_image(image, name=name)
     chunks = (3, CHUNK_PX, CHUNK_PX)
     # Naming an in-memory array by its content would hash all of it; a random name is enough here.
+    if coarser and isinstance(image, da.Array):  # opened from a file, in chunks of its own tiles
+        return _pyramid([image, *coarser], name)
     lazy = _rechunk(image, chunks) if isinstance(image, da.Array) else _from_array(image, chunks=chunks, name=False)
-    if coarser:
-        return _pyramid([lazy, *coarser], name)
     return Image2DModel.parse(
         lazy,
         dims=("c", "y", "x"),

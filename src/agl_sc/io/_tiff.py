@@ -60,6 +60,11 @@ def open_tiff(path: Path, name: str = "", level: int = 0) -> da.Array:
     return _rechunk(image, (3, CHUNK_PX, CHUNK_PX))
 
 
+def series_of(path: Path, name: str = "") -> int:
+    """Number of the image of a TIFF file that :func:`open_tiff` takes, among its series."""
+    return _chosen(path, name).series
+
+
 def count_levels(path: Path, name: str = "") -> int:
     """Levels of the pyramid of an image of a TIFF file, chosen as :func:`open_tiff` does."""
     chosen = _chosen(path, name)

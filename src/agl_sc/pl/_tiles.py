@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 
+from agl_sc._sdata.mask import Mask, mask_of
 from agl_sc._sdata.sections import Names, Scales, Section
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import check_seed, is_whole
@@ -31,6 +32,9 @@ _TITLE_IN = 0.15
 """Height of the number over a tile."""
 _TOP = 0.08
 """Share of the height of the section in which numbers go under their boxes, clear of the title."""
+_OUTLINE_PX = 500
+"""Pixels of a mask along its longer side of which the outline is drawn."""
+OUTLINE = "#009E73"
 _ON_IMAGE: list[AbstractPathEffect] = [withStroke(linewidth=1.5, foreground="white")]
 
 
@@ -55,7 +59,7 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     """Draw a contact sheet of tiles, as the encoder sees them, beside the section with all spots and these tiles' boxes.
 
     The check to make before anything else: the spots lie on the tissue and follow its outline, and every tile shows what
-    its box encloses. The tiles are cut by the code that ``agl_sc.pp.embed`` cuts them with, so pass it the same
+    its box encloses. The tissue that `agl_sc.io.read_slide` found is outlined in green. The tiles are cut by the code that ``agl_sc.pp.embed`` cuts them with, so pass it the same
     ``tile_px``, ``mpp`` and ``image_mpp``.
 
     Parameters
@@ -148,6 +152,7 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
         else axes_grid(ax, shape=(1, 1 + len(spots)), what="section and tiles")[0]
     )
     _draw_section(drawn[0], placed, some, view=view)
+    _draw_outline(drawn[0], mask_of(study.sdata, placed.name, placed.image_key))
     _draw_tiles(drawn[1:], _cut(some, spec.tile_px), padded=some.padded)
     side = f"{spec.tile_px * some.mpp:.3g} µm ({spec.tile_px} px at {some.mpp:.3g} µm/px)"
     title = f"{literal(placed.name)} · {len(placed.rows):,} spots\n{len(spots)} tiles of {side}"
@@ -233,6 +238,17 @@ def _draw_section(ax: Axes, section: Section, boxes: "Boxes", *, view: View) -> 
         label.set_path_effects(_ON_IMAGE)
     if section.image_mpp is not None:
         draw_scale_bar(ax, view, mpp=section.image_mpp, fontsize=SMALL)
+
+
+def _draw_outline(ax: Axes, mask: Mask | None) -> None:
+    """Outline of the tissue, where a mask tells it."""
+    if mask is None:
+        return
+    step = max(1, max(mask.is_tissue.shape) // _OUTLINE_PX)
+    shown = np.pad(mask.is_tissue[::step, ::step], 1)  # closes outlines at the edge
+    y, x = np.mgrid[: shown.shape[0], : shown.shape[1]] * step + (0.5 - step)
+    x, y, _ = np.tensordot(mask.to_image, np.stack([x, y, np.ones_like(x)]), axes=1)
+    ax.contour(x, y, shown, levels=[0.5], colors=OUTLINE, linewidths=0.8)
 
 
 def _draw_tiles(sheet: AxesGrid, pixels: UInt8Array, *, padded: NDArray[np.bool_]) -> None:
