@@ -41,6 +41,9 @@ def mask_of(sdata: "SpatialData", section: str, image_key: str) -> Mask | None:
     shared = [system for system in own if system in image]
     if not shared:
         return None
-    labels = next(iter(element["scale0"].values())) if isinstance(element, DataTree) else element
-    to_system, from_image = (each[shared[0]].to_affine_matrix(("x", "y"), ("x", "y")) for each in (own, image))
+    finest: Any = dict(element["scale0"]) if isinstance(element, DataTree) else {"labels": element}
+    (labels,) = finest.values()
+    to_system, from_image = (
+        np.asarray(each[shared[0]].to_affine_matrix(("x", "y"), ("x", "y"))) for each in (own, image)
+    )
     return Mask(np.asarray(labels) > 0, np.linalg.inv(from_image) @ to_system)
