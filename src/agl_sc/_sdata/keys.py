@@ -40,6 +40,16 @@ class Keys:
         return f"{self.key_added}_fold"
 
     @property
+    def prediction_table(self) -> str:
+        """Table of the predictions where they are no layer."""
+        return f"{self.key_added}_prediction"
+
+    @property
+    def oof_table(self) -> str:
+        """As :attr:`prediction_table`, out of fold."""
+        return f"{self.key_added}_oof_prediction"
+
+    @property
     def role(self) -> str:
         return f"{self.key_added}_role"
 

@@ -355,6 +355,25 @@ class PaperRecord(MappingRecord):
     entry: ClassVar[str] = "paper"
 
 
+@dataclass(frozen=True, slots=True)
+class OwnTablesRecord:
+    """Tables that predictions have of their own."""
+
+    by: dict[str, str]
+    """Name of the table by what it holds: ``"model"``, ``"oof"``."""
+    entry: ClassVar[str] = "prediction_tables"
+
+    def entries(self) -> dict[str, Any]:
+        """Under ``prediction_tables``."""
+        return {self.entry: dict(self.by)}
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> "OwnTablesRecord | None":
+        """None where predictions are layers."""
+        found = entries.get(cls.entry)
+        return cls({str(kind): str(name) for kind, name in found.items()}) if isinstance(found, Mapping) else None
+
+
 def _unboxed(value: Any) -> Any:
     """Plain values again, after a file has made numpy's of them."""
     if isinstance(value, Mapping):

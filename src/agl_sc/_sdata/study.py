@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from agl_sc._sdata.predictions import WriteTo
     from agl_sc.core.arrays import StrArray
     from agl_sc.core.spots.genes import Normalize
 
@@ -72,6 +73,8 @@ class Study:
     """What was looked up once, such as the checked split; whoever changes that forgets it."""
     is_scratch: bool = False
     """Whether the table is a copy for one run: what is written to it, nobody sees."""
+    write_to: "WriteTo" = "auto"
+    """Where predictions go: a layer, a table of their own, or the layer where that costs no more than the counts do."""
 
     @classmethod
     def of(cls, sdata: "SpatialData", address: Address | None = None, key_added: str = "agl") -> "Study":

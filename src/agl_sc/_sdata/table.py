@@ -23,6 +23,8 @@ _UNSAID = ("", "nan", "na", "none", "<na>")
 _FEW = 100
 """Rows of a matrix that are looked at to see whether it may hold counts."""
 """What ``layer=`` calls X itself, where another layer was named earlier."""
+IS_OF = "agl_sc_predictions_of"
+"""Entry of ``uns`` by which a table of predictions is known: the name of the table whose spots they are of."""
 
 
 def near_matches(names: Iterable[str], known: Iterable[str]) -> str:
@@ -56,7 +58,7 @@ def name_of_table(sdata: "SpatialData", table_key: str | None, key_added: str | 
             "or convert an AnnData with agl_sc.io.from_anndata."
         )
         raise TypeError(msg)
-    tables = sorted(sdata.tables)
+    tables = [name for name in sorted(sdata.tables) if name == table_key or IS_OF not in sdata.tables[name].uns]
     if not tables:
         msg = "sdata has no table; add one that annotates the spots, e.g. with agl_sc.io.read_st or read_visium."
         raise KeyError(msg)

@@ -49,6 +49,7 @@ def predict(  # noqa: PLR0913 -- an entry point
       agl-sc predict STORE.zarr model --output STORE.zarr --force
     """
     from agl_sc import Model, tl
+    from agl_sc._sdata.predictions import predicted_of
     from agl_sc._sdata.study import Address, Study
 
     place = free_destination(output, force=force)
@@ -58,7 +59,8 @@ def predict(  # noqa: PLR0913 -- an entry point
     say("Predicting")
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
     tl.predict(sdata, trained, **where, device=device, batch_size=batch_size, key_added=key_added)
-    known = np.isfinite(Study.of(sdata, Address(table_key=table_key), key_added).table.layers[key_added])
+    found = predicted_of(Study.of(sdata, Address(table_key=table_key), key_added), "model")
+    known = np.isfinite(found.values)
     say(f"Writing {place.path}")
     with written(context, place) as (fresh,):
         sdata.write(fresh)

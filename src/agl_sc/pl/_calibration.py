@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from agl_sc._sdata.predictions import Prediction
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arrays import FloatArray
@@ -14,7 +15,7 @@ from agl_sc.pl._finish import WIDTH_IN, AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._style import BLUE, FONT, ORANGE, SMALL, draw_identity, label_axes, literal
 from agl_sc.pl._tissue import MANY_SPOTS
 from agl_sc.pl._values import Comparison, check_genes, expression_of, pearson_text, units_of
-from agl_sc.tl._model.belongs import Prediction, chosen_sections, prediction_layer
+from agl_sc.tl._model.belongs import chosen_sections
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -117,7 +118,7 @@ def calibration(  # noqa: PLR0913  one argument per thing that a user may want t
         layer=layer,
     )
     study = Study.of(sdata, address, key_added)
-    names = check_genes(study.table, genes, prediction_layer(study, prediction))
+    names = check_genes(study, genes, prediction)
     rows = np.concatenate([rows for _, rows in chosen_sections(study, sections)])
     (values,) = expression_of(study, [np.sort(rows)], names, prediction=prediction)
     drawn = _new_axes(len(names)) if ax is None else axes_grid(ax, shape=(1, len(names)), what="genes")[0]

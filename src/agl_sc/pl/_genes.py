@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
+from agl_sc._sdata.predictions import Prediction, predicted_of
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import is_whole
@@ -21,7 +22,7 @@ from agl_sc.pl._style import BLUE, METRICS, SMALL, draw_identity, label_axes, le
 from agl_sc.pl._values import units_of
 from agl_sc.pp._splits.split import assigned_in
 from agl_sc.tl._evaluate import evaluate_study
-from agl_sc.tl._model.belongs import Prediction, chosen_sections, metric_column, oof_method
+from agl_sc.tl._model.belongs import chosen_sections, metric_column, oof_method
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -202,7 +203,7 @@ class _Scores:
         for _, rows in chosen_sections(study, self.sections):
             inside[rows] = True
         if self.prediction == "oof":
-            inside &= np.isfinite(np.asarray(study.table.layers[study.keys.oof])).any(axis=1)
+            inside &= np.isfinite(predicted_of(study, "oof").values).any(axis=1)
         else:
             inside &= assigned_in(study) == "test"
         return inside

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.colors import Colormap
 
+from agl_sc._sdata.predictions import Prediction
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
@@ -13,7 +14,6 @@ from agl_sc.pl._panels import Shown, Style, draw_grid, draw_residuals
 from agl_sc.pl._style import DIVERGING, colours_of
 from agl_sc.pl._tissue import check_style, view_of
 from agl_sc.pl._values import check_genes, expression_of, parts_of, units_of
-from agl_sc.tl._model.belongs import Prediction, prediction_layer
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -268,7 +268,7 @@ def _shown(
     may_lack_counts: bool = False,
 ) -> tuple[list[str], list[Shown]]:
     """Genes and sections to draw, the sections with their image where they have one."""
-    names = check_genes(study.table, genes, prediction_layer(study, prediction))
+    names = check_genes(study, genes, prediction)
     chosen = parts_of(study, sections)
     rows = [each.rows for each in chosen]
     values = expression_of(study, rows, names, prediction=prediction, may_lack_counts=may_lack_counts)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.genes import find_genes, near_genes, own_names
 from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.predictions import Prediction, genes_table, predicted_of
 from agl_sc._sdata.sections import Names, Section
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import near_matches, region_of
@@ -17,12 +18,10 @@ from agl_sc.core.arrays import BoolArray, FloatArray
 from agl_sc.core.numerics.constant import constant
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.tl._model.belongs import (
-    Prediction,
     check_belongs,
     chosen_sections,
     listed,
     oof_method,
-    prediction_layer,
 )
 
 if TYPE_CHECKING:
@@ -88,8 +87,9 @@ def pearson_text(measured: FloatArray, predicted: FloatArray) -> str:
     return f"r = {round(float(r), 2) + 0.0:.2f}"
 
 
-def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> list[str]:
-    """The table's own names of the genes to draw, all of them predicted in a layer."""
+def check_genes(study: Study, genes: str | Sequence[str], prediction: Prediction) -> list[str]:
+    """The table's own names of the genes to draw, all of them predicted."""
+    found, table = predicted_of(study, prediction), genes_table(study, prediction)
     wanted = listed(genes, "genes")
     columns = find_genes(table, wanted)
     unknown = [name for name, column in zip(wanted, columns, strict=True) if column < 0]
@@ -97,13 +97,12 @@ def check_genes(table: "AnnData", genes: str | Sequence[str], layer: str) -> lis
         msg = f"Gene {unknown[0]!r} is not in the table{near_genes(table, unknown)}."
         raise KeyError(msg)
     names = own_names(table, wanted)
-    predictions = np.asarray(table.layers[layer])
-    is_missing = np.isnan(predictions[:, columns]).all(axis=0)
+    is_missing = np.asarray(np.isnan(found.of(names)).all(axis=0))
     if is_missing.any():
         missing = [name for name, is_so in zip(names, is_missing, strict=True) if is_so]
-        available = table.var_names[~np.isnan(predictions).all(axis=0)]
+        available = found.known
         msg = (
-            f'Gene {missing[0]!r} was not predicted: layers["{layer}"] holds predictions of {len(available)} '
+            f"Gene {missing[0]!r} was not predicted: {found.slot} holds predictions of {len(available)} "
             f"other genes{near_matches(missing, available)}."
         )
         raise ValueError(msg)
@@ -147,19 +146,18 @@ def expression_of(
     may_lack_counts
         Whether a table without X is of spots where nothing was measured, rather than refused.
     """
-    table, keys, layer = study.table, study.keys, prediction_layer(study, prediction)
+    table, keys = study.table, study.keys
+    predicted = predicted_of(study, prediction).of(genes)
     if prediction == "model":
         check_belongs(study)
-    columns = table.var_names.get_indexer(genes)
-    if may_lack_counts and study.address.layer is None and table.X is None:
+    if may_lack_counts and study.address.layer is None and (table.X is None or table.n_vars == 0):
         measured = np.full((table.n_obs, len(genes)), np.nan)
     else:
-        measured = _measured(study, columns)
-    predicted = np.asarray(table.layers[layer])
+        measured = _measured(study, table.var_names.get_indexer(genes))
     split, method = _split(table, keys), oof_method(study) if prediction == "oof" else ""
     found = []
     for chosen in rows:
-        values = predicted[np.ix_(chosen, columns)].astype(np.float64)
+        values = predicted[chosen].astype(np.float64)
         is_known = np.isfinite(values).any(axis=1)
         folds = table.obs[keys.fold].to_numpy()[chosen[is_known]] if prediction == "oof" else []
         found.append(Comparison(measured[chosen], values, split[chosen], n_folds=len(set(folds)), method=method))

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
+from agl_sc._sdata.predictions import Predicted, Prediction, predicted_of
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import check_seed
@@ -24,12 +25,10 @@ from agl_sc.pp._genes.targets_and_ranks import positions_of, role_of
 from agl_sc.pp._splits.split import assigned_in
 from agl_sc.pp._splits.units import SETS
 from agl_sc.tl._model.belongs import (
-    Prediction,
     check_belongs,
     chosen_sections,
     metric_column,
     oof_method,
-    prediction_layer,
 )
 
 if TYPE_CHECKING:
@@ -191,12 +190,13 @@ def evaluate_study(
     check_seed(seed)
     check_names(NAMES if metrics is None else metrics)
     names = list(NAMES if metrics is None else metrics)
-    predicted, rows = _predictions(study, on, prediction)
-    genes = _evaluated_genes(study, predicted, prediction)
-    rows = rows & _in_sections(study, sections) & np.isfinite(predicted[:, genes]).any(axis=1)
+    found, rows = _predictions(study, on, prediction)
+    genes = _evaluated_genes(study, found, prediction)
+    predicted = found.of(table.var_names[genes])
+    rows = rows & _in_sections(study, sections) & np.isfinite(predicted).any(axis=1)
     counts = study.counts
     if not rows.any():
-        msg = f'layers["{prediction_layer(study, prediction)}"] holds no prediction of a {on} spot; run agl_sc.tl.predict on all sections.'
+        msg = f"{predicted_of(study, prediction).slot} holds no prediction of a {on} spot; run agl_sc.tl.predict on all sections."
         raise ValueError(msg)
     rows = _measured_spots(rows, counts, on)
     normalize = partial(normalize_counts, normalize=study.normalize)
@@ -206,7 +206,7 @@ def evaluate_study(
     tables = []
     for name in sorted(set(study.section_names[rows])):
         inside = rows & (study.section_names == name)
-        pair = measured.expression[inside][:, genes].toarray(), predicted[np.ix_(inside, genes)]
+        pair = measured.expression[inside][:, genes].toarray(), predicted[inside]
         values = measured.metrics(pair[1], rows=np.flatnonzero(inside), columns=genes, names=computed, seed=seed)
         values.insert(0, "section", name)
         values.insert(1, "gene", table.var_names[genes])
@@ -243,14 +243,13 @@ def _measured_spots(rows: NDArray[np.bool_], counts: scipy.sparse.csr_matrix, on
     return measured
 
 
-def _predictions(study: Study, on: str, prediction: Prediction) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The prediction layer, and which spots are asked for; refused where they cannot be compared with the counts."""
+def _predictions(study: Study, on: str, prediction: Prediction) -> tuple[Predicted, NDArray[np.bool_]]:
+    """The predictions, and which spots are asked for; refused where they cannot be compared with the counts."""
     table, keys = study.table, study.keys
-    layer = prediction_layer(study, prediction)
+    predicted = predicted_of(study, prediction)
     if not isinstance(on, str) or on not in SETS[:3]:
         msg = f"on={on!r} is not one of 'test', 'validation', 'train'."
         raise ValueError(msg)
-    predicted = np.asarray(table.layers[layer])
     if prediction == "oof":
         if on != "test":
             msg = f"on={on!r} is asked of out-of-fold predictions, which are all of test spots; leave on= out."
@@ -317,12 +316,12 @@ def _write(study: Study, result: pd.DataFrame, *, names: Sequence[str], predicti
     logger.info('Wrote var["%s"] and %d more metrics.', metric_column(study.keys, names[0], prediction), len(names) - 1)
 
 
-def _evaluated_genes(study: Study, predicted: NDArray[np.float32], prediction: Prediction) -> NDArray[np.int64]:
+def _evaluated_genes(study: Study, predicted: Predicted, prediction: Prediction) -> NDArray[np.int64]:
     """Predicted target genes, or all predicted genes where the table has no roles, or out of fold."""
-    known = np.isfinite(predicted).any(axis=0)
+    known: NDArray[np.bool_] = study.table.var_names.isin(predicted.known)
     if prediction == "model" and study.keys.role in study.table.var:
         known &= role_of(study) == "target"
     if not known.any():
-        msg = f'layers["{study.keys.layer}"] holds no prediction of a target gene; run agl_sc.tl.train or agl_sc.tl.predict again.'
+        msg = f"{predicted.slot} holds no prediction of a target gene; run agl_sc.tl.train or agl_sc.tl.predict again."
         raise ValueError(msg)
     return np.flatnonzero(known)

@@ -183,12 +183,6 @@ def other_genes(sdata: SpatialData, model: Model) -> Model:
     return model
 
 
-def no_genes(sdata: SpatialData, model: Model) -> Model:
-    table = sdata["table"]
-    sdata["table"] = AnnData(obs=table.obs, uns=dict(table.uns))
-    return model
-
-
 def other_tiles(sdata: SpatialData, model: Model) -> Model:
     embed(sdata, **{**PLAIN, "tile_px": 40})
     return model
@@ -235,7 +229,6 @@ def not_a_model(sdata: SpatialData, model: Model) -> Any:
 BAD = [
     pytest.param(not_a_model, TypeError, "model is a dict, not an agl_sc.Model; train one .* or read it", id="no model"),
     pytest.param(other_genes, ValueError, r"none of the model's 4 target genes .*; did you mean .*\.1; name its genes as in training", id="gene space"),
-    pytest.param(no_genes, ValueError, r"has no genes, .*; make it with var=pd\.DataFrame\(index=model\.predicted_genes\)", id="no genes"),
     pytest.param(other_encoder, ValueError, "was made with encoder='efficientnet_lite0', the model with 'resnet18'", id="encoder"),
     pytest.param(other_weights, ValueError, "weights_digest='.*', the model with '0000", id="encoder weights"),
     pytest.param(other_tiles, ValueError, "was made with tile_px=40, the model with 32; delete obsm", id="tile_px"),

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from agl_sc._sdata.predictions import write_predicted
 from agl_sc._sdata.records import PredictionRecord, remember
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X
@@ -162,9 +162,9 @@ def _write_baseline(study: Study, name: str, *, seed: int) -> None:
     samples = Samples(
         data.spots(fitted_on, n_genes), data.spots(data.train, n_genes), data.held_out(), data.n_targets, seed
     )
-    written = np.full(table.shape, np.nan, dtype=np.float32)
-    written[:, table.var_names.get_indexer(data.genes[: data.n_targets])] = fit_baseline(name, samples)(data.features)
-    table.layers[study.keys.layer] = written
+    targets = data.genes[: data.n_targets]
+    predicted = fit_baseline(name, samples)(data.features)
+    write_predicted(study, "model", genes=targets, blocks=[(slice(None), targets, predicted)])
     layer = study.address.layer or X
     remember(table, study.keys, PredictionRecord(study.normalize, split_hash(study), layer, counts_digest(study)))
 

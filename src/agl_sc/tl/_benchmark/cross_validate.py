@@ -15,6 +15,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from agl_sc._paths import one_at_a_time
+from agl_sc._sdata.predictions import WriteTo, check_place, write_predicted
 from agl_sc._sdata.records import CrossValidationRecord, remember
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
@@ -38,11 +39,12 @@ from agl_sc.tl._benchmark.result import CrossValidation
 from agl_sc.tl._benchmark.runs import Outcome, Protocol, RunData, Runs, run, run_path
 from agl_sc.tl._evaluate import Measured, lattices_of
 from agl_sc.tl._model.data import check_alone
-from agl_sc.tl._model.kept import check_memory
 from agl_sc.tl._model.train import ensure_features
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from agl_sc.core.arrays import FloatArray
 
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     coordinate_system: str | None = None,
     image_mpp: Scales = None,
     layer: str | None = None,
+    write_to: WriteTo = "auto",
     key_added: str = "agl",
     seed: int = 0,
 ) -> CrossValidation:
@@ -154,6 +157,9 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
+    write_to
+        Where predictions go: ``"layer"``, ``"table"`` (one of their own, spots x predicted genes) or ``"auto"``, the layer
+        where it takes no more memory than the counts do, or than 256 MB.
     key_added
         Prefix of all slots.
     seed
@@ -163,7 +169,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
     -------
     The cross-validation: ``results``, one row per method, fold, seed, section, gene and metric, with its value over the test
     spots of the fold in the section, NaN where undefined; what was run; ``compare`` and ``save``. Writes ``layers["agl_oof"]``, the prediction of every spot when it was test by one of the methods,
-    the mean over seeds, float32 in the units of the layer, NaN for genes that were no target in its fold;
+    the mean over seeds, float32 in the units of the layer, NaN for genes that were no target in its fold, or
+    ``sdata.tables["agl_oof_prediction"]`` with a column per target;
     ``obs["agl_fold"]``, the fold in which a spot was test; ``uns["agl"]["cross_validation"]``; and
     ``obsm["agl_features"]`` where there were none. On an error or an interrupt every slot is as it was.
 
@@ -214,7 +221,7 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         image_mpp=image_mpp,
         layer=layer,
     )
-    return run_all(Study.of(sdata, address, key_added), request)
+    return run_all(replace(Study.of(sdata, address, key_added), write_to=write_to), request)
 
 
 def run_all(study: Study, request: Request) -> CrossValidation:
@@ -222,7 +229,7 @@ def run_all(study: Study, request: Request) -> CrossValidation:
     table = study.table
     protocol = replace(request.protocol, genes=checked_targets(table, request.protocol.genes))
     request = replace(request, protocol=protocol)
-    check_memory(study)
+    check_place(study)
     check_choose_by(protocol.choose_by)
     check_score(table, protocol.score)
     if study.address.layer == study.keys.oof:
@@ -236,7 +243,7 @@ def run_all(study: Study, request: Request) -> CrossValidation:
     normalize = partial(normalize_counts, normalize=protocol.normalize)
     measured = Measured(study.counts, normalize, study.section_names, lattices)
     _check_genes(folds, protocol, table.var_names, measured=measured.expression)
-    with unchanged_on_failure(table, study.keys):
+    with unchanged_on_failure(table, study.keys, study.sdata):
         ensure_features(study, request.tiles, finetune=protocol.finetune)
         if protocol.finetune:
             check_alone(study)
@@ -350,17 +357,16 @@ def _results(
 
 def _write(study: Study, folds: Sequence[Fold], request: Request, *, runs: Runs, provenance: Mapping[str, Any]) -> None:
     table, keys, name = study.table, study.keys, request.written
-    predicted = np.full(table.shape, np.nan, dtype=np.float32)
+    blocks = []
     for fold in folds:
         outcomes = [runs[fold.number, name, seed] for seed in request.seeds_of(name)]
         rows = np.flatnonzero(fold.assigned == "test")
-        mean = np.mean([outcome.predicted for outcome in outcomes], axis=0, dtype=np.float64)
-        predicted[np.ix_(rows, table.var_names.get_indexer(outcomes[0].genes))] = mean
-    table.layers[keys.oof] = predicted
+        mean: FloatArray = np.mean([outcome.predicted for outcome in outcomes], axis=0, dtype=np.float64)
+        blocks.append((rows, outcomes[0].genes, mean))
+    targets = {gene for _, genes, _ in blocks for gene in genes}
+    slot = write_predicted(study, "oof", genes=[gene for gene in table.var_names if gene in targets], blocks=blocks)
     names = [fold.name for fold in folds]
     table.obs[keys.fold] = pd.Categorical(fold_of(folds, names), categories=names)
     lists = {key: np.array(value) for key, value in provenance.items() if isinstance(value, list)}
     remember(table, keys, CrossValidationRecord({**provenance, **lists, "label": ARMS[name].label}))
-    logger.info(
-        'Wrote layers["%s"] and obs["%s"]: out-of-fold predictions of %s.', keys.oof, keys.fold, ARMS[name].label
-    )
+    logger.info('Wrote %s and obs["%s"]: out-of-fold predictions of %s.', slot, keys.fold, ARMS[name].label)

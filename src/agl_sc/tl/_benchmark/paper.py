@@ -298,7 +298,7 @@ def paper_benchmark(  # noqa: PLR0913 -- an entry point
         tiles=FeatureRequest(device=device, batch_size=batch_size),
         is_preset=True,
     )
-    with unchanged_on_failure(study.table, study.keys):
+    with unchanged_on_failure(study.table, study.keys, study.sdata):
         embed_study(study, tiles)
         return run_all(study.recalled(), request)
 

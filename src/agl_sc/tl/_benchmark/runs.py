@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from agl_sc._paths import replacing
+from agl_sc._sdata.predictions import predicted_of
 from agl_sc._sdata.records import AddressRecord, FeatureRecord, TileRecord, remember, remembered
 from agl_sc._sdata.study import Study
 from agl_sc.core.config import TrainConfig
@@ -154,14 +155,14 @@ def run(prepared: Study, fold: Fold, *, name: str, seed: int, protocol: Protocol
     """
     from anndata import AnnData
 
-    common, keys = prepared.table, prepared.keys
+    common = prepared.table
     own = AnnData(common.X, obs=common.obs.copy(), var=common.var.copy(), obsm=common.obsm, uns=deepcopy(common.uns))
     scratch = prepared.around(own)
     if protocol.score == "random":
         rank_study(scratch, score="random", seed=seed)
     model = fit_in_place(scratch, name, config=protocol.config, finetune=protocol.finetune, seed=seed)
     test, targets = fold.assigned == "test", role_of(scratch) == "target"
-    predicted = np.asarray(own.layers[keys.layer], dtype=np.float32)[np.ix_(test, targets)]
+    predicted = predicted_of(scratch, "model").of(own.var_names[targets])[test]
     n_updates = 0 if model is None else _n_updates(model, scratch)
     return Outcome(list(own.var_names[targets]), predicted, n_updates)
 

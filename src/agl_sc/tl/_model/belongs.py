@@ -3,44 +3,20 @@
 import hashlib
 import logging
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from agl_sc._sdata.keys import Keys
+from agl_sc._sdata.predictions import Prediction, predicted_of
 from agl_sc._sdata.records import CrossValidationRecord, PredictionRecord, remembered
 from agl_sc._sdata.sections import REGIONS, Names, subset
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X, near_matches, region_of
-from agl_sc.core.arguments import check_choice
 from agl_sc.core.arrays import BoolArray, IntArray
 from agl_sc.pp._splits.split import assigned_in, split_hash
 
-Prediction = Literal["model", "oof"]
-
 logger = logging.getLogger(__name__)
-
-
-def prediction_layer(study: Study, prediction: Prediction) -> str:
-    """Layer that holds predictions of one model, or out of fold; refused when it is not there."""
-    table, keys = study.table, study.keys
-    check_choice("prediction", prediction, get_args(Prediction))
-    layer, source = {
-        "model": (keys.layer, "agl_sc.tl.train or agl_sc.tl.predict"),
-        "oof": (keys.oof, "agl_sc.tl.cross_validate"),
-    }[prediction]
-    if layer not in table.layers:
-        msg = f'layers["{layer}"] is missing; run {source} first.'
-        raise KeyError(msg)
-    if prediction == "oof" and keys.fold not in table.obs:
-        msg = f'obs["{keys.fold}"] is missing, the fold in which a spot was test; run {source} again.'
-        raise KeyError(msg)
-    values = table.layers[layer]
-    if scipy.sparse.issparse(values) or values.dtype.kind != "f" or np.isinf(values).any():
-        msg = f'layers["{layer}"] holds no predictions that agl_sc wrote (dense, decimal, finite or NaN); run {source} again, or pass another key_added.'
-        raise ValueError(msg)
-    return layer
 
 
 def oof_method(study: Study) -> str:
@@ -118,34 +94,33 @@ def check_belongs(study: Study) -> None:
     keys, found = study.keys, remembered(study.table, study.keys, PredictionRecord)
     if found is None:
         return
+    slot = predicted_of(study, "model").slot
     if found.units != study.normalize:
         msg = (
-            f'layers["{keys.layer}"] was predicted in units of normalize={found.units!r}, but uns["{keys.uns}"]["params"] now records '
+            f'{slot} was predicted in units of normalize={found.units!r}, but uns["{keys.uns}"]["params"] now records '
             f"{study.normalize!r}; run agl_sc.tl.train or agl_sc.tl.predict again, or agl_sc.pp.target_genes with normalize={found.units!r}."
         )
         raise ValueError(msg)
     if found.split is not None and keys.split in study.table.obs and found.split != split_hash(study):
         msg = (
-            f'layers["{keys.layer}"] was predicted under another split than obs["{keys.split}"] (other sets, or other spots), which may '
+            f'{slot} was predicted under another split than obs["{keys.split}"] (other sets, or other spots), which may '
             "call spots test that the model was fitted on; run agl_sc.tl.train again."
         )
         raise ValueError(msg)
-    _tell_other_counts(study, found)
+    _tell_other_counts(study, found, slot)
 
 
-def _tell_other_counts(study: Study, found: PredictionRecord) -> None:
+def _tell_other_counts(study: Study, found: PredictionRecord, slot: str) -> None:
     layer = study.address.layer or X
     if found.layer is not None and found.layer != layer:
         logger.warning(
-            'layers["%s"] was fitted to the counts of layer %r and is compared with those of layer %r.',
-            study.keys.layer,
+            "%s was fitted to the counts of layer %r and is compared with those of layer %r.",
+            slot,
             found.layer,
             layer,
         )
     elif found.counts is not None and study.table.X is not None and found.counts != counts_digest(study):
-        logger.warning(
-            'layers["%s"] was fitted to other counts of layer %r than are there now.', study.keys.layer, layer
-        )
+        logger.warning("%s was fitted to other counts of layer %r than are there now.", slot, layer)
 
 
 def places_of(study: Study, rows: BoolArray) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""What is finished is kept: needs of memory are named before training, and a model outlives a failure to predict."""
+"""What is finished is kept: a model outlives a failure to predict."""
 
 import logging
 import tempfile
@@ -7,23 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agl_sc._sdata.study import Study
-from agl_sc.core.numerics.memory import memory
 from agl_sc.model import Model
 
 logger = logging.getLogger(__name__)
-
-
-def check_memory(study: Study) -> None:
-    """Refuse a table whose dense layer of predictions does not fit into the memory that is available."""
-    table = study.table
-    needed, available = 4 * table.n_obs * table.n_vars, memory().available
-    if needed > available:
-        own = f"sdata.tables[{study.table_key!r}]"
-        msg = (
-            f"Predictions of {table.n_obs:,} spots take a layer of {table.n_vars:,} genes, {needed / 1e9:.1f} GB of memory, and "
-            f"{available / 1e9:.1f} GB are available; keep fewer genes or spots, such as {own} = {own}[:, genes].copy()."
-        )
-        raise ValueError(msg)
 
 
 @contextmanager
@@ -51,7 +37,7 @@ def kept_on_failure(study: Study, model: Model, folder: Path | None) -> Iterator
 
 def _kept(study: Study, model: Model, folder: Path | None) -> str:
     """A sentence that says where the model is."""
-    slots = f'Training was finished, and var["{study.keys.weight}"] and uns["{study.keys.uns}"] are written, but layers["{study.keys.layer}"] is not'
+    slots = f'Training was finished, and var["{study.keys.weight}"] and uns["{study.keys.uns}"] are written, but the predictions are not'
     path = Path(tempfile.mkdtemp(prefix="agl_sc_")) / "model" if folder is None else folder / "model"
     try:
         if folder is None:

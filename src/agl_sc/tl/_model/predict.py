@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agl_sc._sdata.genes import find_genes, near_genes
+from agl_sc._sdata.predictions import WriteTo, check_place, forget_predicted, write_predicted
 from agl_sc._sdata.records import FeatureRecord, PredictionRecord, SettingsRecord, forget, remember
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
@@ -25,7 +26,6 @@ from agl_sc.pp._features.made_from import check_tiles, placed_again
 from agl_sc.pp._splits.split import split_hash
 from agl_sc.pp._splits.units import SETS
 from agl_sc.tl._model.belongs import seen_spots
-from agl_sc.tl._model.kept import check_memory
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,12 +50,13 @@ def predict(
     shapes_key: Names = None,
     coordinate_system: str | None = None,
     image_mpp: Scales = None,
+    write_to: WriteTo = "auto",
     key_added: str = "agl",
 ) -> None:
     """Predict expression of sections the model has never seen.
 
     Features are taken from ``obsm["agl_features"]`` where the model's encoder and tiles made them, and computed otherwise.
-    No counts are needed: a table without X whose ``var_names`` are the model's ``predicted_genes`` will do. Genes that
+    No counts are needed: a table without X, or without any genes, will do. Genes that
     ``var_names`` call otherwise are found by a column of ``var`` with the other naming, such as ``gene_ids``.
 
     Parameters
@@ -78,19 +79,22 @@ def predict(
         Coordinate system that joins image and spots; the one they share by default.
     image_mpp
         Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
+    write_to
+        Where predictions go: ``"layer"``, ``"table"`` (one of their own, spots x predicted genes) or ``"auto"``, the layer
+        where it takes no more memory than the counts do, or than 256 MB.
     key_added
         Prefix of all slots.
 
     Returns
     -------
     Nothing; writes ``layers["agl"]``, float32 in the units of the model's training layer, NaN for genes that are not
-    predicted and spots without a tile, and, where there is none yet, ``obs["agl_split"]``: train for spots of sections
+    predicted and spots without a tile, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene; and, where there is none yet, ``obs["agl_split"]``: train for spots of sections
     the model was fitted on, test otherwise.
 
     Raises
     ------
     ValueError
-        The table has no genes or lacks more than half of the model's targets, the features come from another encoder or other tiles, the image is too
+        The table lacks more than half of the model's targets, the features come from another encoder or other tiles, the image is too
         coarse for the model's tiles, or the table carries another split of sections that the model was fitted on.
 
     Examples
@@ -115,16 +119,17 @@ def predict(
         coordinate_system=coordinate_system,
         image_mpp=image_mpp,
     )
-    study = Study.of(sdata, address, key_added)
+    study = replace(Study.of(sdata, address, key_added), write_to=write_to)
     predict_study(study, model, FeatureRequest(device=device, batch_size=batch_size))
 
 
 def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
     """As :func:`predict`, of what is resolved already."""
     table, keys = study.table, study.keys
-    _check_genes(table, model)
-    check_memory(study)
-    with unchanged_on_failure(table, keys):
+    check_place(study)
+    if table.n_vars:
+        _check_genes(table, model)
+    with unchanged_on_failure(table, keys, study.sdata):
         _check_features(study, model)
         if keys.features not in table.obsm:
             made_from = FeatureRecord.read(model.card["features"])
@@ -145,17 +150,24 @@ def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
 
 def write_predictions(study: Study, model: Model, *, record: PredictionRecord, tiles: FeatureRequest) -> None:
     """Write the prediction layer from the features in place."""
-    table, keys = study.table, study.keys
-    features = _own_features(study, model, tiles) if model.finetuned else np.asarray(table.obsm[keys.features])
-    columns = find_genes(table, model.predicted_genes, quiet=True)
-    known = columns >= 0
-    layer = np.full(table.shape, np.nan, dtype=np.float32)
-    for rows, values in model.predicted_blocks(features, study.section_names):
-        layer[rows, columns[known]] = values[:, known]
-    table.layers[keys.layer] = layer
-    remember(table, keys, record)
+    table = study.table
+    features = _own_features(study, model, tiles) if model.finetuned else np.asarray(table.obsm[study.keys.features])
+    genes, known = _written_genes(table, model)
+    blocks = model.predicted_blocks(features, study.section_names)
+    written = ((rows, genes, values[:, known]) for rows, values in blocks)
+    slot = write_predicted(study, "model", genes=genes, blocks=written)
+    remember(table, study.keys, record)
     forget_metrics(study)
-    study.tell_written(logger, 'Wrote layers["%s"]: %d genes of %d spots.', keys.layer, known.sum(), table.n_obs)
+    study.tell_written(logger, "Wrote %s: %d genes of %d spots.", slot, known.sum(), table.n_obs)
+
+
+def _written_genes(table: "AnnData", model: Model) -> tuple[list[str], BoolArray]:
+    """The table's names of the predicted genes that it has, and which these are; all of them for a table without genes."""
+    if table.n_vars == 0:
+        return model.predicted_genes, np.ones(model.n_predicted, dtype=bool)
+    columns = find_genes(table, model.predicted_genes, quiet=True)
+    known: BoolArray = columns >= 0
+    return [str(name) for name in table.var_names[columns[known]]], known
 
 
 def forget_metrics(study: Study) -> None:
@@ -169,8 +181,7 @@ def forget_metrics(study: Study) -> None:
 def forget_predictions(study: Study) -> None:
     """Take away the predictions of an earlier model, with what is recorded of them."""
     table, keys = study.table, study.keys
-    if keys.layer in table.layers:
-        del table.layers[keys.layer]
+    forget_predicted(study, "model")
     for name in ("units", "prediction"):
         forget(table, keys, name)
     forget_metrics(study)
@@ -185,12 +196,6 @@ def _own_features(study: Study, model: Model, tiles: FeatureRequest) -> NDArray[
 
 
 def _check_genes(table: "AnnData", model: Model) -> None:
-    if table.n_vars == 0:
-        msg = (
-            "The table has no genes, and a prediction needs a column for each; "
-            "make it with var=pd.DataFrame(index=model.predicted_genes), without X."
-        )
-        raise ValueError(msg)
     columns = find_genes(table, model.predicted_genes)
     _check_apart(table, model, columns)
     lacking = [name for name, column in zip(model.predicted_genes, columns, strict=True) if column < 0]

@@ -12,6 +12,7 @@ import pandas as pd
 from accelerate import Accelerator
 
 from agl_sc._paths import check_parent, holding
+from agl_sc._sdata.predictions import WriteTo, check_place
 from agl_sc._sdata.records import PredictionRecord, SettingsRecord, TrainingRecord, forget, remember
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
@@ -30,7 +31,7 @@ from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study, role_
 from agl_sc.pp._splits.split import SplitRequest, assigned_in, split_hash, split_study
 from agl_sc.tl._model.belongs import counts_digest, places_of
 from agl_sc.tl._model.data import finetune_data, training_data
-from agl_sc.tl._model.kept import check_memory, kept_on_failure
+from agl_sc.tl._model.kept import kept_on_failure
 from agl_sc.tl._model.predict import forget_predictions, write_predictions
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def train(  # noqa: PLR0913 -- the entry point
     coordinate_system: str | None = None,
     image_mpp: Scales = None,
     layer: str | None = None,
+    write_to: WriteTo = "auto",
     key_added: str = "agl",
     seed: int = 0,
 ) -> Model:
@@ -111,6 +113,9 @@ def train(  # noqa: PLR0913 -- the entry point
         Microns per pixel of the full image, a number or a mapping by section; from metadata or spot pitch by default.
     layer
         Layer with raw counts; X by default.
+    write_to
+        Where predictions go: ``"layer"``, ``"table"`` (one of their own, spots x predicted genes) or ``"auto"``, the layer
+        where it takes no more memory than the counts do, or than 256 MB.
     key_added
         Prefix of all slots.
     seed
@@ -119,7 +124,7 @@ def train(  # noqa: PLR0913 -- the entry point
     Returns
     -------
     The model. Writes ``layers["agl"]``, predicted expression of targets and selected auxiliary genes, float32, in the
-    units of training (log1p CP10k by default), NaN elsewhere; ``var["agl_role"]``, ``var["agl_prior_rank"]``,
+    units of training (log1p CP10k by default), NaN elsewhere, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene; ``var["agl_role"]``, ``var["agl_prior_rank"]``,
     ``var["agl_weight"]``, ``var["agl_selected"]``; ``obs["agl_split"]``; ``obsm["agl_features"]``; ``uns["agl"]``.
     On an error or an interrupt every slot is as it was; after the model was trained, all but the predictions are written,
     and the error says where the model is.
@@ -161,7 +166,7 @@ def train(  # noqa: PLR0913 -- the entry point
         image_mpp=image_mpp,
         layer=layer,
     )
-    study = Study.of(sdata, address, key_added)
+    study = replace(Study.of(sdata, address, key_added), write_to=write_to)
     if study.address.layer == study.keys.layer:
         msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
@@ -198,8 +203,8 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
     """As :func:`train`, of what is resolved already."""
     accelerator, config, folder = asked.accelerator, asked.config, asked.folder
     _ = study.counts  # refused before any work where they are not raw
-    check_memory(study)
-    with unchanged_on_failure(study.table, study.keys):
+    check_place(study)
+    with unchanged_on_failure(study.table, study.keys, study.sdata):
         _prepare(study, asked)
         data = training_data(study)
         spec = with_auxiliary(asked.spec, len(data.genes) - data.n_targets)
