@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OF_SDATA: dict[str, dict[str, Any]] = {
     "calibration": {"genes": "ERBB2"},
     "gene_metrics": {},
+    "predictable_genes": {},
     "residual_map": {"genes": "ERBB2", "sections": "C2"},
     "spatial_pred": {"genes": "ERBB2", "sections": "C2"},
     "tiles": {"n": 3, "tile_px": 16, "mpp": 10.0},
@@ -33,6 +34,8 @@ Draw = Callable[..., Any]
 def draw(sdata: SpatialData, model: "Model") -> Callable[[str], Draw]:
     """Makes a figure of its name, drawn from what it takes."""
     sdata.tables["table"].var["agl_pearson"] = [0.1, 0.2, 0.3, 0.4, np.nan]
+    for name in ("pearson", "noise_ceiling", "q_value"):
+        sdata.tables["table"].var[f"agl_predictable_{name}"] = [0.1, 0.2, 0.3, 0.4, np.nan]
     row = {"method": "agl", "reference": "ridge", "metric": "pearson", "unit": "section", "n_units": 6}
     numbers = {"mean": 0.1, "low": 0.05, "high": 0.2, "distinguishable": True}
     compared = SimpleNamespace(differences=pd.DataFrame([row | numbers]))

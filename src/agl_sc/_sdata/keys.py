@@ -72,3 +72,11 @@ class Keys:
     def metric(self, name: str) -> str:
         """Column of ``var`` that holds a test metric."""
         return f"{self.key_added}_{name}"
+
+    def held_out(self, name: str) -> str:
+        """Column of ``var`` that holds a score of a gene on held-out spots of a model's training."""
+        return f"{self.key_added}_held_out_{name}"
+
+    def predictable(self, name: str) -> str:
+        """Column of ``var`` that holds a score of a gene on held-out spots of this table."""
+        return f"{self.key_added}_predictable_{name}"

@@ -349,6 +349,13 @@ class CrossValidationRecord(MappingRecord):
 
 
 @dataclass(frozen=True, slots=True)
+class PredictableRecord(MappingRecord):
+    """How :func:`agl_sc.tl.predictable_genes` held spots out."""
+
+    entry: ClassVar[str] = "predictable"
+
+
+@dataclass(frozen=True, slots=True)
 class PaperRecord(MappingRecord):
     """What :func:`agl_sc.tl.paper_prepare` was asked for, and what it left out."""
 

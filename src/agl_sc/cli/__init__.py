@@ -8,6 +8,7 @@ from agl_sc.cli._doctor import doctor
 from agl_sc.cli._encoders import encoders
 from agl_sc.cli._evaluate import evaluate
 from agl_sc.cli._frame import EXIT_CODES, OneLine, command
+from agl_sc.cli._genes import genes
 from agl_sc.cli._hest import app as hest
 from agl_sc.cli._paper import paper
 from agl_sc.cli._predict import predict
@@ -29,6 +30,6 @@ def main(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-for function in (demo, train, predict, evaluate, benchmark, paper, encoders, doctor):
+for function in (demo, train, predict, evaluate, genes, benchmark, paper, encoders, doctor):
     command(app)(function)
 app.add_typer(hest, name="hest")

@@ -4,6 +4,7 @@ from agl_sc.pl._benchmark import benchmark
 from agl_sc.pl._calibration import calibration
 from agl_sc.pl._curves import cutoff, gene_weights, history
 from agl_sc.pl._genes import gene_metrics
+from agl_sc.pl._predictable import predictable_genes
 from agl_sc.pl._spatial import residual_map, spatial_pred
 from agl_sc.pl._tiles import tiles
 
@@ -14,6 +15,7 @@ __all__ = [
     "gene_metrics",
     "gene_weights",
     "history",
+    "predictable_genes",
     "residual_map",
     "spatial_pred",
     "tiles",

@@ -151,7 +151,7 @@ def gene_metrics(  # noqa: PLR0913  one argument per thing that a user may want 
         )
         if against == "noise_ceiling":
             legend_above(axes, [draw_identity(axes, "noise ceiling reached")])
-        _name_points(axes, other, values, n_names=n_names)
+        name_points(axes, other, values, n_names=n_names)
     finish(axes, is_new=ax is None, show=show, path=path)
     return axes
 
@@ -262,7 +262,7 @@ def _draw_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, x_na
     label_axes(ax, x=x_name, y=y_name)
 
 
-def _name_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, n_names: int) -> None:
+def name_points(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", *, n_names: int) -> None:
     """Name the genes of largest ``y`` beside, above or below their points, wherever that covers no other name or point."""
     size = size_pt(ax)
     low, high = np.array([ax.get_xlim(), ax.get_ylim()]).T

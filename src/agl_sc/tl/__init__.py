@@ -9,7 +9,8 @@ from agl_sc.tl._benchmark.result import Benchmark, CrossValidation
 from agl_sc.tl._evaluate import evaluate
 from agl_sc.tl._model.predict import predict
 from agl_sc.tl._model.train import train
+from agl_sc.tl._predictable import predictable_genes
 
-__all__ = ["benchmark", "cross_validate", "evaluate", "predict", "train"]
+__all__ = ["benchmark", "cross_validate", "evaluate", "predict", "predictable_genes", "train"]
 __all__ += ["paper_benchmark", "paper_prepare", "paper_summary"]
 __all__ += ["Benchmark", "CrossValidation", "GradientSearch", "MethodSpec", "TrainConfig", "Weighting"]

@@ -6,7 +6,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from agl_sc.core.evaluation.metrics import pearson
-from agl_sc.core.evaluation.noise_ceiling import RawCounts, noise_ceiling
+from agl_sc.core.evaluation.noise_ceiling import RawCounts, noise_ceiling, noise_ceilings
 
 FloatArray = NDArray[np.float64]
 
@@ -66,3 +66,12 @@ def test_the_generator_alone_decides() -> None:
     first, again, other = (noise_ceiling(raw(values), rng=np.random.default_rng(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).all()
+
+
+def test_of_many_genes_it_is_the_same_from_sums() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.poisson(rng.gamma(0.3, 1.0, (200, 30))).astype(float)
+    values[:, 0], values[:, 1] = 0.0, 40.0
+    one, many = (f(raw(values), rng=np.random.default_rng(2)) for f in (noise_ceiling, noise_ceilings))
+    np.testing.assert_allclose(many, one, rtol=1e-6)
+    assert np.isfinite(many).sum() > 20

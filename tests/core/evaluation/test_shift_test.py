@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from scipy.stats import false_discovery_control, pearsonr, ttest_1samp
+from scipy.stats import false_discovery_control, norm, pearsonr, ttest_1samp
 
 from agl_sc.core.evaluation.lattice import Lattice
-from agl_sc.core.evaluation.shift_test import combined_p_values, false_discovery_rate, shift_p_values
+from agl_sc.core.evaluation.shift_test import (
+    combined_p_values,
+    false_discovery_rate,
+    shift_p_values,
+    shift_z_p_values,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -107,3 +112,32 @@ def test_false_discovery_rate_is_scipys_over_the_genes_that_have_a_p_value() -> 
 def test_p_values_of_sections_are_combined_by_twice_their_mean() -> None:
     p_values = np.array([[0.01, 0.2, np.nan, 0.8], [0.03, np.nan, np.nan, 0.9]])
     np.testing.assert_allclose(combined_p_values(p_values), [0.04, 0.2, np.nan, 1.0])
+
+
+@pytest.mark.parametrize("width", [1.0, 2.0])
+@pytest.mark.parametrize("hexagonal", [False, True])
+def test_by_variance_it_comes_out_as_by_counting(width: float, hexagonal: bool) -> None:
+    lattice = Lattice(tissue(22).cells, hexagonal=hexagonal)
+    measured, predicted = (fields(lattice, 200, width=width, seed=seed) for seed in (0, 1))
+    counted, normal = (f(measured, predicted, lattice) for f in (shift_p_values, shift_z_p_values))
+    assert np.abs(counted - normal).mean() < 0.04
+    assert np.mean(normal <= 0.05) < 0.1
+
+
+def test_by_variance_a_full_square_by_definition() -> None:
+    rng, side = np.random.default_rng(0), 6
+    measured, predicted = rng.normal(size=(36, 1)), rng.normal(size=(36, 1))
+    image = predicted.reshape(side, side)
+    shifted = [np.roll(image, (dy, dx), axis=(0, 1)).ravel() for dy in range(side) for dx in range(side)]
+    null = np.array([pearsonr(measured[:, 0], moved).statistic for moved in shifted])
+    expected = norm.sf(null[0] / np.sqrt((null**2).mean()))
+    found = shift_z_p_values(measured, predicted, Lattice(grid(side), hexagonal=False))
+    np.testing.assert_allclose(found, [expected])
+
+
+def test_by_variance_constants_and_few_spots_have_none() -> None:
+    lattice = Lattice(grid(3), hexagonal=False)
+    values = np.random.default_rng(0).normal(size=(9, 2))
+    values[:, 1] = 1.0
+    assert np.isnan(shift_z_p_values(values, values, lattice)).tolist() == [False, True]
+    assert np.isnan(shift_z_p_values(values[:5], values[:5], lattice.take(np.arange(5)))).all()

@@ -9,6 +9,9 @@ import scipy.sparse
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.evaluation.metrics import pearson
 
+_ROUNDING = 1e-10
+"""Of a sum of squares, what rounding may leave of a spread that is none."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawCounts:
@@ -26,11 +29,16 @@ class RawCounts:
 
         The genes that are not evaluated are split as one: only their total matters.
         """
+        first, second = (half.toarray().astype(float) for half in self.sparse_split(rng))
+        return first, second
+
+    def sparse_split(self, rng: np.random.Generator) -> tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix]:
+        """As :meth:`split`, without a zero in memory."""
         rest = np.round(self.library - np.asarray(self.values.sum(axis=1), dtype=float).ravel())
         whole = scipy.sparse.csr_matrix(scipy.sparse.hstack([self.values, rest[:, None]]), dtype=np.float32)
         half = whole.copy()
         half.data = rng.binomial(whole.data.astype(np.int64), 0.5).astype(np.float32)
-        first, second = (self.normalize(part)[:, :-1].toarray().astype(float) for part in (half, whole - half))
+        first, second = (self.normalize(part)[:, :-1] for part in (half, whole - half))
         return first, second
 
 
@@ -59,7 +67,34 @@ def noise_ceiling(counts: RawCounts, *, rng: np.random.Generator, n_splits: int 
     Neufeld et al., Inference after latent variable estimation for single-cell RNA sequencing data, Biostatistics 25, 2023.
     Spearman, Br. J. Psychol. 3, 1910. Brown, Br. J. Psychol. 3, 1910.
     """
-    halves = np.stack([pearson(*counts.split(rng)) for _ in range(n_splits)])
+    return _of_halves(np.stack([pearson(*counts.split(rng)) for _ in range(n_splits)]))
+
+
+def noise_ceilings(counts: RawCounts, *, rng: np.random.Generator, n_splits: int = 5) -> FloatArray:
+    """As :func:`noise_ceiling`, of thousands of genes: what is not counted takes neither memory nor time."""
+    return _of_halves(np.stack([_sparse_pearson(*counts.sparse_split(rng)) for _ in range(n_splits)]))
+
+
+def _sparse_pearson(first: scipy.sparse.csr_matrix, second: scipy.sparse.csr_matrix) -> FloatArray:
+    """Pearson over rows of every column, from sums; NaN where either side is constant."""
+    n = first.shape[0]
+
+    def total(values: scipy.sparse.spmatrix) -> FloatArray:
+        return np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
+
+    sums = [total(each) for each in (first, second)]
+    squares = [total(each.astype(np.float64).power(2)) for each in (first, second)]
+    spread = [square - each**2 / n for square, each in zip(squares, sums, strict=True)]
+    varies = np.all([each > _ROUNDING * square for each, square in zip(spread, squares, strict=True)], axis=0)
+    product = total(first.astype(np.float64).multiply(second)) - sums[0] * sums[1] / n
+    correlation: FloatArray = np.divide(
+        product, np.sqrt(np.prod(np.maximum(spread, 0), axis=0)), out=np.full(len(product), np.nan), where=varies
+    )
+    return correlation
+
+
+def _of_halves(halves: FloatArray) -> FloatArray:
+    """Ceilings from the correlations of the halves in every split, (n_splits, n_genes)."""
     defined = np.isfinite(halves)
     count = defined.sum(axis=0)
     half = np.where(defined, halves, 0.0).sum(axis=0) / np.maximum(count, 1)

@@ -2,7 +2,8 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
+from scipy.fft import irfft2, rfft2
+from scipy.stats import false_discovery_control, norm
 
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.evaluation.lattice import Lattice
@@ -14,6 +15,9 @@ _LEAST_KEPT = 0.25
 _FEWEST_SHIFTS = 19
 """Other than none: with fewer no p-value could reach .05."""
 _ROUNDING = 1e-9
+_FEWEST_SPOTS = 6
+_PIXELS_AT_ONCE = 2**18
+"""Of images that are transformed together: what fits into a cache."""
 
 
 @per_gene
@@ -58,11 +62,50 @@ def shift_p_values(measured: FloatArray, predicted: FloatArray, lattice: Lattice
     n_others = int(kept.sum()) - 1
     if n_others < _FEWEST_SHIFTS:
         return values
-    for gene in np.flatnonzero(~(constant(measured) | constant(predicted))):
-        pair = [_image(side[:, gene], lattice, mask.shape) for side in (measured, predicted)]
-        score = _scores(pair[0], pair[1], mask, n_pairs=n_pairs)[kept]
+    genes = np.flatnonzero(~(constant(measured) | constant(predicted)))
+    n_at_once = max(1, _PIXELS_AT_ONCE // mask.size)
+    for start in range(0, len(genes), n_at_once):
+        some = genes[start : start + n_at_once]
+        pair = [_images(side[:, some], lattice, mask.shape) for side in (measured, predicted)]
+        scores = _scores(pair[0], pair[1], mask, n_pairs=n_pairs)[:, kept]
         # The first shift is none.
-        values[gene] = (1 + (score[1:] >= score[0] - _ROUNDING).sum()) / (1 + n_others)
+        values[some] = (1 + (scores[:, 1:] >= scores[:, :1] - _ROUNDING).sum(axis=1)) / (1 + n_others)
+    return values
+
+
+@per_gene
+def shift_z_p_values(measured: FloatArray, predicted: FloatArray, lattice: Lattice) -> FloatArray:
+    r"""As :func:`shift_p_values`, by the variance over all shifts and a normal law instead of counting: a fifth of the time.
+
+    Of standardised images x and y with 0 in holes, the mean over shifts of their product is 0 and its variance, by
+    Parseval, :math:`\sum_f |X_f|^2 |Y_f|^2 / N^2` over the N cells of the box. On average a shift leaves
+    :math:`n^2 / N` pairs of the n spots, no shift leaves n, so the variance counts N / n times. Hexagonal lattices are
+    shifted by odd rows too. Counting has no p-value below 1 / (number of shifts); this has, for thousands of genes.
+
+    Returns
+    -------
+    (n_genes,); NaN where either side is constant, and for all genes of fewer than 6 spots.
+    """
+    values = np.full(measured.shape[1], np.nan)
+    n_spots = len(measured)
+    genes = np.flatnonzero(~(constant(measured) | constant(predicted)))
+    if n_spots < _FEWEST_SPOTS or not len(genes):
+        return values
+    occupied, _ = lattice.raster(np.ones((n_spots, 1)))
+    shape = occupied.shape[1:]
+    n_cells = shape[0] * shape[1]
+    n_at_once = max(1, _PIXELS_AT_ONCE // n_cells)
+    for start in range(0, len(genes), n_at_once):
+        some = genes[start : start + n_at_once]
+        first, second = (_images(side[:, some], lattice, shape) for side in (measured, predicted))
+        powers = (np.abs(rfft2(first)) * np.abs(rfft2(second))) ** 2
+        # Of a real image half the spectrum is there; all but its first column, and the last of an even width, stands for two.
+        twice = np.full(powers.shape[-1], 2.0)
+        twice[0] = 1.0
+        if shape[1] % 2 == 0:
+            twice[-1] = 1.0
+        variance = (powers * twice).sum(axis=(1, 2)) / (n_cells * n_spots)
+        values[some] = norm.sf((first * second).sum(axis=(1, 2)) / np.sqrt(variance))
     return values
 
 
@@ -93,23 +136,22 @@ def combined_p_values(p_values: FloatArray) -> FloatArray:
     return combined
 
 
-def _image(values: FloatArray, lattice: Lattice, shape: tuple[int, ...]) -> FloatArray:
-    """Standardised values on the lattice, 0 in holes."""
-    standard = (values - values.mean()) / values.std()
-    raster, _ = lattice.raster(standard[:, None])
-    image = np.zeros(shape)
-    image[: raster.shape[1]] = np.nan_to_num(raster[0])
-    return image
+def _images(values: FloatArray, lattice: Lattice, shape: tuple[int, ...]) -> FloatArray:
+    """Standardised values (n_spots, n_genes) on the lattice, 0 in holes, (n_genes, n_rows, n_columns)."""
+    raster, _ = lattice.raster((values - values.mean(axis=0)) / values.std(axis=0))
+    images = np.zeros((len(raster), *shape))
+    images[:, : raster.shape[1]] = np.nan_to_num(raster)
+    return images
 
 
-def _spectrum(image: FloatArray) -> NDArray[np.complex128]:
-    spectrum: NDArray[np.complex128] = np.fft.rfft2(image)
+def _spectrum(images: FloatArray) -> NDArray[np.complex128]:
+    spectrum: NDArray[np.complex128] = rfft2(images)
     return spectrum
 
 
 def _over_shifts(fixed: NDArray[np.complex128], moved: NDArray[np.complex128], shape: tuple[int, ...]) -> FloatArray:
     """Sum over cells of the product of two images at every shift of the second, in the shape of the image."""
-    products: FloatArray = np.fft.irfft2(np.conj(fixed) * moved, s=shape)
+    products: FloatArray = irfft2(np.conj(fixed) * moved, s=shape)
     return products
 
 
