@@ -53,7 +53,7 @@ def test_shared_parameters_read_the_same() -> None:
             continue  # a reader's patient or image is an input, not an address in a SpatialData
         for name, text in documented(func).items():
             seen.setdefault(name, set()).add(text.split(".")[0])
-    own = {"ax", "genes", "seed"}  # mean something of their own in every function
+    own = {"ax", "by", "genes", "seed"}  # mean something of their own in every function
     assert not {name: texts for name, texts in seen.items() if name not in own and len(texts) > 1}
 
 
@@ -64,9 +64,9 @@ def test_shared_parameters_have_one_default() -> None:
         for name, value in inspect.signature(func).parameters.items():
             if not func.__module__.startswith(("agl_sc.io", "agl_sc.datasets")):
                 seen.setdefault(name, {}).setdefault(repr(value.default), []).append(func.__name__)
-    # The paper's protocol has its own encoder, methods and preset; a figure's genes and colours are its own; one method
+    # The paper's protocol has its own encoder, methods, preset and rare genes; a figure's genes and colours are its own; one method
     # is cross-validated with one seed and several are compared with three; evaluate computes whatever is defined.
-    own = {"encoder", "methods", "by", "preset", "n_targets", "genes", "cmap", "seeds", "metrics"}
+    own = {"encoder", "methods", "by", "min_spots", "preset", "n_targets", "genes", "cmap", "seeds", "metrics"}
     assert not {name: defaults for name, defaults in seen.items() if name not in own and len(defaults) > 1}
 
 

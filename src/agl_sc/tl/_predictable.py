@@ -63,7 +63,7 @@ def predictable_genes(  # noqa: PLR0913 -- an entry point
         By default patients where there are three of them, else sections where there are two, else blocks. It decides what the
         scores speak of: another patient, another section of these patients, or another place in the same section.
     min_spots
-        Spots that a gene is detected in at least.
+        Spots that a gene is in at least.
     device
         ``"cpu"``, ``"cuda"`` (in half precision), ``"mps"``; the fastest there is by default.
     batch_size
