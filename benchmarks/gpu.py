@@ -10,7 +10,6 @@ Every row is the median of a few repeats after one to warm up, with the peak of 
 """
 
 import argparse
-import importlib.util
 import platform
 import statistics
 import time
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import timm
 import torch
@@ -29,7 +29,9 @@ from benchmarks import hypergradient as unrolled
 from spatialdata import SpatialData
 
 import agl_sc
+from agl_sc.core.encoders.dense import Fields, Pass, field_blocks, field_rows, n_windows
 from agl_sc.core.encoders.load import OFFLINE, Encoder, load_encoder
+from agl_sc.core.encoders.maps import maps_of
 from agl_sc.io._st import read_st_folder
 from agl_sc.tl import TrainConfig
 
@@ -53,10 +55,12 @@ class Size:
     epochs: int = 3
     n_spots_per_side: int = 30
     large: bool = True
+    image_px: int = 8_000
+    context: tuple[float, ...] = (2, 4, 8)
     sections: tuple[str, ...] = ("C2", "C3", "C4")
 
 
-SMALL = Size(1, 4, 2, 32, 60, 1, 4, 1, 6, large=False)
+SMALL = Size(1, 4, 2, 32, 60, 1, 4, 1, 6, large=False, image_px=300, context=())
 
 
 @dataclass(slots=True)
@@ -104,7 +108,7 @@ def encoders(size: Size) -> Iterator[Encoder]:
     yield load_encoder(OFFLINE, stages=True)
     if size.large:
         module = timm.create_model(LARGE, pretrained=False, num_classes=0).eval()
-        yield Encoder(LARGE, module, (0.5,) * 3, (0.5,) * 3, module.num_features, "", 224)
+        yield Encoder(LARGE, module, (0.5,) * 3, (0.5,) * 3, 1024, "", 224)
 
 
 def encoder_alone(table: Table, _: SpatialData) -> None:
@@ -152,14 +156,39 @@ def embedding(table: Table, sdata: SpatialData) -> None:
     n_spots, px = sdata["table"].n_obs, table.size.tile_px
     alone = partial(work, tile_px=px, mpp=112 / px, context=(), orientations=1)
     table.measured(f"pp.embed, {OFFLINE}, one field upright", alone, of=n_spots, unit="tiles")
-    seconds, peak = timed(work, table.device, repeats=1, warm=False)
-    table.add("pp.embed with its defaults", f"{seconds / n_spots * 1000 / 60:.2f} min per 1,000 spots", peak)
+    seconds, peak = timed(partial(work, context=table.size.context), table.device, repeats=1, warm=False)
+    table.add(
+        f"pp.embed, {OFFLINE}, fields 1, {table.size.context}, both ways up",
+        f"{seconds / n_spots * 1000 / 60:.2f} min per 1,000 spots",
+        peak,
+    )
 
 
 def dense_maps(table: Table, _: SpatialData) -> None:
-    """What the default recipe takes is in the rows of `pp.embed`; this one tells whether it goes by maps."""
-    found = importlib.util.find_spec("agl_sc.core.encoders.dense") is not None
-    table.add("dense maps", "in this version; part of pp.embed" if found else "not in this version")
+    """Fields of view as means over maps of an image in memory."""
+    size, device = table.size, table.device
+    encoder = load_encoder(OFFLINE, stages=True)
+    maps = maps_of(encoder)
+    if maps is None:
+        table.add(f"maps, {encoder.name}", "has none")
+        return
+    drawn = np.random.default_rng(0)
+    side = size.image_px
+    image = da.from_array(drawn.integers(0, 256, (3, side, side), dtype=np.uint8), chunks=(3, 1024, 1024))  # type: ignore[no-untyped-call]
+    centres = drawn.uniform(0, side, (size.n_tiles, 2))
+    fields = Fields(image, centres, float(2 * size.tile_px), 1.0, np.full(3, 255, np.uint8), "", "an image")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    how = Pass(encoder, maps.to(device), ((False, 0),), size.batch, device, dtype)
+    rows = field_rows(maps, fields, 256)
+    work = partial(exhaust, lambda: field_blocks(how, fields, rows=rows, blocks=range(len(rows))))
+    n = n_windows(maps, fields)
+    row = f"maps of {side} px square, {n} windows of {maps.window_px} px, {size.n_tiles} fields"
+    table.measured(f"{row}, windows", work, of=n, unit="windows")
+
+
+def exhaust(make: Callable[[], Iterator[object]]) -> None:
+    for _ in make():
+        pass
 
 
 def training_steps(table: Table, _: SpatialData) -> None:

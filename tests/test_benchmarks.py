@@ -1,0 +1,21 @@
+"""The script for a GPU runs where there is none, and says the same as the CPU."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_script_for_a_gpu_runs_here(tmp_path: Path) -> None:
+    table = tmp_path / "gpu.md"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--small", "--data", str(tmp_path)]
+    done = subprocess.run([*command, "--output", str(table)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = table.read_text(encoding="utf-8").splitlines()[4:]
+    assert rows == [line for line in done.stdout.splitlines()[4:] if line.startswith("|")]
+    named = [row.split("|")[1].strip() for row in rows]
+    parts = ["encoder", "embed", "dense", "steps", "hypergradient", "finetune", "same"]
+    assert [name.split()[0][1:] for name in named if name.endswith("took)")] == [*parts, "all"]
+    assert [row for row in rows if "NOT" in row or "nan" in row] == []
+    assert sum("(within" in row for row in rows) == 2
