@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agl_sc import Model
@@ -127,6 +130,57 @@ def test_no_spots_and_one_spot(model: Model) -> None:
     assert model.predict(features[:0], sections[:0]).shape == (0, N_PREDICTED)
     alone = model.predict(features[:1], sections[:1])
     np.testing.assert_allclose(alone, model.predict(np.zeros((1, N_FEATURES)), sections[:1]), atol=1e-5)
+
+
+def reference_of(features: FloatArray, sections: NDArray[np.str_]) -> dict[str, FloatArray]:
+    return {name: features[sections == name].mean(axis=0) for name in np.unique(sections).tolist()}
+
+
+@given(st.lists(st.integers(0, 39), min_size=1, max_size=60))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_any_spots_in_any_order_are_predicted_as_within_the_whole(rows: list[int]) -> None:
+    features, sections = spots()
+    features = features.astype(np.float32)
+    model, reference = make_model(), reference_of(features, sections)
+    whole = model.predict(features, sections, reference)
+    assert model.predict(features[rows], sections[rows], reference).tobytes() == whole[rows].tobytes()
+
+
+@pytest.mark.parametrize("size", [1, 16, 1024])
+def test_batches_are_predicted_as_the_whole(model: Model, size: int) -> None:
+    features, sections = spots(1500)
+    reference = reference_of(features, sections)
+    whole = model.predict(features, sections, reference)
+    np.testing.assert_allclose(whole, expected_prediction(model, features, sections), rtol=1e-4, atol=1e-4)
+    starts = range(0, 200 if size == 1 else 1500, size)
+    parts = [model.predict(features[i : i + size], sections[i : i + size], reference) for i in starts]
+    joined = np.concatenate(parts)
+    assert joined.tobytes() == whole[: len(joined)].tobytes()
+
+
+def test_the_reference_of_a_section_is_what_its_spots_are_compared_with(model: Model) -> None:
+    features, sections = spots()
+    reference = reference_of(features, sections)
+    moved = {name: mean + 1.5 for name, mean in reference.items()}
+    np.testing.assert_allclose(
+        model.predict(features + 1.5, sections, moved), model.predict(features, sections, reference), atol=1e-4
+    )
+    assert not np.allclose(
+        model.predict(features, sections, moved), model.predict(features, sections, reference), atol=0.01
+    )
+
+
+def test_references_that_are_none_are_refused(model: Model) -> None:
+    features, sections = spots()
+    reference = reference_of(features, sections)
+    with pytest.raises(KeyError, match="reference lacks the section 'B' and holds A; pass the mean features"):
+        model.predict(features, sections, {"A": reference["A"]})
+    with pytest.raises(
+        ValueError, match=rf"reference of section 'B' has shape \(3,\); pass its mean features, \({N_FEATURES},\)"
+    ):
+        model.predict(features, sections, {**reference, "B": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"reference of section 'A' has shape .* without NaN"):
+        model.predict(features, sections, {**reference, "A": np.full(N_FEATURES, np.nan)})
 
 
 @pytest.mark.parametrize("shape", [(40, N_FEATURES + 1), (40, 1), (N_FEATURES,), (2, 20, N_FEATURES)])

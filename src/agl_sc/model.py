@@ -1,7 +1,7 @@
 """A trained model: predicts, saves and loads; no pickle, no code runs on load."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -18,13 +18,10 @@ from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
 from agl_sc.core.encoders.trust import is_harmless
-from agl_sc.core.network.network import network_from
+from agl_sc.core.network.exact import ExactNetwork, softplus
 from agl_sc.core.numerics.tensors import part
-from agl_sc.core.spots.counts import in_log_units
-from agl_sc.core.spots.scaling import centred_rows, scale_features, section_means
+from agl_sc.core.spots.scaling import centred_rows, rows_at_once, scale_features, section_means
 
-_BLOCK = 8192
-"""Spots that are predicted at once."""
 _SHOWN = 5
 """Names of sections in a representation."""
 
@@ -134,8 +131,13 @@ class Model:
                 raise ValueError(msg) from error
         return base
 
-    def predict(self, features: NDArray[np.floating[Any]], sections: NDArray[Any]) -> NDArray[np.float32]:
-        """Predict from encoder features.
+    def predict(
+        self,
+        features: NDArray[np.floating[Any]],
+        sections: NDArray[Any],
+        reference: Mapping[Any, NDArray[np.floating[Any]]] | None = None,
+    ) -> NDArray[np.float32]:
+        """Predict from encoder features; the same bytes for a spot whichever others are predicted with it.
 
         Parameters
         ----------
@@ -143,6 +145,10 @@ class Model:
             Of the model's own encoder, (n_spots, n_features); rows with NaN give NaN.
         sections
             Section of every spot, (n_spots,); features are centred within each.
+        reference
+            Mean features of the tissue of every section, (n_features,), which they are centred on, such as
+            ``table.uns["agl"]["reference"]["means"]``, by region. Without, they are centred on the mean of the spots that
+            are passed, which must then be whole sections: a part of one comes out as if it were the whole.
 
         Returns
         -------
@@ -150,8 +156,10 @@ class Model:
 
         Raises
         ------
+        KeyError
+            ``reference`` lacks a section.
         ValueError
-            The features have another width than the model's, or ``sections`` another length.
+            The features have another width than the model's, ``sections`` another length, or a reference another shape.
 
         Examples
         --------
@@ -161,8 +169,9 @@ class Model:
         >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
         >>> model = agl_sc.tl.train(sdata, config=config)
         >>> table = sdata["table"]
-        >>> predicted = model.predict(table.obsm["agl_features"], table.obs["section"].to_numpy())
-        >>> predicted.shape == (table.n_obs, model.n_predicted)
+        >>> regions, reference = table.obs["region"].to_numpy(), table.uns["agl"]["reference"]["means"]
+        >>> predicted = model.predict(table.obsm["agl_features"][:10], regions[:10], reference)
+        >>> predicted.shape == (10, model.n_predicted)
         True
         """
         scale = self.tensors["feature_scale"].numpy()
@@ -177,12 +186,15 @@ class Model:
             msg = f"sections has {len(sections)} entries for {len(features)} spots; pass the section of every spot."
             raise ValueError(msg)
         predicted = np.empty((len(features), self.n_predicted), dtype=np.float32)
-        for rows, values in self.predicted_blocks(features, sections):
+        for rows, values in self.predicted_blocks(features, sections, reference):
             predicted[rows] = values
         return predicted
 
     def predicted_blocks(
-        self, features: NDArray[np.floating[Any]], sections: NDArray[Any]
+        self,
+        features: NDArray[np.floating[Any]],
+        sections: NDArray[Any],
+        reference: Mapping[Any, NDArray[np.floating[Any]]] | None = None,
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """As :meth:`predict`, some spots after the others: their rows, and what is predicted of them.
 
@@ -192,20 +204,22 @@ class Model:
             Of the model's own encoder, (n_spots, n_features).
         sections
             Section of every spot, (n_spots,).
+        reference
+            Mean features of the tissue of every section, (n_features,).
         """
-        scale = self.tensors["feature_scale"].numpy()
-        codes = pd.factorize(np.asarray(sections), use_na_sentinel=False)[0].astype(np.int64)
-        means = section_means(features, codes, n_rows=_BLOCK)
-        network = network_from(part(self.tensors, "network."))
-        for start in range(0, len(features), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            inputs = scale_features(centred_rows(features[rows], means[codes[rows]]), scale).astype(np.float32)
-            with torch.inference_mode():
-                raw = network(torch.from_numpy(inputs))
-                if "base" in self.tensors:
-                    raw = in_log_units(raw, self.tensors["base"])
-                values = (raw * self.tensors["slope"] + self.tensors["intercept"]).numpy()
-            yield rows, values
+        scale = self.tensors["feature_scale"].double().numpy()
+        codes, names = pd.factorize(np.asarray(sections), use_na_sentinel=False)
+        codes = codes.astype(np.int64)
+        means = section_means(features, codes) if reference is None else _means_of(reference, names, len(scale))
+        network = ExactNetwork.of(part(self.tensors, "network."))
+        slope, intercept = (self.tensors[name].double().numpy() for name in ("slope", "intercept"))
+        base = self.tensors["base"].double().numpy() if "base" in self.tensors else None
+        n_rows = rows_at_once(len(scale))
+        for start in range(0, len(features), n_rows):
+            rows = slice(start, start + n_rows)
+            raw = network(scale_features(centred_rows(features[rows], means[codes[rows]]), scale))
+            values = (raw if base is None else softplus(raw + base)) * slope + intercept
+            yield rows, values.astype(np.float32)
 
     def save(self, path: str | Path) -> None:
         """Write a folder with ``model.safetensors`` and ``model.json``, replacing an older model there in one move.
@@ -318,6 +332,28 @@ def check_model_path(path: str | Path) -> Path:
         msg = f"{path} exists and is not a model; choose another path."
         raise FileExistsError(msg)
     return path
+
+
+def _means_of(
+    reference: Mapping[Any, NDArray[np.floating[Any]]], names: NDArray[Any], n_features: int
+) -> NDArray[np.float64]:
+    """Means (n_sections, n_features) of some sections, refused where one is missing or of another shape."""
+    missing = [name for name in names if name not in reference]
+    if missing:
+        listed = ", ".join(map(str, reference)) or "none"
+        msg = f"reference lacks the section {str(missing[0])!r} and holds {listed}; pass the mean features of every section."
+        raise KeyError(msg)
+    means = [np.asarray(reference[name], dtype=float) for name in names]
+    odd = [
+        name
+        for name, mean in zip(names, means, strict=True)
+        if mean.shape != (n_features,) or not np.isfinite(mean).all()
+    ]
+    if odd:
+        shape = np.shape(reference[odd[0]])
+        msg = f"reference of section {str(odd[0])!r} has shape {shape}; pass its mean features, ({n_features},), without NaN."
+        raise ValueError(msg)
+    return np.array(means).reshape(len(means), n_features)
 
 
 def _numeric_table(split: dict[str, Any]) -> pd.DataFrame:

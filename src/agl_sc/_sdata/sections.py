@@ -68,6 +68,14 @@ class Section:
     """Row and column of every spot in the array of its technology, (n_spots, 2), where the table has them."""
     stated_mpp: float | None = None
     """Microns per pixel of the finest level as the user states it, now or earlier; goes before the metadata."""
+    to_image: FloatArray | None = None
+    """Matrix (3, 3) from the element's own (x, y) to where ``centres`` are."""
+
+    def placed(self, points: FloatArray) -> FloatArray:
+        """Points of the element (n, 2), moved to where ``centres`` are."""
+        matrix = np.eye(3) if self.to_image is None else self.to_image
+        moved: FloatArray = points @ matrix[:2, :2].T + matrix[:2, 2]
+        return moved
 
     def mpp(self, stated: float | None = None) -> float:
         """Microns per pixel of the finest level; what is ``stated`` goes before metadata and spot pitch."""
@@ -210,6 +218,7 @@ def _section(
         technology=technology,
         bins=Bins(side_um, side * scale if side else None) if technology == HD else None,
         patch_px=metadata.get("patch_px", {}).get(key),
+        to_image=affine,
     )
 
 

@@ -57,6 +57,16 @@ def _chunks(sizes: tuple[tuple[int, ...], ...]) -> Iterator[tuple[slice, slice]]
             yield slice(*rows), slice(*columns)
 
 
+def all_points(element: Any) -> tuple["pd.Index[Any]", FloatArray]:
+    """Names and centres (n, 2) of everything in an element, whether the table has a row of it or not; NaN without any."""
+    shapes = shapes_of(element)
+    if not hasattr(shapes, "geometry"):  # a points element, lazy
+        shapes = shapes[["x", "y"]].compute()
+        return shapes.index, shapes.to_numpy(dtype=float)
+    centroids = shapes.geometry.centroid
+    return shapes.index, np.column_stack([centroids.x, centroids.y]).astype(float)
+
+
 def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float, float | None]:
     """Centres (n_spots, 2), median radius, and median side of the square each one would be; None of points."""
     shapes = shapes_of(shapes)

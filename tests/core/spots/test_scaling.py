@@ -12,8 +12,10 @@ from agl_sc.core.spots.scaling import (
     depth_weights,
     held_out_slope,
     scale_features,
+    scaled_rows,
     section_means,
     spread,
+    spread_about,
 )
 
 FloatArray = NDArray[np.float64]
@@ -162,3 +164,23 @@ def test_means_in_blocks_of_rows_are_those_of_all_rows_to_the_last_bit(n_rows: i
     means = section_means(values, codes, n_rows=n_rows)
     assert (means[1] == 0).all()
     np.testing.assert_array_equal(centred_rows(values, means[codes]), center_per_section(values, codes))
+
+
+@pytest.mark.parametrize("n_rows", [64, 5, 1])
+def test_scaling_row_by_row_is_that_of_all_at_once(
+    values: FloatArray, n_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agl_sc.core.spots.scaling.rows_at_once", lambda n_columns: n_rows)
+    values[3, 1] = np.nan
+    means, rows = section_means(values, CODES), np.array([0, 1, 4, 5, 8])
+    centred = center_per_section(values, CODES)
+    scale = spread_about(values, means, CODES, rows=rows)
+    np.testing.assert_allclose(scale, spread(centred[rows]))
+    scaled = scaled_rows(values, means, CODES, scale=scale)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, scale_features(centred, scale), rtol=1e-6)
+
+
+def test_spots_of_no_section_do_not_count_in_means(values: FloatArray) -> None:
+    codes = np.where(np.arange(12) < 6, CODES, -1)
+    np.testing.assert_allclose(section_means(values, codes), section_means(values[:6], CODES[:6]))

@@ -103,6 +103,7 @@ def test_only_the_declared_slots_are_written(
         )
     }
     address = {"uns/mine/tiles", "uns/mine/address/image_key/section_2"}
+    address |= {f"uns/mine/reference/{name}/section_2" for name in ("means", "n_tiles")}
     assert after.keys() - before.keys() == {"obsm/mine_features"} | record | address
 
 

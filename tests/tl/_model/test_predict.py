@@ -286,3 +286,45 @@ def test_a_finetuned_encoder_travels_with_its_model(
 
 def without_encoder(model: Model) -> Model:
     return replace(model, tensors={k: v for k, v in model.tensors.items() if not k.startswith("encoder.")})
+
+
+@pytest.mark.parametrize("rows", [slice(3, 4), slice(10, 26), slice(40, 100)], ids=["one", "sixteen", "two sections"])
+def test_a_part_is_predicted_as_within_the_whole(trained: Trained, rows: slice) -> None:
+    """The table alone is cut: the features in place go with it."""
+    sdata, model = trained
+    whole = sdata["table"].layers["agl"][rows]
+    part = sdata["table"][rows].copy()
+    part.uns["spatialdata_attrs"]["region"] = sorted(set(part.obs["region"]))
+    del part.layers["agl"], part.obs["agl_split"], part.uns["agl"]["split"]
+    cut = SpatialData(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": part}, attrs=sdata.attrs)
+    predict(cut, model)
+    assert cut["table"].layers["agl"].tobytes() == whole.tobytes()
+
+
+def test_a_part_that_is_embedded_on_its_own_is_predicted_as_within_the_whole(
+    trained: Trained, unseen: SpatialData
+) -> None:
+    predict(unseen, trained[1])
+    whole = unseen["table"].layers["agl"]
+    part = unseen["table"][5:9].copy()
+    cut = SpatialData(
+        images=dict(unseen.images), shapes=dict(unseen.shapes), tables={"table": part}, attrs=unseen.attrs
+    )
+    for slot in (part.layers, part.obsm):
+        slot.clear()
+    del part.uns["agl"], part.obs["agl_split"]
+    predict(cut, trained[1])
+    np.testing.assert_allclose(cut["table"].layers["agl"], whole[5:9], atol=1e-4)
+
+
+def test_a_section_of_too_little_tissue_is_refused_by_name(
+    trained: Trained, unseen: SpatialData, unchanged: Unchanged
+) -> None:
+    part = unseen["table"][5:9].copy()
+    shapes = {"section_1": unseen.shapes["section_1"].iloc[5:9]}
+    few = SpatialData(images=dict(unseen.images), shapes=shapes, tables={"table": part}, attrs=unseen.attrs)
+    message = (
+        "Region 'section_1' has 4 tiles of tissue, and what its features are centred on takes 8 or more: add spots"
+    )
+    with unchanged(few), pytest.raises(ValueError, match=message):
+        predict(few, trained[1])

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 from agl_sc.core.arrays import FloatArray, Floats
 from agl_sc.core.numerics.constant import divisor, varying
 
+_BLOCK_BYTES = 2**26
+_FEWEST_ROWS = 64
 CLIP = 3.0
 """Scaled features are kept within this many spreads of their section's mean."""
 
@@ -29,7 +31,12 @@ def center_per_section(values: Floats, codes: NDArray[np.int64]) -> FloatArray:
     return centred
 
 
-def section_means(values: Floats, codes: NDArray[np.int64], *, n_rows: int = 8192) -> FloatArray:
+def rows_at_once(n_columns: int) -> int:
+    """Rows of so many columns that are converted to double precision at a time: 64 MiB of them, and 64 at least."""
+    return max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(n_columns, 1)))
+
+
+def section_means(values: Floats, codes: NDArray[np.int64], *, n_rows: int | None = None) -> FloatArray:
     """Mean of every section, as :func:`center_per_section` subtracts it, without a copy of all values.
 
     Parameters
@@ -37,19 +44,19 @@ def section_means(values: Floats, codes: NDArray[np.int64], *, n_rows: int = 819
     values
         (n_spots, n_columns); rows with a value that is not finite do not count.
     codes
-        Section of every spot, from 0, (n_spots,).
+        Section of every spot, from 0, (n_spots,); spots of -1 do not count.
     n_rows
-        Rows that are converted to double precision at once.
+        Rows that are converted to double precision at once; :func:`rows_at_once` by default.
 
     Returns
     -------
     (n_sections, n_columns); 0 for a section without a row that counts.
     """
-    n_sections = int(codes.max(initial=-1)) + 1
+    n_sections, n_rows = int(codes.max(initial=-1)) + 1, n_rows or rows_at_once(values.shape[1])
     totals, counts = np.zeros((n_sections, values.shape[1])), np.zeros((n_sections, 1))
     for start in range(0, len(values), n_rows):
         block, of = np.asarray(values[start : start + n_rows], dtype=float), codes[start : start + n_rows]
-        known = np.isfinite(block).all(axis=1)
+        known = np.isfinite(block).all(axis=1) & (of >= 0)
         for code in np.unique(of[known]):
             inside = block[known & (of == code)]
             totals[code] = np.vstack([totals[code], inside]).sum(axis=0)  # row by row, as the sum over all at once
@@ -67,6 +74,50 @@ def centred_rows(values: Floats, means: FloatArray) -> FloatArray:
 def spread(values: FloatArray) -> FloatArray:
     """Standard deviation of every column, 1 where it is constant, (n_columns,)."""
     return divisor(values.std(axis=0))
+
+
+def spread_about(values: Floats, means: FloatArray, codes: NDArray[np.int64], *, rows: NDArray[np.int64]) -> FloatArray:
+    """As :func:`spread` of rows that are centred, without a copy of all values, (n_columns,).
+
+    Parameters
+    ----------
+    values
+        (n_spots, n_columns).
+    means
+        What the values of every section are centred on, (n_sections, n_columns).
+    codes
+        Section of every spot, (n_spots,).
+    rows
+        Which spots, without NaN.
+    """
+    n_rows = rows_at_once(values.shape[1])
+    blocks = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
+    centre = sum((values[each] - means[codes[each]]).sum(axis=0) for each in blocks) / len(rows)
+    square = sum(((values[each] - means[codes[each]] - centre) ** 2).sum(axis=0) for each in blocks)
+    return divisor(np.sqrt(square / len(rows)))
+
+
+def scaled_rows(
+    values: Floats, means: FloatArray, codes: NDArray[np.int64], *, scale: FloatArray
+) -> NDArray[np.float32]:
+    """All values centred, scaled and clipped, in single precision, (n_spots, n_columns); rows with NaN are NaN.
+
+    Parameters
+    ----------
+    values
+        (n_spots, n_columns).
+    means
+        What the values of every section are centred on, (n_sections, n_columns).
+    codes
+        Section of every spot, (n_spots,).
+    scale
+        What they are divided by, (n_columns,).
+    """
+    scaled, n_rows = np.empty(values.shape, dtype=np.float32), rows_at_once(values.shape[1])
+    for start in range(0, len(values), n_rows):
+        rows = slice(start, start + n_rows)
+        scaled[rows] = scale_features(centred_rows(values[rows], means[codes[rows]]), scale)
+    return scaled
 
 
 def scale_features(centred: FloatArray, scale: FloatArray) -> FloatArray:

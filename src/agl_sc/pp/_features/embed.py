@@ -26,6 +26,7 @@ from agl_sc.pp._features.cache import FeatureCache, cache_folder
 from agl_sc.pp._features.context import WIDER, Views, ring_means
 from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tile_record
 from agl_sc.pp._features.placed import Placed, place_section
+from agl_sc.pp._features.reference import reference_record
 from agl_sc.pp._features.tiles import Mpp, TileSpec, boxes_of
 
 if TYPE_CHECKING:
@@ -116,8 +117,12 @@ def embed(  # noqa: PLR0913 -- an entry point
     -------
     Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN where a spot has no position: features of
     the tile, then of each field of view in ``context``, then the mean of the neighbours' (their own tiles'); and
-    ``uns["agl"]["features"]``, what they were made from, ``uns["agl"]["tiles"]``, a fingerprint of every tile, and
+    ``uns["agl"]["features"]``, what they were made from, ``uns["agl"]["tiles"]``, a fingerprint of every tile,
+    ``uns["agl"]["reference"]``, their mean over the tissue of every region, which models centre them on, and
     ``uns["agl"]["address"]``, image, coordinate system and scale for later steps that are told none.
+
+    The mean is over up to 512 spots of the region's shapes, evenly spread. Those of which the table has no row, as where it
+    was cut to a part of the section, are encoded too, so that a part is predicted as it would be within the whole.
 
     Raises
     ------
@@ -205,10 +210,11 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         study.remember_images(study.imaged)
         return
     recipe = Recipe(network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision)
-    folder = cache_folder(study.sdata)
-    features = encode(recipe, placed, n_obs=table.n_obs, views=views, folder=folder, client=asked.client)
+    run = partial(encode, recipe, views=views, folder=cache_folder(study.sdata), client=asked.client)
+    features = run(placed, n_obs=table.n_obs)
+    reference = reference_record(study, placed, features, spec=spec, views=views, encode=run)
     table.obsm[keys.features] = features
-    remember(table, keys, made_from, tiles)
+    remember(table, keys, made_from, tiles, reference)
     study.remember_images(study.imaged)
     logger.info('Wrote obsm["%s"]: %d x %d from %s.', keys.features, *features.shape, network.name)
 

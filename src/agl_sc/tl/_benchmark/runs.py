@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from agl_sc._paths import replacing
 from agl_sc._sdata.predictions import predicted_of
-from agl_sc._sdata.records import AddressRecord, FeatureRecord, TileRecord, remember, remembered
+from agl_sc._sdata.records import AddressRecord, FeatureRecord, ReferenceRecord, TileRecord, remember, remembered
 from agl_sc._sdata.study import Study
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.spots.genes import Normalize
@@ -80,7 +80,7 @@ class RunData:
             obsm={keys.features: table.obsm[keys.features]},
             uns={"spatialdata_attrs": dict(table.uns["spatialdata_attrs"])},
         )
-        known = (remembered(table, keys, kind) for kind in (FeatureRecord, TileRecord, AddressRecord))
+        known = (remembered(table, keys, kind) for kind in (FeatureRecord, TileRecord, ReferenceRecord, AddressRecord))
         remember(own, keys, *(record for record in known if record is not None))
         own.obs[keys.split] = pd.Categorical(fold.assigned, categories=list(SETS))
         return self.study.around(own)

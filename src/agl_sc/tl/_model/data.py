@@ -15,13 +15,14 @@ from agl_sc.core.arrays import BoolArray
 from agl_sc.core.encoders.load import load_encoder
 from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.spots.genes import normalize_counts
-from agl_sc.core.spots.scaling import center_per_section, scale_features, spread
+from agl_sc.core.spots.scaling import scaled_rows, spread_about
 from agl_sc.core.spots.spots import usable_spots
 from agl_sc.core.tiles.dataset import TileDataset
 from agl_sc.core.tiles.reader import MAX_BYTES
 from agl_sc.core.training.recipe import TrainingData
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.made_from import check_weights, made_by_embed, placed_again
+from agl_sc.pp._features.reference import reference_of
 from agl_sc.pp._genes.targets_and_ranks import role_of
 from agl_sc.pp._splits.split import assigned_in, check_fitted_on
 
@@ -29,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 def training_data(study: Study) -> TrainingData:
-    """Collect features, expression and sets from the slots that :mod:`agl_sc.pp` wrote."""
+    """Collect features, expression and sets from the slots that :mod:`agl_sc.pp` wrote.
+
+    Features are centred on the reference of their region, which is of images alone: that tiles of test spots are among its
+    tiles tells nothing of their expression.
+    """
     table, counts = study.table, study.counts
     raw = np.asarray(table.obsm[study.keys.features])
     codes = pd.factorize(study.section_names, sort=True)[0].astype(np.int64)
@@ -40,14 +45,16 @@ def training_data(study: Study) -> TrainingData:
     if not train.any():
         msg = f'No training spot has both features in obsm["{study.keys.features}"] and counts; run agl_sc.pp.embed(sdata) again.'
         raise ValueError(msg)
-    centred = center_per_section(raw, codes)
-    if not np.ptp(centred[train], axis=0).any():
+    regions, names = pd.factorize(region_of(table))
+    reference = reference_of(study)
+    means = np.array([reference[name] for name in names])
+    if not any(np.ptp(raw[train & (codes == code)], axis=0).any() for code in np.unique(codes[train])):
         msg = (
             f'obsm["{study.keys.features}"] is the same in all {int(train.sum())} training spots, so that nothing can be learned '
             "from it; embed larger tiles with agl_sc.pp.embed(sdata, tile_px=224)."
         )
         raise ValueError(msg)
-    scale = spread(centred[train])
+    scale = spread_about(raw, means, regions, rows=np.flatnonzero(train))
     genes, n_targets = ordered_genes(study)
     normalize = study.normalize
     expression = normalize_counts(counts, normalize)
@@ -58,7 +65,7 @@ def training_data(study: Study) -> TrainingData:
     return TrainingData(
         genes=genes,
         n_targets=n_targets,
-        features=scale_features(centred, scale).astype(np.float32),
+        features=scaled_rows(raw, means, regions, scale=scale),
         feature_scale=scale,
         expression=expression[:, columns],
         counts=counts[:, columns],

@@ -2,11 +2,11 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from agl_sc._sdata.genes import find_genes, near_genes
 from agl_sc._sdata.predictions import WriteTo, check_place, forget_predicted, write_predicted
@@ -15,7 +15,7 @@ from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import region_of
-from agl_sc.core.arrays import BoolArray, IntArray
+from agl_sc.core.arrays import BoolArray, FloatArray, Floats, IntArray
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import without_path
 from agl_sc.core.evaluation.section_metrics import NAMES
@@ -23,6 +23,8 @@ from agl_sc.model import Model, check_encoder_is_trusted
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.embed import FeatureRequest, embed_study, encode
 from agl_sc.pp._features.made_from import check_tiles, placed_again
+from agl_sc.pp._features.reference import check_enough_tissue, reference_of, reference_record
+from agl_sc.pp._features.tiles import TileSpec
 from agl_sc.pp._splits.split import split_hash
 from agl_sc.pp._splits.units import SETS
 from agl_sc.tl._model.belongs import seen_spots
@@ -151,9 +153,9 @@ def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
 def write_predictions(study: Study, model: Model, *, record: PredictionRecord, tiles: FeatureRequest) -> None:
     """Write the prediction layer from the features in place."""
     table = study.table
-    features = _own_features(study, model, tiles) if model.finetuned else np.asarray(table.obsm[study.keys.features])
+    features, reference = _own_features(study, model, tiles) if model.finetuned else _features(study)
     genes, known = _written_genes(table, model)
-    blocks = model.predicted_blocks(features, study.section_names)
+    blocks = model.predicted_blocks(features, region_of(table).to_numpy(dtype=str), reference)
     written = ((rows, genes, values[:, known]) for rows, values in blocks)
     slot = write_predicted(study, "model", genes=genes, blocks=written)
     remember(table, study.keys, record)
@@ -187,12 +189,22 @@ def forget_predictions(study: Study) -> None:
     forget_metrics(study)
 
 
-def _own_features(study: Study, model: Model, tiles: FeatureRequest) -> NDArray[np.float32]:
-    """Features of a fine-tuned encoder; they stay with the prediction, the slot keeps those of the encoder it names."""
-    recipe = Recipe(
-        model.encoder(), int(model.card["features"]["tile_px"]), batch_size=tiles.batch_size, device=tiles.device
-    )
-    return encode(recipe, placed_again(study), n_obs=study.table.n_obs)
+def _features(study: Study) -> tuple[Floats, dict[str, FloatArray]]:
+    """The features in place, and what those of every region are centred on."""
+    return np.asarray(study.table.obsm[study.keys.features]), reference_of(study)
+
+
+def _own_features(study: Study, model: Model, tiles: FeatureRequest) -> tuple[Floats, dict[str, FloatArray]]:
+    """Those of a fine-tuned encoder; they stay with the prediction, the slot keeps those of the encoder it names."""
+    made_from = FeatureRecord.read(model.card["features"])
+    recipe = Recipe(model.encoder(), made_from.tile_px, batch_size=tiles.batch_size, device=tiles.device)
+    placed = placed_again(study)
+    features = encode(recipe, placed, n_obs=study.table.n_obs)
+    spec = TileSpec(made_from.tile_px, made_from.mpp)
+    record = reference_record(study, placed, features, spec=spec, views=Views(), encode=partial(encode, recipe))
+    for name, n_tiles in record.n_tiles.items():
+        check_enough_tissue(name, n_tiles)
+    return features, record.means
 
 
 def _check_genes(table: "AnnData", model: Model) -> None:
