@@ -10,13 +10,12 @@ from agl_sc._sdata.records import ReferenceRecord, remembered
 from agl_sc._sdata.sections import Section
 from agl_sc._sdata.shapes import all_points, element_of
 from agl_sc._sdata.study import Study
-from agl_sc._sdata.table import region_of
+from agl_sc._sdata.table import off_tissue, region_of
 from agl_sc.core.arrays import Float32Array, FloatArray, Floats, IntArray
 from agl_sc.core.spots.scaling import section_means
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.placed import Placed
 from agl_sc.pp._features.tiles import TileSpec, boxes_of
-from agl_sc.pp._splits.units import off_tissue
 
 logger = logging.getLogger(__name__)
 
