@@ -104,7 +104,7 @@ def reference_spots(study: Study, section: Section) -> tuple[IntArray, FloatArra
     rows = np.full(len(names), -1)
     rows[names.get_indexer(instances)] = in_region
     off = np.zeros(len(names), dtype=bool)
-    off[rows >= 0] = off_tissue(table)[rows[rows >= 0]]
+    off[rows >= 0] = off_tissue(table.obs)[rows[rows >= 0]]
     known = np.isfinite(centres).all(axis=1)
     if section.levels:
         known &= ((centres >= 0) & (centres <= section.levels[0].shape[:0:-1])).all(axis=1)
@@ -171,7 +171,7 @@ def reference_of(study: Study, features: Floats | None = None) -> dict[str, Floa
 
 def record_of_rows(study: Study, features: Floats, names: list[str]) -> ReferenceRecord:
     """The reference of some regions over the spots that the table holds, those off the tissue left out."""
-    regions, off = region_of(study.table).to_numpy(dtype=str), off_tissue(study.table)
+    regions, off = region_of(study.table).to_numpy(dtype=str), off_tissue(study.table.obs)
     codes = np.full(len(regions), -1)
     for code, name in enumerate(names):
         inside = (regions == name) & np.isfinite(features[:, 0])
