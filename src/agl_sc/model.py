@@ -147,8 +147,8 @@ class Model:
             Section of every spot, (n_spots,); features are centred within each.
         reference
             Mean features of the tissue of every section, (n_features,), which they are centred on, such as
-            ``table.uns["agl"]["reference"]["means"]``, by region. Without, they are centred on the mean of the spots that
-            are passed, which must then be whole sections: a part of one comes out as if it were the whole.
+            :func:`agl_sc.pp.embed` keeps by region under ``reference``. Without, they are centred on the mean of the spots
+            that are passed, which must then be whole sections: a part of one comes out as if it were the whole.
 
         Returns
         -------
@@ -169,8 +169,8 @@ class Model:
         >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
         >>> model = agl_sc.tl.train(sdata, config=config)
         >>> table = sdata["table"]
-        >>> regions, reference = table.obs["region"].to_numpy(), table.uns["agl"]["reference"]["means"]
-        >>> predicted = model.predict(table.obsm["agl_features"][:10], regions[:10], reference)
+        >>> regions, kept = table.obs["region"].to_numpy(), table.uns["agl"]
+        >>> predicted = model.predict(table.obsm["agl_features"][:10], regions[:10], kept["reference"]["means"])
         >>> predicted.shape == (10, model.n_predicted)
         True
         """
