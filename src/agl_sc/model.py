@@ -169,8 +169,9 @@ class Model:
         >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
         >>> model = agl_sc.tl.train(sdata, config=config)
         >>> table = sdata["table"]
-        >>> regions, kept = table.obs["region"].to_numpy(), table.uns["agl"]
-        >>> predicted = model.predict(table.obsm["agl_features"][:10], regions[:10], kept["reference"]["means"])
+        >>> features, sections = table.obsm["agl_features"], table.obs["section"].to_numpy()
+        >>> reference = {name: features[sections == name].mean(axis=0) for name in set(sections)}
+        >>> predicted = model.predict(features[:10], sections[:10], reference)
         >>> predicted.shape == (10, model.n_predicted)
         True
         """
