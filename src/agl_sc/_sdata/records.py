@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from agl_sc._sdata.keys import Keys
-    from agl_sc.core.arrays import FloatArray, IntArray
+    from agl_sc.core.arrays import IntArray
 
 
 class Record(Protocol):
@@ -150,29 +150,6 @@ class TileRecord:
         """Of features that are older than this record there is none."""
         found = entries.get("tiles")
         return None if found is None else cls(np.asarray(found, dtype=np.int64))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReferenceRecord:
-    """What the features of every region are centred on: their mean over a fixed set of its tissue tiles."""
-
-    means: dict[str, "FloatArray"]
-    """Of every region, (n_features,)."""
-    n_tiles: dict[str, int]
-    """Tiles that each is the mean of."""
-
-    def entries(self) -> dict[str, Any]:
-        """Under ``reference``."""
-        return {"reference": {"means": dict(self.means), "n_tiles": dict(self.n_tiles)}}
-
-    @classmethod
-    def of(cls, entries: Mapping[str, Any]) -> "ReferenceRecord | None":
-        """Of features that are older than this record there is none."""
-        found = entries.get("reference")
-        if not isinstance(found, Mapping):
-            return None
-        means = {str(name): np.asarray(mean, dtype=float) for name, mean in found["means"].items()}
-        return cls(means, {name: int(found["n_tiles"][name]) for name in means})
 
 
 @dataclass(frozen=True, slots=True)

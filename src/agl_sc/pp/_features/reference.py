@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from agl_sc._sdata.records import ReferenceRecord, remembered
+from agl_sc._sdata.records import remembered
+from agl_sc._sdata.reference import ReferenceRecord
 from agl_sc._sdata.sections import Section
 from agl_sc._sdata.shapes import all_points, element_of
 from agl_sc._sdata.study import Study

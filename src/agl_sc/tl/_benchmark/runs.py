@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from agl_sc._paths import replacing
 from agl_sc._sdata.predictions import predicted_of
-from agl_sc._sdata.records import AddressRecord, FeatureRecord, ReferenceRecord, TileRecord, remember, remembered
+from agl_sc._sdata.records import AddressRecord, FeatureRecord, TileRecord, remember, remembered
+from agl_sc._sdata.reference import ReferenceRecord
 from agl_sc._sdata.study import Study
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.spots.genes import Normalize
