@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 
+from agl_sc._lazyslide import LazySlideModel
 from agl_sc._model_file import CARD, FORMAT, WEIGHTS, checksum, in_order, read_model
 from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
@@ -221,6 +222,51 @@ class Model:
             raw = network(scale_features(centred_rows(features[rows], means[codes[rows]]), scale))
             values = (raw if base is None else softplus(raw + base)) * slope + intercept
             yield rows, values.astype(np.float32)
+
+    def as_lazyslide(self, *, name: str = "agl_sc") -> LazySlideModel:
+        """The model as LazySlide takes those that predict from features of tiles.
+
+        ``lazyslide.tl.feature_prediction(wsi, model.as_lazyslide(), "uni")`` then writes a table of predictions. LazySlide's
+        features are of one tile each, in one orientation: train on such (:func:`agl_sc.pp.use_features`, or ``context=(),
+        orientations=1, stages=False`` of :func:`agl_sc.pp.embed`). Weights and tiles are not compared there.
+
+        Parameters
+        ----------
+        name
+            Under which LazySlide keeps the predictions, as table ``"{name}_tiles"``.
+
+        Returns
+        -------
+        An object that satisfies ``FeaturePredictionModelProtocol``.
+
+        Raises
+        ------
+        ValueError
+            The model takes more than one tile per spot, or brings an encoder of its own.
+
+        Examples
+        --------
+        >>> import agl_sc
+        >>> sdata = agl_sc.datasets.toy_tissue(n_sections=3, n_spots_per_side=6)
+        >>> agl_sc.pp.embed(sdata, tile_px=32, mpp=1.0, context=(), orientations=1, stages=False)
+        >>> config = agl_sc.tl.TrainConfig(batch_size=16, max_epochs=2)
+        >>> model = agl_sc.tl.train(sdata, config=config)
+        >>> model.as_lazyslide().features_model_name
+        'efficientnet_lite0'
+        """
+        made_from = self.card["features"]
+        more = [entry for entry in ("context", "neighbors", "stages") if made_from.get(entry)]
+        if made_from.get("orientations", 1) != 1:
+            more.append("orientations")
+        if more or self.finetuned:
+            fault = (
+                "brings an encoder of its own"
+                if self.finetuned
+                else f"takes features with {', '.join(more)} of agl_sc.pp.embed"
+            )
+            msg = f"This model {fault}, which LazySlide does not compute; train one on features of single tiles, or predict with agl_sc.tl.predict."
+            raise ValueError(msg)
+        return LazySlideModel(self, name, str(made_from["encoder"]))
 
     def save(self, path: str | Path) -> None:
         """Write a folder with ``model.safetensors`` and ``model.json``, replacing an older model there in one move.

@@ -6,5 +6,6 @@ from agl_sc.io._hest import read_hest
 from agl_sc.io._slide import read_slide
 from agl_sc.io._st import read_st
 from agl_sc.io._visium import read_visium
+from agl_sc.io._wsidata import from_wsidata
 
-__all__ = ["from_anndata", "read_hest", "read_slide", "read_st", "read_visium", "sum_duplicate_genes"]
+__all__ = ["from_anndata", "from_wsidata", "read_hest", "read_slide", "read_st", "read_visium", "sum_duplicate_genes"]

@@ -18,7 +18,7 @@ from agl_sc.core.arrays import BoolArray, Float32Array, FloatArray, UInt8Array
 
 TISSUE, DARK = 1, 2
 """Labels of a mask: tissue, and tissue so dense that it is folded or covered; 0 is everything else."""
-_WORK_UM = 8.0
+WORK_UM = 8.0
 """Microns per pixel at which tissue is told from glass: adipocytes still have membranes there."""
 _MOST_PX = 1_000_000
 _FEWEST_PX = 200
@@ -137,7 +137,7 @@ def given_tissue(mask: Any, size_px: tuple[int, int], *, name: str) -> Tissue:
 def _overview(levels: Sequence[da.Array], mpp: float) -> tuple[UInt8Array, tuple[float, float]]:
     """The slide at about 8 um per pixel, (y, x, 3), and pixels of the finest level per pixel, (y, x)."""
     height, width = levels[0].shape[1:]
-    target = max(_WORK_UM / mpp, math.sqrt(height * width / _MOST_PX))
+    target = max(WORK_UM / mpp, math.sqrt(height * width / _MOST_PX))
     target = max(1.0, min(target, min(height, width) / _FEWEST_PX))
     factors = [height / level.shape[1] for level in levels]
     index = max(i for i, factor in enumerate(factors) if i == 0 or factor <= 1.01 * target)

@@ -1,0 +1,51 @@
+"""A trained model as LazySlide takes models that predict from features of tiles."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from agl_sc.core.arrays import Float32Array
+
+if TYPE_CHECKING:
+    from agl_sc.model import Model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LazySlideModel:
+    """What ``lazyslide.tl.feature_prediction(wsi, model, feature_key)`` takes: its ``FeaturePredictionModelProtocol``."""
+
+    model: "Model"
+    """The trained model."""
+    name: str
+    """Before ``_tiles``, the name of the table that LazySlide writes."""
+    features_model_name: str
+    """Encoder whose features it takes; LazySlide looks for the table of that name where none is named."""
+    whole_slide: ClassVar[bool] = True
+    """All tiles are predicted at once, since features are seen against those of their slide."""
+    needs_coords: ClassVar[bool] = False
+
+    def predict(self, features: Any, coords: Any = None, *_: Any, **__: Any) -> dict[str, Float32Array]:
+        """Expression of every predicted gene, (n_tiles,), of the tiles of one slide.
+
+        Parameters
+        ----------
+        features
+            Of the model's own encoder and tiles, (n_tiles, n_features).
+        coords
+            Not used.
+        """
+        values = np.asarray(features.toarray() if hasattr(features, "toarray") else features)
+        predicted = self.model.predict(values, np.zeros(len(values), dtype=np.int64))
+        return {gene: predicted[:, column] for column, gene in enumerate(self.model.predicted_genes)}
+
+    def get_transform(self) -> None:
+        """Of images, of which it takes none."""
+        return
+
+    def to(self, device: Any) -> "LazySlideModel":
+        """Itself: it predicts on the CPU, in no time."""
+        return self
+
+    def try_compile(self, **options: Any) -> None:
+        """Nothing to compile."""

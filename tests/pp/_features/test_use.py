@@ -1,0 +1,189 @@
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+from anndata import AnnData
+
+from agl_sc import pp, tl
+from agl_sc.core.arrays import FloatArray
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from agl_sc.tl import TrainConfig
+
+DECLARED: dict[str, Any] = {"encoder": "uni", "tile_px": 224, "mpp": 0.5}
+
+
+def _features(sdata: "SpatialData", n: int = 12) -> FloatArray:
+    return np.random.default_rng(0).normal(size=(sdata["table"].n_obs, n))
+
+
+def test_an_array_is_taken_in_the_order_of_the_table_with_what_is_declared(tissue: "SpatialData") -> None:
+    features = _features(tissue)
+    pp.use_features(tissue, features, **DECLARED, weights="v1.0")
+    table = tissue["table"]
+    np.testing.assert_array_equal(table.obsm["agl_features"], features.astype(np.float32))
+    found = table.uns["agl"]["features"]
+    assert {name: found[name] for name in ("encoder", "weights_digest", "tile_px", "mpp", "orientations")} == {
+        **DECLARED,
+        "weights_digest": "v1.0",
+        "orientations": 1,
+    }
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("by", ["names", "instances"])
+def test_an_anndata_is_taken_by_the_names_of_its_rows(tissue: "SpatialData", by: str, sparse: bool) -> None:
+    table, features = tissue["table"], _features(tissue)
+    table.obs["spot_id"] = [f"spot {number}" for number in range(table.n_obs)]
+    tissue.shapes.clear()
+    names = table.obs_names if by == "names" else pd.Index(table.obs["spot_id"])
+    order = np.random.default_rng(1).permutation(table.n_obs)[5:]
+    matrix = scipy.sparse.csr_matrix(features[order]) if sparse else features[order]
+    pp.use_features(tissue, AnnData(matrix, obs=pd.DataFrame(index=names[order])), **DECLARED)
+    taken = table.obsm["agl_features"]
+    np.testing.assert_array_equal(taken[order], features[order].astype(np.float32))
+    assert np.isnan(taken[np.setdiff1d(np.arange(table.n_obs), order)]).all()
+
+
+def test_a_table_of_the_same_sdata_is_taken_by_its_name(tissue: "SpatialData") -> None:
+    features = _features(tissue)
+    tissue.tables["uni_tiles"] = AnnData(features, obs=pd.DataFrame(index=tissue["table"].obs_names))
+    pp.use_features(tissue, "uni_tiles", **DECLARED, table_key="table")
+    np.testing.assert_array_equal(tissue["table"].obsm["agl_features"], features.astype(np.float32))
+
+
+def test_a_file_of_hest_is_taken_by_its_barcodes(tissue: "SpatialData", tmp_path: Path) -> None:
+    features, names = _features(tissue), tissue["table"].obs_names
+    with h5py.File(tmp_path / "uni.h5", "w") as file:
+        file["embeddings"] = features[::-1]
+        file["barcodes"] = np.array(names[::-1], dtype="S")[:, None]
+    pp.use_features(tissue, tmp_path / "uni.h5", **DECLARED)
+    np.testing.assert_array_equal(tissue["table"].obsm["agl_features"], features.astype(np.float32))
+
+
+def _trident(path: Path, sdata: "SpatialData", features: FloatArray, *, shift: float = 0.0) -> Path:
+    with h5py.File(path, "w") as file:
+        file["features"] = features
+        file["coords"] = np.round(sdata["table"].obsm["spatial"] - 56 + shift).astype(int)
+        file["coords"].attrs["patch_size_level0"] = 112
+    return path
+
+
+def test_a_file_of_trident_is_taken_by_the_corners_of_its_tiles(tmp_path: Path) -> None:
+    from agl_sc.datasets import toy_tissue
+
+    sdata = toy_tissue(n_sections=1, n_spots_per_side=6)
+    features = _features(sdata)
+    pp.use_features(sdata, str(_trident(tmp_path / "uni.h5", sdata, features)), **DECLARED)
+    np.testing.assert_array_equal(sdata["table"].obsm["agl_features"], features.astype(np.float32))
+    with pytest.raises(ValueError, match=r"0 of 41 spots lie where '.*uni\.h5' has a tile of 112 px"):
+        pp.use_features(sdata, _trident(tmp_path / "uni.h5", sdata, features, shift=40), **DECLARED)
+
+
+def test_corners_of_one_slide_do_not_tell_spots_of_several(tissue: "SpatialData", tmp_path: Path) -> None:
+    path = _trident(tmp_path / "uni.h5", tissue, _features(tissue))
+    with pytest.raises(ValueError, match=r"tiles of one slide; pass shapes_key="):
+        pp.use_features(tissue, path, **DECLARED)
+    pp.use_features(tissue, path, **DECLARED, shapes_key="section_1")
+    known = np.isfinite(tissue["table"].obsm["agl_features"][:, 0])
+    np.testing.assert_array_equal(known, tissue["table"].obs["section"] == "section_1")
+
+
+def test_no_image_is_needed_to_train_and_predict(tissue: "SpatialData", config: "TrainConfig") -> None:
+    tissue.images.clear()
+    pp.use_features(tissue, _features(tissue), **DECLARED, weights="v1.0")
+    pp.split(tissue, test=["section_3"], validation=["section_2"])
+    model = tl.train(tissue, config=config)
+    tl.predict(tissue, model)
+    assert np.isfinite(tissue["table"].layers["agl"][:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"weights": "v2"}, r"weights_digest='v2', the model with 'v1\.0'"),
+        ({"weights": None}, r"weights_digest='not stated', the model with 'v1\.0'"),
+        ({"encoder": "virchow"}, r"encoder='virchow', the model with 'uni'"),
+        ({"tile_px": 256}, r"tile_px=256, the model with 224"),
+        ({"mpp": 1.0}, r"mpp=1\.0, the model with 0\.5"),
+    ],
+)
+def test_a_model_takes_no_features_that_were_declared_otherwise(
+    tissue: "SpatialData", config: "TrainConfig", *, changed: dict[str, Any], said: str
+) -> None:
+    pp.use_features(tissue, _features(tissue), **DECLARED, weights="v1.0")
+    pp.split(tissue, test=["section_3"], validation=["section_2"])
+    model = tl.train(tissue, config=config)
+    pp.use_features(tissue, _features(tissue), **{**DECLARED, "weights": "v1.0", **changed})
+    with pytest.raises(ValueError, match=said):
+        tl.predict(tissue, model)
+
+
+def test_features_with_gaps_are_refused_and_rows_without_any_are_taken(tissue: "SpatialData") -> None:
+    features = _features(tissue)
+    features[3] = np.nan
+    pp.use_features(tissue, features, **DECLARED)
+    features[4, 2] = np.nan
+    with pytest.raises(ValueError, match=r"features holds NaN or infinite values in 1 of 159 rows"):
+        pp.use_features(tissue, features, **DECLARED)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "said"),
+    [
+        (np.ones((3, 2)), ValueError, r"features has 3 rows for the 159 spots"),
+        (np.ones(159), ValueError, r"features holds float64 of shape \(159,\)"),
+        (np.full((159, 2), "x"), ValueError, r"features holds <U1 of shape"),
+        ("none", KeyError, r"features='none' is neither a table of sdata \(table\) nor a file"),
+        ([[1.0]], TypeError, r"features is a list; pass an array"),
+        (AnnData(np.ones((2, 2))), ValueError, r"No row of features is named like a spot \(rows 0, 1, spots "),
+    ],
+)
+def test_features_of_others_are_refused(
+    tissue: "SpatialData", *, features: Any, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        pp.use_features(tissue, features, **DECLARED)
+    assert "agl_features" not in tissue["table"].obsm
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mpp": "image"}, r"mpp='image' declares nothing"),
+        ({"mpp": -1}, r"mpp=-1 is neither"),
+        ({"tile_px": 2}, r"tile_px=2 is not a whole number"),
+    ],
+)
+def test_what_is_declared_must_be_possible(tissue: "SpatialData", changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        pp.use_features(tissue, _features(tissue), **{**DECLARED, **changed})
+
+
+def test_files_of_another_kind_are_refused(tissue: "SpatialData", tmp_path: Path) -> None:
+    (tmp_path / "x.h5").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"x\.h5' is no HDF5 file"):
+        pp.use_features(tissue, tmp_path / "x.h5", **DECLARED)
+    with h5py.File(tmp_path / "y.h5", "w") as file:
+        file["features"] = np.ones((3, 2))
+    with pytest.raises(KeyError, match=r"y\.h5' holds features; features need"):
+        pp.use_features(tissue, tmp_path / "y.h5", **DECLARED)
+    with h5py.File(tmp_path / "z.h5", "w") as file:
+        file["features"], file["barcodes"] = np.ones((2, 2)), np.array(["a", "b"], dtype="S")
+    with pytest.raises(ValueError, match=r"No barcode of '.*z\.h5' \(a, b\) names a spot"):
+        pp.use_features(tissue, tmp_path / "z.h5", **DECLARED)
+
+
+def test_it_is_told_how_many_spots_have_features(tissue: "SpatialData", caplog: pytest.LogCaptureFixture) -> None:
+    features = _features(tissue)
+    features[:9] = np.nan
+    with caplog.at_level(logging.INFO):
+        pp.use_features(tissue, features, **DECLARED)
+    assert "12 features of uni for 150 of 159 spots" in caplog.text
