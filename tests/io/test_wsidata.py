@@ -32,9 +32,8 @@ def wsi(tmp_path: Path) -> Any:
     corners = np.array([(x, y) for y in range(70, 170, 20) for x in range(52, 232, 20)])
     spec = TileSpec(height=20, width=20, stride_height=20, stride_width=20, mpp=8.0)
     add_tiles(wsi, "tiles", corners, spec, np.zeros(len(corners), dtype=int))
-    add_features(
-        wsi, "uni_tiles", "tiles", np.random.default_rng(0).normal(size=(len(corners), GENES)).astype(np.float32)
-    )
+    add: Any = add_features
+    add(wsi, "uni_tiles", "tiles", np.random.default_rng(0).normal(size=(len(corners), GENES)).astype(np.float32))
     return wsi
 
 
