@@ -45,6 +45,10 @@ def test_every_parameter_is_documented(func: Callable[..., Any]) -> None:
     assert list(documented(func)) == list(inspect.signature(func).parameters)
 
 
+DECLARED = {"encoder", "tile_px", "mpp"}
+"""What use_features is told of features that others computed; elsewhere it is asked for."""
+
+
 def test_shared_parameters_read_the_same() -> None:
     seen: dict[str, set[str]] = {}
     for param in PUBLIC:
@@ -52,6 +56,8 @@ def test_shared_parameters_read_the_same() -> None:
         if func.__module__.startswith(("agl_sc.io", "agl_sc.datasets")):
             continue  # a reader's patient or image is an input, not an address in a SpatialData
         for name, text in documented(func).items():
+            if func is agl_sc.pp.use_features and name in DECLARED:
+                continue
             seen.setdefault(name, set()).add(text.split(".")[0])
     own = {"ax", "by", "genes", "seed"}  # mean something of their own in every function
     assert not {name: texts for name, texts in seen.items() if name not in own and len(texts) > 1}
@@ -62,6 +68,8 @@ def test_shared_parameters_have_one_default() -> None:
     for param in PUBLIC:
         func: Callable[..., Any] = param.values[0]  # type: ignore[assignment]
         for name, value in inspect.signature(func).parameters.items():
+            if func is agl_sc.pp.use_features and name in DECLARED:
+                continue
             if not func.__module__.startswith(("agl_sc.io", "agl_sc.datasets")):
                 seen.setdefault(name, {}).setdefault(repr(value.default), []).append(func.__name__)
     # The paper's protocol has its own encoder, methods, preset and rare genes; a figure's genes and colours are its own; one method
