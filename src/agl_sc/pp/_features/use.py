@@ -86,8 +86,8 @@ def use_features(
     >>> sdata = agl_sc.datasets.toy_tissue(n_sections=1, n_spots_per_side=6)
     >>> features = np.random.default_rng(0).normal(size=(sdata["table"].n_obs, 16))
     >>> agl_sc.pp.use_features(sdata, features, encoder="uni", tile_px=224, mpp=0.5)
-    >>> sdata["table"].uns["agl"]["features"]["encoder"]
-    'uni'
+    >>> sdata["table"].obsm["agl_features"].shape[1]
+    16
     """
     check_name("encoder", encoder)
     if weights is not None:
