@@ -25,6 +25,22 @@ class LazySlideModel:
     """All tiles are predicted at once, since features are seen against those of their slide."""
     needs_coords: ClassVar[bool] = False
 
+    @classmethod
+    def of(cls, model: "Model", name: str) -> "LazySlideModel":
+        """A model, refused where it takes features that LazySlide does not compute."""
+        made_from = model.card["features"]
+        more = [entry for entry in ("context", "neighbors", "stages") if made_from.get(entry)]
+        if made_from.get("orientations", 1) != 1:
+            more.append("orientations")
+        if more or model.finetuned:
+            taken = f"takes features with {', '.join(more)} of agl_sc.pp.embed"
+            msg = (
+                f"This model {'brings an encoder of its own' if model.finetuned else taken}, which LazySlide does not compute; train one on "
+                "features of single tiles, or predict with agl_sc.tl.predict."
+            )
+            raise ValueError(msg)
+        return cls(model, name, str(made_from["encoder"]))
+
     def predict(self, features: Any, coords: Any = None, *_: Any, **__: Any) -> dict[str, Float32Array]:
         """Expression of every predicted gene, (n_tiles,), of the tiles of one slide.
 

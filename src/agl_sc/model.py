@@ -254,19 +254,7 @@ class Model:
         >>> model.as_lazyslide().features_model_name
         'efficientnet_lite0'
         """
-        made_from = self.card["features"]
-        more = [entry for entry in ("context", "neighbors", "stages") if made_from.get(entry)]
-        if made_from.get("orientations", 1) != 1:
-            more.append("orientations")
-        if more or self.finetuned:
-            fault = (
-                "brings an encoder of its own"
-                if self.finetuned
-                else f"takes features with {', '.join(more)} of agl_sc.pp.embed"
-            )
-            msg = f"This model {fault}, which LazySlide does not compute; train one on features of single tiles, or predict with agl_sc.tl.predict."
-            raise ValueError(msg)
-        return LazySlideModel(self, name, str(made_from["encoder"]))
+        return LazySlideModel.of(self, name)
 
     def save(self, path: str | Path) -> None:
         """Write a folder with ``model.safetensors`` and ``model.json``, replacing an older model there in one move.
