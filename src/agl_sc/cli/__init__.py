@@ -11,7 +11,9 @@ from agl_sc.cli._frame import EXIT_CODES, OneLine, command
 from agl_sc.cli._genes import genes
 from agl_sc.cli._hest import app as hest
 from agl_sc.cli._paper import paper
+from agl_sc.cli._plot import plot
 from agl_sc.cli._predict import predict
+from agl_sc.cli._read import app as read
 from agl_sc.cli._train import train
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ def main(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-for function in (demo, train, predict, evaluate, genes, benchmark, paper, encoders, doctor):
+for function in (demo, train, predict, plot, evaluate, genes, benchmark, paper, encoders, doctor):
     command(app)(function)
 app.add_typer(hest, name="hest")
+app.add_typer(read, name="read")

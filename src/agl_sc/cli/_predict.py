@@ -18,19 +18,28 @@ from agl_sc.cli._address import (
     elements,
 )
 from agl_sc.cli._frame import Force, Result, say
-from agl_sc.cli._store import Store, free_destination, open_store, written
+from agl_sc.cli._read import Distrust, LatticeOption, Spacing, read_slides
+from agl_sc.cli._store import free_destination, open_store, written
 
 
 def predict(  # noqa: PLR0913 -- an entry point
     context: typer.Context,
-    store: Store,
-    model: Annotated[Path, typer.Argument(help="Folder of a model.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="STORE|SLIDE", help="SpatialData in zarr, or a slide.", show_default=False)
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="Folder of a model.", show_default=False)
+    ] = None,
     *,
+    model: Annotated[Path | None, typer.Option(help="The same by name.", show_default=False)] = None,
     output: Annotated[Path, typer.Option(help="Store for the sections with predictions.", show_default=False)],
     trust_encoder: Annotated[
         bool, typer.Option("--trust-encoder", help="Fetch the encoder that the model names, wherever it is.")
     ] = False,
     force: Force = False,
+    spacing_um: Spacing = 100.0,
+    lattice: LatticeOption = "hex",
+    distrust_file: Distrust = False,
     table_key: TableKey = None,
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
@@ -42,20 +51,28 @@ def predict(  # noqa: PLR0913 -- an entry point
 ) -> Result:
     """Predict expression of sections that the model has never seen.
 
-    Predictions are layers["agl"] of the table, in the units that the model was trained in.
+    Predictions are layers["agl"] of the table, or a table of their own, in the units that the model was trained in. Of a
+    slide the tissue is found first, and spots are laid on it.
 
     For example:
       agl-sc predict STORE.zarr model --output OUT.zarr
       agl-sc predict STORE.zarr model --output STORE.zarr --force
+      agl-sc predict slide.svs --model model --output OUT.zarr
     """
     from agl_sc import Model, tl
     from agl_sc._sdata.predictions import predicted_of
     from agl_sc._sdata.study import Address, Study
 
     place = free_destination(output, force=force)
-    trained = Model.load(model, trust_encoder=trust_encoder)
-    say(f"Reading {store}")
-    sdata = open_store(store)
+    trained = Model.load(_model_of(folder, model), trust_encoder=trust_encoder)
+    say(f"Reading {source}")
+    is_slide = source.is_file()
+    sdata = (
+        read_slides([str(source)], spacing_um, lattice, image_mpp=image_mpp, distrust_file=distrust_file)
+        if is_slide
+        else open_store(source)
+    )
+    image_mpp = None if is_slide else image_mpp  # the reader has taken it
     say("Predicting")
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
     tl.predict(sdata, trained, **where, device=device, batch_size=batch_size, key_added=key_added)
@@ -67,3 +84,18 @@ def predict(  # noqa: PLR0913 -- an entry point
     n_genes, n_spots = int(known.any(axis=0).sum()), int(known.any(axis=1).sum())
     values = {"store": place.path, "layer": key_added, "n_genes": n_genes, "n_spots": n_spots, "n_obs": len(known)}
     return Result(values, f"Predicted {n_genes} genes of {n_spots} of {len(known)} spots.\n{place.path}")
+
+
+def _model_of(folder: Path | None, model: Path | None) -> Path:
+    """The folder of the model, which has been named once.
+
+    Raises
+    ------
+    ValueError
+        It has been named twice, or not at all.
+    """
+    if (folder is None) == (model is None):
+        said = "is named nowhere" if model is None else f"is named twice, as {folder} and as --model {model}"
+        msg = f"The model {said}; name its folder once, such as --model {model or 'my_model'}."
+        raise ValueError(msg)
+    return folder or model or Path()
