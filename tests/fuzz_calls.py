@@ -342,6 +342,7 @@ CALLS = (
     Call("tl.evaluate", 1),
     Call("tl.predict", 6),
     Call("tl.predictable_genes", 2, {"min_spots": 3}),
+    Call("tl.to_anndata", 3),
     Call("tl.train", 0.4),
     Call("tl.cross_validate", 0.4, {"methods": "mean", "genes": 4}),
     Call("tl.benchmark", 0.2, {"methods": ["mean", "ridge"], "reference": "mean", "genes": 4, "seeds": 1}),

@@ -81,7 +81,7 @@ def test_shared_parameters_have_one_default() -> None:
 ADDRESS = ["table_key", "image_key", "shapes_key", "coordinate_system", "image_mpp"]
 LOOKING_UP = [
     agl_sc.pp.embed, agl_sc.pp.split, agl_sc.pp.rank_auxiliary, agl_sc.pp.duplicates, agl_sc.tl.train, agl_sc.tl.predict,
-    agl_sc.tl.evaluate, agl_sc.tl.predictable_genes, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark, agl_sc.pl.tiles,
+    agl_sc.tl.evaluate, agl_sc.tl.predictable_genes, agl_sc.tl.to_anndata, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark, agl_sc.pl.tiles,
     agl_sc.pl.spatial_pred, agl_sc.pl.residual_map, agl_sc.pl.calibration, agl_sc.pl.gene_metrics,
 ]  # fmt: skip
 

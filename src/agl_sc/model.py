@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 
+from agl_sc._hub import OnHub
 from agl_sc._lazyslide import LazySlideModel
 from agl_sc._model_file import CARD, FORMAT, WEIGHTS, checksum, in_order, read_model
 from agl_sc._paths import check_parent, replacing
@@ -28,7 +29,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Model:
+class Model(OnHub):
     """A trained predictor of gene expression from H&E."""
 
     tensors: dict[str, torch.Tensor] = field(repr=False)

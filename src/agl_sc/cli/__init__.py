@@ -7,6 +7,7 @@ from agl_sc.cli._demo import demo
 from agl_sc.cli._doctor import doctor
 from agl_sc.cli._encoders import encoders
 from agl_sc.cli._evaluate import evaluate
+from agl_sc.cli._export import export
 from agl_sc.cli._frame import EXIT_CODES, OneLine, command
 from agl_sc.cli._genes import genes
 from agl_sc.cli._hest import app as hest
@@ -32,7 +33,7 @@ def main(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-for function in (demo, train, predict, plot, evaluate, genes, benchmark, paper, encoders, doctor):
+for function in (demo, train, predict, plot, evaluate, export, genes, benchmark, paper, encoders, doctor):
     command(app)(function)
 app.add_typer(hest, name="hest")
 app.add_typer(read, name="read")
