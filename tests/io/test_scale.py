@@ -106,10 +106,31 @@ def test_what_is_stated_must_be_possible(stated: Any) -> None:
         agreed_mpp(stated, None, Path("x.png"), name="S", on_conflict="refuse")
 
 
-def test_a_file_that_contradicts_its_spots_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_contradicts_its_spots_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = _tiff(tmp_path, resolution=(20_000, 20_000), resolutionunit=3)
+    (tmp_path / "x.png").write_bytes(b"\x89PNG")
     with caplog.at_level(logging.WARNING):
-        for mpp in (0.5, 0.52):
-            compare_with_spots(Path("x.tif"), mpp, name="S", scale_of=lambda _: FileScale(0.5, 0.5, "tag"))
-    assert not caplog.records
-    compare_with_spots(Path("x.tif"), 1.0, name="S", scale_of=lambda _: FileScale(0.5, 0.5, "tag"))
-    assert "S: 'x.tif' says 0.5 um per pixel (tag), its spots 1, which is taken" in caplog.text
+        for path, mpp in ((file, 0.5), (file, 0.52), (tmp_path / "x.png", 3.0)):
+            compare_with_spots(path, mpp, name="S")
+        assert not caplog.records
+        compare_with_spots(file, 1.0, name="S")
+    assert f"S: '{file}' says 0.5 um per pixel (TIFF resolution tags), its spots 1, which is taken" in caplog.text
+
+
+def test_readers_compare_the_scale_of_the_file_with_the_spots(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import pandas as pd
+    from anndata import AnnData
+
+    from agl_sc.io import from_anndata, read_st
+
+    pixels = np.full((340, 320, 3), 200, dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "C5.tif", pixels, photometric="rgb", resolution=(20_000, 20_000), resolutionunit=3)
+    counts = pd.DataFrame({"FN1": [3, 0, 5], "CD74": [2, 4, 0]}, index=["10x10", "11x10", "10x11"])
+    counts.to_csv(tmp_path / "C5.tsv.gz", sep="\t")
+    adata = AnnData(np.ones((2, 2), np.float32), obsm={"spatial": np.array([[100.0, 100.0], [200.0, 100.0]])})
+    adata.uns["spatial"] = {"L": {"scalefactors": {"spot_diameter_fullres": 50.0}}}
+    with caplog.at_level(logging.WARNING):
+        read_st(tmp_path / "C5.tsv.gz", tmp_path / "C5.tif", patient="C")
+        from_anndata(adata, image=tmp_path / "C5.tif", image_mpp=2.0)
+    told = [record.getMessage() for record in caplog.records if "which is taken" in record.getMessage()]
+    assert [message.split(":")[0] for message in told] == ["C5", "L"]

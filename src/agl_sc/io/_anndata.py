@@ -41,6 +41,7 @@ from agl_sc.io._layout import (
     scale_attrs,
     spot_circles,
 )
+from agl_sc.io._scale import compare_with_spots
 
 _SPATIALDATA_ATTRS = "spatialdata_attrs"
 _SPOT_DIAMETER_UM = {"st": 100.0, "visium": 55.0}
@@ -154,6 +155,13 @@ def from_anndata(
         spots = _Spots(adata.obs_names[rows], centres[rows], None if array is None else array[rows])
         side_um = _side_um(sources[name], sides_um[name]) if known == HD else None
         libraries.append(_resolve(sources[name], spots, image_mpp=stated_mpp[name], technology=known, bin_um=side_um))
+    files = (
+        {label_of(key): file for key, file in image.items()}
+        if isinstance(image, Mapping)
+        else dict.fromkeys(names, image)
+    )
+    for library in libraries:
+        compare_with_spots(files.get(library.source.name), library.image_mpp, name=library.source.name)
     off = off_tissue(adata.obs)
     sdata = _wrap(adata, libraries, columns, assumed=assumed)
     tell_outside_tissue(off)

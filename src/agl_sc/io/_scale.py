@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tifffile
 
 from agl_sc._sdata.geometry import is_positive_number
+from agl_sc.io._image import is_tiff, split_name
 from agl_sc.io._tiff import series_of
 
 logger = logging.getLogger(__name__)
@@ -217,11 +218,12 @@ def agreed_mpp(
     return float(stated)
 
 
-def compare_with_spots(
-    path: Path, image_mpp: float, *, name: str, scale_of: Callable[[Path], FileScale | None]
-) -> None:
-    """Tell of an image whose file says another scale than the spots on it."""
-    found = scale_of(path)
+def compare_with_spots(file: object, image_mpp: float | None, *, name: str) -> None:
+    """Tell of an image whose file, a TIFF, says another scale than the spots on it; nothing of an image that is none in a file."""
+    if not isinstance(file, str | Path) or image_mpp is None:
+        return
+    path, image = split_name(file)
+    found = scale_of_tiff(path, image) if is_tiff(path) else None
     if found is not None and abs(found.mpp / image_mpp - 1) > _TOLD:
         logger.warning(
             "%s: '%s' says %.4g um per pixel (%s), its spots %.4g, which is taken; is it the image of these spots, at its own size?",

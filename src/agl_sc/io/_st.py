@@ -14,6 +14,7 @@ from agl_sc._sdata.geometry import PITCH_UM, check_mpp
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._image import open_image, split_name
 from agl_sc.io._layout import SectionData, assemble, check_section_names, entries, per_section, refuse_duplicates
+from agl_sc.io._scale import compare_with_spots
 from agl_sc.io._st_files import FRAME_TOLERANCE, SpotCounts, place_on_frame, read_counts, read_positions, shown_place
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ def read_st(
     read = {name: read_counts(files[name].counts, sum_duplicate_genes=sum_duplicate_genes) for name in names}
     joined = {name: _join(name, files[name], read[name], stated_mpp=stated_mpp[name]) for name in names}
     images = {name: open_image(files[name].image) for name in names}
+    for name in names:
+        compare_with_spots(files[name].image, joined[name].image_mpp, name=name)
     return assemble(
         [
             SectionData(

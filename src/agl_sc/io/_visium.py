@@ -13,6 +13,7 @@ from agl_sc._sdata.geometry import check_mpp
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._layout import TABLE_KEY, SectionData, assemble, check_section_names, per_section, refuse_duplicates
 from agl_sc.io._positions import read_positions
+from agl_sc.io._scale import compare_with_spots
 from agl_sc.io._spaceranger import COUNTS_FILE, Source, find, refuse_hd
 from agl_sc.io._tenx import Counts, read_counts
 
@@ -116,6 +117,8 @@ def read_visium(
         _section_data(read[name], gene_names=gene_names, image_mpp=stated_mpp[name], patient=patients[name], name=name)
         for name in names
     ]
+    for section in sections:
+        compare_with_spots(sources[section.name].image_file, section.image_mpp, name=section.name)
     sdata = assemble(sections)
     id_of = {symbol: gene_id for gene_id, symbol in gene_names.items()}
     sdata[TABLE_KEY].var["gene_ids"] = [id_of[gene] for gene in sdata[TABLE_KEY].var_names]
