@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 import spatialdata
@@ -67,7 +68,12 @@ def test_story_of_two_visium_folders(run: Run, tissue: SpatialData, tmp_path: Pa
 def test_story_of_a_bare_slide(run: Run, *, tissue: SpatialData, results: Path, tmp_path: Path) -> None:
     slide = write_tiff(tissue, "section_3", tmp_path / "slide.tif")
     out, figure = tmp_path / "out.zarr", tmp_path / "figure.png"
-    found = _done(run("predict", slide, "--model", results / "model", "--output", out, "--json"))
+    found = _done(
+        run("predict", slide, "--model", results / "model", "--output", out, "--h5ad", tmp_path / "out.h5ad", "--json")
+    )
+    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert written.n_obs == found["n_obs"]
+    assert "spatial" in written.obsm
     assert found["n_spots"] == found["n_obs"] > 30
     sdata = spatialdata.read_zarr(out)
     assert sdata["table"].n_vars == 0

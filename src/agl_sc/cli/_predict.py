@@ -1,7 +1,7 @@
 """``agl-sc predict``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -33,6 +33,9 @@ def predict(  # noqa: PLR0913 -- an entry point
     *,
     model: Annotated[Path | None, typer.Option(help="The same by name.", show_default=False)] = None,
     output: Annotated[Path, typer.Option(help="Store for the sections with predictions.", show_default=False)],
+    h5ad: Annotated[
+        Path | None, typer.Option(help="The predicted genes for scanpy and Seurat, too.", show_default=False)
+    ] = None,
     trust_encoder: Annotated[
         bool, typer.Option("--trust-encoder", help="Fetch the encoder that the model names, wherever it is.")
     ] = False,
@@ -57,13 +60,14 @@ def predict(  # noqa: PLR0913 -- an entry point
     For example:
       agl-sc predict STORE.zarr model --output OUT.zarr
       agl-sc predict STORE.zarr model --output STORE.zarr --force
-      agl-sc predict slide.svs --model model --output OUT.zarr
+      agl-sc predict slide.svs --model model --output OUT.zarr --h5ad OUT.h5ad
     """
     from agl_sc import Model, tl
     from agl_sc._sdata.predictions import predicted_of
     from agl_sc._sdata.study import Address, Study
 
     place = free_destination(output, force=force)
+    beside = [] if h5ad is None else [free_destination(h5ad, force=force)]
     trained = Model.load(_model_of(folder, model), trust_encoder=trust_encoder)
     say(f"Reading {source}")
     is_slide = source.is_file()
@@ -79,11 +83,22 @@ def predict(  # noqa: PLR0913 -- an entry point
     found = predicted_of(Study.of(sdata, Address(table_key=table_key), key_added), "model")
     known = np.isfinite(found.values)
     say(f"Writing {place.path}")
-    with written(context, place) as (fresh,):
+    with written(context, place, *beside) as (fresh, *others):
         sdata.write(fresh)
+        for other in others:
+            tl.to_anndata(sdata, **where, key_added=key_added).write_h5ad(other, compression="gzip")
     n_genes, n_spots = int(known.any(axis=0).sum()), int(known.any(axis=1).sum())
-    values = {"store": place.path, "layer": key_added, "n_genes": n_genes, "n_spots": n_spots, "n_obs": len(known)}
-    return Result(values, f"Predicted {n_genes} genes of {n_spots} of {len(known)} spots.\n{place.path}")
+    values: dict[str, Any] = {
+        "store": place.path,
+        "layer": key_added,
+        "n_genes": n_genes,
+        "n_spots": n_spots,
+        "n_obs": len(known),
+    }
+    if h5ad is not None:
+        values["h5ad"] = beside[0].path
+    paths = "\n".join(str(each.path) for each in (place, *beside))
+    return Result(values, f"Predicted {n_genes} genes of {n_spots} of {len(known)} spots.\n{paths}")
 
 
 def _model_of(folder: Path | None, model: Path | None) -> Path:
