@@ -343,6 +343,7 @@ CALLS = (
     Call("tl.predict", 6),
     Call("tl.predictable_genes", 2, {"min_spots": 3}),
     Call("tl.to_anndata", 3),
+    Call("tl.adapt", 2),
     Call("tl.train", 0.4),
     Call("tl.cross_validate", 0.4, {"methods": "mean", "genes": 4}),
     Call("tl.benchmark", 0.2, {"methods": ["mean", "ridge"], "reference": "mean", "genes": 4, "seeds": 1}),
@@ -449,8 +450,10 @@ def _bound(
         function = partial(function, subject.model)
         features = np.zeros((4, 3)) if table is None else table.obsm["agl_features"]
         options |= {"features": features, "sections": np.repeat("section_1", len(features))}
-    if call.name == "tl.predict":
+    if call.name in ("tl.predict", "tl.adapt"):
         options["model"] = subject.model
+    if call.name == "tl.adapt":
+        options["spots"] = np.arange(0 if table is None else table.n_obs) % 3 == 0
     if call.name in ("tl.train", "tl.cross_validate", "tl.benchmark"):
         options["config"] = TrainConfig(batch_size=16, max_epochs=1, hidden=8)
     if name in ("spatial_pred", "residual_map", "calibration"):

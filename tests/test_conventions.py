@@ -81,7 +81,7 @@ def test_shared_parameters_have_one_default() -> None:
 ADDRESS = ["table_key", "image_key", "shapes_key", "coordinate_system", "image_mpp"]
 LOOKING_UP = [
     agl_sc.pp.embed, agl_sc.pp.split, agl_sc.pp.rank_auxiliary, agl_sc.pp.duplicates, agl_sc.tl.train, agl_sc.tl.predict,
-    agl_sc.tl.evaluate, agl_sc.tl.predictable_genes, agl_sc.tl.to_anndata, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark, agl_sc.pl.tiles,
+    agl_sc.tl.evaluate, agl_sc.tl.predictable_genes, agl_sc.tl.to_anndata, agl_sc.tl.adapt, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark, agl_sc.pl.tiles,
     agl_sc.pl.spatial_pred, agl_sc.pl.residual_map, agl_sc.pl.calibration, agl_sc.pl.gene_metrics,
 ]  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_whoever_looks_positions_or_images_up_takes_the_same_address(func: Calla
 
 @pytest.mark.parametrize(
     "func",
-    [agl_sc.pp.embed, agl_sc.tl.train, agl_sc.tl.predict, agl_sc.tl.predictable_genes, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark],
+    [agl_sc.pp.embed, agl_sc.tl.train, agl_sc.tl.adapt, agl_sc.tl.predict, agl_sc.tl.predictable_genes, agl_sc.tl.cross_validate, agl_sc.tl.benchmark, agl_sc.tl.paper_benchmark],
     ids=lambda func: func.__name__,
 )  # fmt: skip
 def test_whoever_computes_on_tiles_takes_device_and_batch_size(func: Callable[..., Any]) -> None:

@@ -8,11 +8,12 @@ from agl_sc.tl._benchmark.paper import paper_benchmark, paper_prepare, paper_sum
 from agl_sc.tl._benchmark.result import Benchmark, CrossValidation
 from agl_sc.tl._evaluate import evaluate
 from agl_sc.tl._export import to_anndata
+from agl_sc.tl._model.adapt import adapt
 from agl_sc.tl._model.predict import predict
 from agl_sc.tl._model.train import train
 from agl_sc.tl._predictable import predictable_genes
 
 __all__ = ["benchmark", "cross_validate", "evaluate", "predict", "predictable_genes", "train"]
-__all__ += ["to_anndata"]
+__all__ += ["adapt", "to_anndata"]
 __all__ += ["paper_benchmark", "paper_prepare", "paper_summary"]
 __all__ += ["Benchmark", "CrossValidation", "GradientSearch", "MethodSpec", "TrainConfig", "Weighting"]

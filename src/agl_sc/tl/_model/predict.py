@@ -130,18 +130,9 @@ def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
     table, keys = study.table, study.keys
     check_place(study)
     if table.n_vars:
-        _check_genes(table, model)
+        check_genes(table, model)
     with unchanged_on_failure(table, keys, study.sdata):
-        _check_features(study, model)
-        if keys.features not in table.obsm:
-            made_from = FeatureRecord.read(model.card["features"])
-            views = Views.of(made_from)
-            own = replace(tiles, encoder=made_from.encoder, tile_px=made_from.tile_px, mpp=made_from.mpp, views=views)
-            check_encoder_is_trusted(model)
-            embed_study(study, own)
-            _check_features(study, model)
-        else:
-            check_tiles(study)
+        prepare_features(study, model, tiles)
         seen = _seen(study, model)
         _write_split(study, seen)
         split = split_hash(study) if seen.any() else None
@@ -150,11 +141,30 @@ def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
         remember(table, keys, SettingsRecord(values, model.card["versions"]))
 
 
+def prepare_features(study: Study, model: Model, tiles: FeatureRequest) -> None:
+    """Features of the model's encoder and tiles: those in place, refused where they are others, or made now."""
+    _check_features(study, model)
+    if study.keys.features in study.table.obsm:
+        check_tiles(study)
+        return
+    made_from = FeatureRecord.read(model.card["features"])
+    views = Views.of(made_from)
+    own = replace(tiles, encoder=made_from.encoder, tile_px=made_from.tile_px, mpp=made_from.mpp, views=views)
+    check_encoder_is_trusted(model)
+    embed_study(study, own)
+    _check_features(study, model)
+
+
+def features_of(study: Study, model: Model, tiles: FeatureRequest) -> tuple[Floats, dict[str, FloatArray]]:
+    """What a model predicts from, and what those of every region are centred on."""
+    return _own_features(study, model, tiles) if model.finetuned else _features(study)
+
+
 def write_predictions(study: Study, model: Model, *, record: PredictionRecord, tiles: FeatureRequest) -> None:
     """Write the prediction layer from the features in place."""
     table = study.table
-    features, reference = _own_features(study, model, tiles) if model.finetuned else _features(study)
-    genes, known = _written_genes(table, model)
+    features, reference = features_of(study, model, tiles)
+    genes, known = written_genes(table, model)
     blocks = model.predicted_blocks(features, region_of(table).to_numpy(dtype=str), reference)
     written = ((rows, genes, values[:, known]) for rows, values in blocks)
     slot = write_predicted(study, "model", genes=genes, blocks=written)
@@ -163,7 +173,7 @@ def write_predictions(study: Study, model: Model, *, record: PredictionRecord, t
     study.tell_written(logger, "Wrote %s: %d genes of %d spots.", slot, known.sum(), table.n_obs)
 
 
-def _written_genes(table: "AnnData", model: Model) -> tuple[list[str], BoolArray]:
+def written_genes(table: "AnnData", model: Model) -> tuple[list[str], BoolArray]:
     """The table's names of the predicted genes that it has, and which these are; all of them for a table without genes."""
     if table.n_vars == 0:
         return model.predicted_genes, np.ones(model.n_predicted, dtype=bool)
@@ -207,7 +217,7 @@ def _own_features(study: Study, model: Model, tiles: FeatureRequest) -> tuple[Fl
     return features, record.means
 
 
-def _check_genes(table: "AnnData", model: Model) -> None:
+def check_genes(table: "AnnData", model: Model) -> None:
     columns = find_genes(table, model.predicted_genes)
     _check_apart(table, model, columns)
     lacking = [name for name, column in zip(model.predicted_genes, columns, strict=True) if column < 0]
