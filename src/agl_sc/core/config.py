@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import wraps
 from typing import Any, Literal, TypeVar, get_args
 
+from agl_sc.core.arguments import is_whole
+
 Method = Literal["pgl", "agl", "dkgsb", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"]
 Search = Literal["path", "gradient", "race"]
 Preset = Literal["paper", "released", "warmstart"]
@@ -84,6 +86,46 @@ class GradientSearch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Denoise:
+    """Candidates for denoising the targets that are trained on: of each several values, leaving out training sections chooses.
+
+    A target is replaced by a mix of what was measured and its projection on the leading principal components of targets and
+    auxiliary genes, fitted to the training spots of every section. Validation, calibration and metrics see what was measured.
+    """
+
+    genes: tuple[int, ...] = (0, 1000, 3000)
+    """Numbers of auxiliary genes beside the targets, the leading ones by prior rank; all where there are fewer. Methods without
+    auxiliary genes have 0."""
+    components: tuple[int, ...] = (5, 10, 20, 40)
+    """Numbers of components: the deeper the counts, the more of them are not noise."""
+    mix: tuple[float, ...] = (0.5, 0.8)
+    """Shares of the projection, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        for name in ("genes", "components", "mix"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _refuse_what_is_not(
+            self,
+            {
+                "genes": (_all_in(self.genes, 0), "one or more numbers of genes, each at least 0"),
+                "components": (_all_in(self.components, 1), "one or more numbers of components, each at least 1"),
+                "mix": (
+                    bool(self.mix) and all(0 < each <= 1 for each in self.mix),
+                    "one or more shares, each in (0, 1]; TrainConfig(denoise=None) leaves targets as measured",
+                ),
+            },
+        )
+
+    def plain(self) -> dict[str, list[float]]:
+        """Values by name, as lists."""
+        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+
+
+def _all_in(values: tuple[int, ...], least: int) -> bool:
+    return bool(values) and all(is_whole(each) and each >= least for each in values)
+
+
 _MOVED = tuple(field.name for field in fields(GradientSearch))
 
 
@@ -156,6 +198,9 @@ class TrainConfig:
     """The cutoff stays at or below this."""
     gradient: GradientSearch = GradientSearch()
     """Settings of the hyper-gradient search."""
+    denoise: Denoise | None = Denoise()
+    """Candidates for denoising the targets that are trained on, where that serves left-out training sections better than the
+    targets as measured; None leaves them so. A likelihood is always of what was measured."""
 
     def __post_init__(self) -> None:
         literals = {"loss": LossName, "search": Search, "start": Start}
@@ -175,6 +220,9 @@ class TrainConfig:
                 "hard_limit": (0 < self.hard_limit <= 1, "in (0, 1]"),
             },
         )
+        if not isinstance(self.denoise, Denoise | None):
+            msg = f"denoise={self.denoise!r} is not a Denoise; pass denoise=agl_sc.tl.Denoise(...), or None for targets as measured."
+            raise TypeError(msg)
         if not isinstance(self.gradient, GradientSearch):
             msg = f"gradient={self.gradient!r} is not a GradientSearch; pass gradient=agl_sc.tl.GradientSearch(...)."
             raise TypeError(msg)
@@ -187,7 +235,8 @@ class TrainConfig:
         """All settings by name, those of the gradient search among them: the form that models, checkpoints and reports hold."""
         settings = asdict(self)
         gradient = settings.pop("gradient")
-        return {**settings, **gradient}
+        denoise = {} if self.denoise is None else self.denoise.plain()
+        return {**settings, **gradient, "denoise": denoise}
 
     @classmethod
     def from_plain(cls, settings: Mapping[str, Any]) -> "TrainConfig":
@@ -200,6 +249,8 @@ class TrainConfig:
         """
         gradient = {name: settings[name] for name in _MOVED if name in settings}
         own = {name: value for name, value in settings.items() if name not in _MOVED}
+        if isinstance(own.get("denoise"), Mapping):
+            own["denoise"] = Denoise(**own["denoise"]) if own["denoise"] else None
         return cls(**own, gradient=GradientSearch(**gradient))
 
     @classmethod
@@ -267,6 +318,7 @@ _COMMON = TrainConfig(
     max_epochs=1000,
     patience=20,
     refit=False,
+    denoise=None,
     gradient=GradientSearch(warm_moments=False, detach_normalizer=True),
 )
 

@@ -1,6 +1,6 @@
 """Training, prediction and evaluation."""
 
-from agl_sc.core.config import GradientSearch, TrainConfig
+from agl_sc.core.config import Denoise, GradientSearch, TrainConfig
 from agl_sc.core.weighting import MethodSpec, Weighting
 from agl_sc.tl._benchmark.benchmark import benchmark
 from agl_sc.tl._benchmark.cross_validate import cross_validate
@@ -16,4 +16,4 @@ from agl_sc.tl._predictable import predictable_genes
 __all__ = ["benchmark", "cross_validate", "evaluate", "predict", "predictable_genes", "train"]
 __all__ += ["adapt", "to_anndata"]
 __all__ += ["paper_benchmark", "paper_prepare", "paper_summary"]
-__all__ += ["Benchmark", "CrossValidation", "GradientSearch", "MethodSpec", "TrainConfig", "Weighting"]
+__all__ += ["Benchmark", "CrossValidation", "Denoise", "GradientSearch", "MethodSpec", "TrainConfig", "Weighting"]

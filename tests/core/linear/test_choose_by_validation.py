@@ -14,10 +14,10 @@ from agl_sc.core.linear import choose_by_validation as module
 from agl_sc.core.linear.choose_by_validation import (
     ALPHAS,
     RANKS,
-    _one_standard_error,
     _smooth,
     choose_alpha,
     choose_rank,
+    one_standard_error,
     own_penalty,
     path_search,
     rank_pearson,
@@ -218,7 +218,7 @@ def test_smoothing_of_one_row() -> None:
     ],
 )
 def test_one_standard_error(scores: list[list[float]], expected: int) -> None:
-    assert _one_standard_error(np.array(scores)) == expected
+    assert one_standard_error(np.array(scores)) == expected
 
 
 @pytest.mark.parametrize("rank", [None, 4])

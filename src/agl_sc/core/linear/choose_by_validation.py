@@ -143,7 +143,7 @@ def path_search(
     k, scores = np.append(0, k), np.vstack([without, scores[:, best]])
     cutoffs = k / n_auxiliary
     trace = {"step": np.arange(len(k)), "cutoff": cutoffs, "k": k, "validation_pearson": scores.mean(axis=1)}
-    return float(cutoffs[_one_standard_error(np.vstack([without, smooth[:, best]]))]), pd.DataFrame(trace)
+    return float(cutoffs[one_standard_error(np.vstack([without, smooth[:, best]]))]), pd.DataFrame(trace)
 
 
 def _targets_alone(targets: RidgeBasis, validation: Validation, ranks: list[int], *, alpha: float) -> FloatArray:
@@ -200,7 +200,7 @@ def _smooth(scores: FloatArray, reach: int = 2) -> FloatArray:
     return np.stack([window.mean(axis=0) for window in windows])
 
 
-def _one_standard_error(scores: FloatArray) -> int:
+def one_standard_error(scores: FloatArray) -> int:
     """First row whose paired difference to the best row is within one standard error over columns."""
     best = scores[np.argmax(scores.mean(axis=1))]
     difference = best - scores

@@ -30,6 +30,8 @@ class Expression:
     """Of every gene in every section, (n_sections, n_genes)."""
     scale: FloatArray
     """What the centred genes of every section are divided by, (n_sections, n_genes)."""
+    leading: FloatArray | None = None
+    """Centred and scaled expression that stands in place of what was measured of the leading genes, (n_spots, n)."""
 
     @classmethod
     def fitted(cls, values: scipy.sparse.csr_matrix, sections: NDArray[np.int64]) -> "Expression":
@@ -71,6 +73,20 @@ class Expression:
         """Spread of every gene within a section, the mean over spots, (n_genes,)."""
         return np.bincount(self.sections) @ self.scale / len(self.sections)
 
+    def replacing(self, leading: FloatArray) -> "Expression":
+        """The same with other values of the leading genes, centred and scaled, (n_spots, n)."""
+        return replace(self, leading=leading)
+
+    def of_spots(self, rows: NDArray[np.int64]) -> "Expression":
+        """Some of the spots, centred and scaled as they are here."""
+        leading = None if self.leading is None else self.leading[rows]
+        return replace(self, values=self.values[rows], sections=self.sections[rows], leading=leading)
+
+    def of_genes(self, start: int, stop: int) -> "Expression":
+        """Genes ``start`` to ``stop``, as they were measured."""
+        genes = slice(start, stop)
+        return Expression(self.values[:, genes], self.sections, self.means[:, genes], self.scale[:, genes])
+
     def columns(self, start: int, stop: int) -> FloatArray:
         """Genes ``start`` to ``stop``, centred and scaled, (n_spots, n)."""
         return self._scaled(self.values[:, start:stop].astype(float).toarray(), slice(start, stop))
@@ -83,6 +99,9 @@ class Expression:
     def _scaled(self, values: FloatArray, genes: slice) -> FloatArray:
         values -= self.means[self.sections, genes]
         values /= self.scale[self.sections, genes]
+        if self.leading is not None and genes.start < self.leading.shape[1]:
+            own = self.leading[:, genes]
+            values[:, : own.shape[1]] = own
         return values
 
 
@@ -120,6 +139,8 @@ class ExpressionOnDevice:
         self._sections = torch.from_numpy(expression.sections)
         self._means = torch.from_numpy(expression.means.astype(np.float32)).to(device)
         self._scale = torch.from_numpy(expression.scale.astype(np.float32)).to(device)
+        leading = np.zeros((len(expression.sections), 0)) if expression.leading is None else expression.leading
+        self._leading = torch.from_numpy(leading.astype(np.float32)).to(device)
         self._dense: torch.Tensor | None = None
         n_spots, n_genes = self.shape
         if 4 * n_spots * n_genes <= DENSE_BYTES:
@@ -135,4 +156,7 @@ class ExpressionOnDevice:
         rows = self._values[index.cpu().numpy()][:, :n_genes].astype(np.float32).toarray()
         sections = self._sections[index.cpu()].to(self.device)
         centred = torch.from_numpy(rows).to(self.device) - self._means[sections, :n_genes]
-        return centred / self._scale[sections, :n_genes]
+        scaled = centred / self._scale[sections, :n_genes]
+        leading = self._leading[:, :n_genes].index_select(0, index.to(self.device))
+        scaled[:, : leading.shape[1]] = leading
+        return scaled

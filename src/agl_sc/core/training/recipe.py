@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agl_sc.core.arrays import BoolArray, FloatArray
 from agl_sc.core.choices import Earlier
 from agl_sc.core.config import TrainConfig
+from agl_sc.core.linear.choose_denoising import NOT_DENOISED, DenoisingChoice, choose_denoising, denoised
 from agl_sc.core.network.network import calibration, network_from
 from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.numerics.tensors import part
@@ -59,6 +60,8 @@ class TrainingData:
     """Usable validation spots, (n_obs,)."""
     section_digests: dict[str, str]
     """Digest of the image of every section that has training or validation spots."""
+    centres: FloatArray | None = None
+    """Where all spots lie, in any unit, (n_obs, 2); None where nobody knows."""
     sources: tuple[EncodedTiles, EncodedTiles] | None = None
     """Tiles of training and validation spots with the encoder to fine-tune."""
 
@@ -77,6 +80,13 @@ class TrainingData:
         """Validation spots of the targets."""
         rows = self.validation
         return Validation(self.features[rows], self.measured(rows, self.n_targets), self.sections[rows])
+
+    def denoising(self, training: Spots, config: TrainConfig) -> DenoisingChoice:
+        """How far the targets of the training spots are denoised; not at all where the counts themselves are modelled."""
+        if config.denoise is None or config.loss in ("poisson", "negative_binomial"):
+            return NOT_DENOISED
+        centres = None if self.centres is None else self.centres[self.train]
+        return choose_denoising(training, self.n_targets, config.denoise, centres=centres)
 
     def calibrated(self, result: FitResult, config: TrainConfig) -> dict[str, torch.Tensor]:
         """Tensors of a model: parameters, the head cut to the selected genes, and the calibration of its output."""
@@ -143,6 +153,8 @@ def fit_arm(
         "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed
     }  # fmt: skip
     training, held_out = data.spots(data.train, n_genes), data.held_out()
+    denoising = data.denoising(training, config)
+    training = denoised(training, data.n_targets, denoising.chosen)
     settings = {
         **_settings(data, spec, config=config, seed=seed),
         "mixed_precision": accelerator.mixed_precision,
@@ -153,10 +165,10 @@ def fit_arm(
     in_rounds = spec.searches and config.start == "agl"
     first = partial(fit_in_rounds if in_rounds else fit, method=spec)
     result = first(training, held_out, **common_first)
-    result = replace(result, shrinkage=data.shrinkage(result, config))
+    result = replace(result, shrinkage=data.shrinkage(result, config), denoising=denoising)
     if not config.refit or data.sources is not None or in_rounds:
         return result
-    merged = data.spots(data.train | data.validation, n_genes)
+    merged = denoised(data.spots(data.train | data.validation, n_genes), data.n_targets, denoising.chosen)
     # Weights learned from validation spots are kept; others are learned from training spots, and are again.
     kept = Earlier(weights=None if spec.relearns else result.weights)
     again = fit(merged, None, method=spec, choices=result.choices, earlier=kept, **common)

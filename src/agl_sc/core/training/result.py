@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.choices import TRACE_COLUMNS, Choices
+from agl_sc.core.linear.choose_denoising import NOT_DENOISED, DenoisingChoice
 from agl_sc.core.network.bilevel import Problem
 from agl_sc.core.network.network import Network, network_from
 from agl_sc.core.numerics.tensors import Parameters, Tensors, part
@@ -36,6 +37,8 @@ class FitResult:
     """step, cutoff, k, validation_pearson; empty where nothing was searched."""
     shrinkage: float = 1.0
     """What slopes of the calibration are multiplied by."""
+    denoising: DenoisingChoice = NOT_DENOISED
+    """How far the targets that were trained on were denoised."""
     refitted: bool = False
     """Whether the parameters were fitted to the validation spots too."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import region_of
-from agl_sc.core.arrays import BoolArray
+from agl_sc.core.arrays import BoolArray, FloatArray
 from agl_sc.core.encoders.load import load_encoder
 from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.spots.genes import normalize_counts
@@ -23,7 +23,7 @@ from agl_sc.core.training.recipe import TrainingData
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.made_from import check_weights, made_by_embed, placed_again
 from agl_sc.pp._features.reference import reference_of
-from agl_sc.pp._genes.targets_and_ranks import role_of
+from agl_sc.pp._genes.targets_and_ranks import positions_of, role_of
 from agl_sc.pp._splits.split import assigned_in, check_fitted_on
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,17 @@ def training_data(study: Study) -> TrainingData:
         sections=codes,
         train=train,
         validation=validation,
+        centres=_centres(study),
         section_digests={name: digest for name, digest in digests.items() if name in fitted},
     )
+
+
+def _centres(study: Study) -> FloatArray | None:
+    """Where spots lie, if anybody knows."""
+    try:
+        return positions_of(study)[0]
+    except (KeyError, ValueError):
+        return None
 
 
 def ordered_genes(study: Study) -> tuple[list[str], int]:
