@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from agl_sc.core.config import GradientSearch, Preset, TrainConfig, checked_config
+from agl_sc.core.config import Denoise, GradientSearch, Preset, TrainConfig, checked_config
 
 BAD = [
     ("search", "grid", r"search='grid' is not one of 'path', 'gradient'"),
@@ -189,3 +189,30 @@ def test_unknown_preset_is_refused() -> None:
 def test_the_learning_rate_falls_with_the_number_of_features(n_features: int, rate: float) -> None:
     assert TrainConfig(lr=1e-4).rate(n_features) == pytest.approx(rate)
     assert TrainConfig(lr=1e-4, start="random").rate(n_features) == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"genes": ()}, r"genes=\(\) is not one or more numbers of genes, each at least 0"),
+        ({"genes": (-1,)}, r"genes=\(-1,\) is not one or more numbers of genes"),
+        ({"components": (0,)}, r"components=\(0,\) is not one or more numbers of components, each at least 1"),
+        ({"components": (2.5,)}, r"components=\(2.5,\) is not"),
+        (
+            {"mix": (0.0,)},
+            r"mix=\(0.0,\) is not one or more shares, each in \(0, 1\]; TrainConfig\(denoise=None\) leaves",
+        ),
+        ({"mix": (0.5, 1.5)}, r"mix=\(0.5, 1.5\) is not"),
+    ],
+)
+def test_candidates_for_denoising_that_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Denoise(**values)
+
+
+def test_denoising_survives_the_plain_form_and_is_refused_as_another_kind() -> None:
+    for denoise in (None, Denoise(genes=(0, 7), components=(3,), mix=(0.25,))):
+        config = TrainConfig(denoise=denoise)
+        assert TrainConfig.from_plain(json.loads(json.dumps(config.plain()))) == config
+    with pytest.raises(TypeError, match=r"denoise=True is not a Denoise; pass denoise=agl_sc.tl.Denoise"):
+        TrainConfig(denoise=True)  # type: ignore[arg-type]

@@ -118,14 +118,15 @@ class Denoise:
         )
 
     def plain(self) -> dict[str, list[float]]:
-        """Values by name, as lists."""
-        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+        """Values as lists, by the names that a stored form holds."""
+        return {_DENOISE + field.name: list(getattr(self, field.name)) for field in fields(self)}
 
 
 def _all_in(values: tuple[int, ...], least: int) -> bool:
     return bool(values) and all(is_whole(each) and each >= least for each in values)
 
 
+_DENOISE = "denoise_"
 _MOVED = tuple(field.name for field in fields(GradientSearch))
 
 
@@ -198,9 +199,9 @@ class TrainConfig:
     """The cutoff stays at or below this."""
     gradient: GradientSearch = GradientSearch()
     """Settings of the hyper-gradient search."""
-    denoise: Denoise | None = Denoise()
-    """Candidates for denoising the targets that are trained on, where that serves left-out training sections better than the
-    targets as measured; None leaves them so. A likelihood is always of what was measured."""
+    denoise: Denoise | None = None
+    """Candidates for denoising the targets that are trained on, such as ``Denoise()``: of these, or the targets as measured,
+    training takes what serves left-out training sections best. None leaves targets as measured; so does a likelihood."""
 
     def __post_init__(self) -> None:
         literals = {"loss": LossName, "search": Search, "start": Start}
@@ -235,8 +236,9 @@ class TrainConfig:
         """All settings by name, those of the gradient search among them: the form that models, checkpoints and reports hold."""
         settings = asdict(self)
         gradient = settings.pop("gradient")
+        del settings["denoise"]
         denoise = {} if self.denoise is None else self.denoise.plain()
-        return {**settings, **gradient, "denoise": denoise}
+        return {**settings, **gradient, **denoise}
 
     @classmethod
     def from_plain(cls, settings: Mapping[str, Any]) -> "TrainConfig":
@@ -248,10 +250,13 @@ class TrainConfig:
             Values by name.
         """
         gradient = {name: settings[name] for name in _MOVED if name in settings}
-        own = {name: value for name, value in settings.items() if name not in _MOVED}
-        if isinstance(own.get("denoise"), Mapping):
-            own["denoise"] = Denoise(**own["denoise"]) if own["denoise"] else None
-        return cls(**own, gradient=GradientSearch(**gradient))
+        denoise = {
+            field.name: settings[_DENOISE + field.name]
+            for field in fields(Denoise)
+            if _DENOISE + field.name in settings
+        }
+        own = {name: value for name, value in settings.items() if name not in _MOVED and not name.startswith("denoise")}
+        return cls(**own, gradient=GradientSearch(**gradient), denoise=Denoise(**denoise) if denoise else None)
 
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> "TrainConfig":
@@ -318,7 +323,6 @@ _COMMON = TrainConfig(
     max_epochs=1000,
     patience=20,
     refit=False,
-    denoise=None,
     gradient=GradientSearch(warm_moments=False, detach_normalizer=True),
 )
 

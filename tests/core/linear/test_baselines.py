@@ -189,7 +189,14 @@ def test_without_counts_weighted_ridge_is_ridge() -> None:
 
 
 def test_every_baseline_has_a_reference() -> None:
-    assert set(BASELINES) == {*REFERENCES, "depth", "weighted_ridge", "random_forest", "gradient_boosting"}
+    assert set(BASELINES) == {
+        *REFERENCES,
+        "depth",
+        "weighted_ridge",
+        "denoised_ridge",
+        "random_forest",
+        "gradient_boosting",
+    }
 
 
 @pytest.mark.parametrize("name", list(BASELINES))

@@ -10,7 +10,7 @@ import scipy.sparse
 from spatialdata import SpatialData
 
 from agl_sc._sdata.study import Study
-from agl_sc.core.config import Method, Preset
+from agl_sc.core.config import Denoise, Method, Preset
 from agl_sc.core.linear.baselines import BASELINES
 from agl_sc.core.weighting import METHODS
 from agl_sc.pp import rank_auxiliary
@@ -47,6 +47,7 @@ def test_refusals(methods: str | list[str], message: str) -> None:
 
 def test_settings_are_common_but_for_the_published_variants(config: TrainConfig) -> None:
     assert settings_of("dkgsb_moran", config) is config
+    assert settings_of("agl_denoised", config) == replace(config, denoise=Denoise())
     paper = settings_of("dkgsb_paper", config)
     assert paper == replace(TrainConfig.preset("paper"), batch_size=config.batch_size)
 

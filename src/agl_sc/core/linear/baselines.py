@@ -1,23 +1,25 @@
 """Baselines that a network has to beat, on the same spots: scikit-learn behind one protocol."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import Ridge, RidgeCV
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from agl_sc.core.arrays import FloatArray, Floats
+from agl_sc.core.config import Denoise
 from agl_sc.core.linear.choose_by_validation import ALPHAS, RANKS, choose_alpha, choose_rank
+from agl_sc.core.linear.choose_denoising import choose_denoising, denoised
 from agl_sc.core.linear.closed_form import reduced_rank_ridge, ridge_basis
+from agl_sc.core.linear.inner_folds import inner_folds
 from agl_sc.core.spots.spots import Spots, Validation
 
 Predictor = Callable[[Floats], FloatArray]
@@ -28,7 +30,6 @@ TREE_COMPONENTS = 32
 """Principal components that trees are grown on."""
 NEIGHBOURS = (5, 10, 20, 40, 80)
 """Numbers of neighbours tried."""
-_INNER_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,12 @@ def _weighted_ridge(samples: Samples) -> Predictor:
     return _ridge(samples, samples.spots.depth_weights)
 
 
+def _denoised_ridge(samples: Samples) -> Predictor:
+    """Weighted ridge of targets denoised by auxiliary genes, as far as leaving sections out says; without any training."""
+    choice = choose_denoising(samples.spots, samples.n_targets, Denoise())
+    return _weighted_ridge(replace(samples, spots=denoised(samples.spots, samples.n_targets, choice.chosen)))
+
+
 def _knn(samples: Samples) -> Predictor:
     """Mean of the nearest spots in feature space; how many, by squared error in held-out sections."""
     folds = inner_folds(samples.spots.sections)
@@ -181,14 +188,6 @@ def _gradient_boosting(samples: Samples) -> Predictor:
     return _predictor(_on_components(n_components, MultiOutputRegressor(trees)).fit(samples.features, samples.targets))
 
 
-def inner_folds(sections: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to fit on and rows to judge by: whole sections where there are several, else runs of consecutive spots."""
-    n_sections = len(np.unique(sections))
-    if n_sections > 1:
-        return list(GroupKFold(min(_INNER_FOLDS, n_sections)).split(sections, groups=sections))
-    return list(KFold(min(_INNER_FOLDS, len(sections))).split(sections))
-
-
 def _n_components(samples: Samples, most: int) -> int:
     n_spots, n_features = samples.spots.features.shape
     return int(min(most, n_spots, n_features))
@@ -209,11 +208,14 @@ BASELINES: dict[str, Callable[[Samples], Predictor]] = {
     "knn": _knn,
     "ridge": _ridge,
     "weighted_ridge": _weighted_ridge,
+    "denoised_ridge": _denoised_ridge,
     "pca_ridge": _pca_ridge,
     "reduced_rank_ridge": _reduced_rank_ridge,
     "random_forest": _random_forest,
     "gradient_boosting": _gradient_boosting,
 }
 """From samples to a predictor of centred and scaled targets; that of ``"depth"`` is given depth for features."""
-WITH_AUXILIARY = ("reduced_rank_ridge",)
-"""Baselines that look at auxiliary genes; validation spots pick for them."""
+WITH_AUXILIARY = ("denoised_ridge", "reduced_rank_ridge")
+"""Baselines that look at auxiliary genes."""
+PICKING = ("reduced_rank_ridge",)
+"""Baselines for which validation spots pick."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.config import Denoise
 from agl_sc.core.evaluation.metrics import pearson
-from agl_sc.core.linear.baselines import inner_folds
 from agl_sc.core.linear.choose_by_validation import one_standard_error
+from agl_sc.core.linear.inner_folds import inner_folds
 from agl_sc.core.spots.denoise import AS_MEASURED, Denoised, projections
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.spots import Spots

@@ -25,6 +25,10 @@ class Denoised:
     mix: float
     """Share of the projection in a target, in [0, 1]; the rest is what was measured."""
 
+    def plain(self) -> dict[str, float]:
+        """By the names that a model remembers."""
+        return {"denoised_genes": self.n_genes, "denoised_components": self.n_components, "denoised_mix": self.mix}
+
     def mixed(self, measured: FloatArray, projected: FloatArray) -> FloatArray:
         """Targets, or predictions of them, which are linear in them."""
         return (1 - self.mix) * measured + self.mix * projected

@@ -14,7 +14,7 @@ from agl_sc._sdata.records import PredictionRecord, remember
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X
 from agl_sc.core.arguments import check_names
-from agl_sc.core.config import Method, Preset, TrainConfig
+from agl_sc.core.config import Denoise, Method, Preset, TrainConfig
 from agl_sc.core.linear.baselines import WITH_AUXILIARY, Samples, fit_baseline
 from agl_sc.core.linear.depth import depth_feature
 from agl_sc.core.training.recipe import TrainingData
@@ -47,6 +47,8 @@ class Arm:
     """Auxiliary genes are drawn at random, as many as DkGSB chooses."""
     cheap: bool = True
     """Whether it costs about one training at most."""
+    denoise: bool = False
+    """Targets are denoised, by the default candidates where the common settings name none."""
     drawn: bool = True
     """Whether the seed changes anything."""
 
@@ -57,6 +59,7 @@ ARMS = {
     "knn": Arm("kNN", drawn=False),
     "ridge": Arm("ridge", drawn=False),
     "weighted_ridge": Arm("ridge, weighted by depth", drawn=False),
+    "denoised_ridge": Arm("ridge, denoised targets", cheap=False, drawn=False),
     "pca_ridge": Arm("PCA-256 + ridge", drawn=False),
     "reduced_rank_ridge": Arm("reduced-rank ridge", drawn=False),
     "random_forest": Arm("random forest", cheap=False),
@@ -64,6 +67,9 @@ ARMS = {
     "pgl": Arm(METHODS["pgl"].label, "pgl"),
     "agl": Arm(METHODS["agl"].label, "agl"),
     "dkgsb": Arm(METHODS["dkgsb"].label, "dkgsb"),
+    "pgl_denoised": Arm("targets only, denoised", "pgl", denoise=True, cheap=False),
+    "agl_denoised": Arm("all auxiliary, denoised", "agl", denoise=True, cheap=False),
+    "dkgsb_denoised": Arm("DkGSB, denoised", "dkgsb", denoise=True, cheap=False),
     "random_k": Arm("random genes, k of DkGSB", "agl", score="random", random_k=True),
     "dkgsb_dispersion": Arm("DkGSB, ranked by dispersion", "dkgsb", score="dispersion"),
     "dkgsb_mean": Arm("DkGSB, ranked by mean", "dkgsb", score="mean"),
@@ -100,6 +106,8 @@ def check_methods(methods: str | Sequence[str]) -> list[str]:
 def settings_of(name: str, config: TrainConfig) -> TrainConfig:
     """Settings of an arm: the common ones, or a published variant's own, at the common batch size."""
     preset = ARMS[name].preset
+    if ARMS[name].denoise:
+        return replace(config, denoise=config.denoise or Denoise())
     return config if preset is None else TrainConfig.preset(preset, batch_size=config.batch_size)
 
 

@@ -22,7 +22,7 @@ from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.evaluation.section_metrics import SPATIAL
-from agl_sc.core.linear.baselines import WITH_AUXILIARY
+from agl_sc.core.linear.baselines import PICKING
 from agl_sc.core.numerics.constant import constant
 from agl_sc.core.progress import Progress
 from agl_sc.core.spots.genes import Normalize, normalize_counts
@@ -98,7 +98,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         ``"dkgsb_correlation"`` (other prior rankings), ``"random_k"`` (as many genes as DkGSB chooses, drawn at random);
         ``"dkgsb_paper"``, ``"dkgsb_released"``, ``"dkgsb_warmstart"`` (the published variants with their own settings); and
         the baselines ``"mean"``, ``"knn"``, ``"ridge"``, ``"weighted_ridge"`` (spots weighted by depth), ``"pca_ridge"``,
-        ``"reduced_rank_ridge"``, ``"random_forest"``, ``"gradient_boosting"``. And ``"depth"``, which sees no pixels: ridge on
+        ``"reduced_rank_ridge"``, ``"random_forest"``, ``"gradient_boosting"``. ``"pgl_denoised"``, ``"agl_denoised"``, ``"dkgsb_denoised"`` and
+        ``"denoised_ridge"`` are trained on denoised targets (:class:`agl_sc.tl.Denoise`). And ``"depth"``, which sees no pixels: ridge on
         the log of a spot's own total counts, within sections. It is told the measured counts of the spots that it predicts, so
         it is no competitor, but says how much of a score depth alone explains.
     by
@@ -271,7 +272,7 @@ def _folds(study: Study, request: Request) -> list[Fold]:
 def _check_folds(folds: Sequence[Fold], request: Request, sections: NDArray[Any]) -> None:
     """Refuse folds that an arm could not be fitted to, before any of them is."""
     networks = [name for name in request.methods if ARMS[name].method is not None]
-    picking = [*networks, *(name for name in request.methods if name in WITH_AUXILIARY)]
+    picking = [*networks, *(name for name in request.methods if name in PICKING)]
     for fold in folds:
         n_train = int((fold.assigned == "train").sum())
         batch_size = request.protocol.config.batch_size

@@ -23,8 +23,13 @@ from agl_sc.tl._benchmark.files import (
 )
 from agl_sc.tl._benchmark.report import label, markdown
 
-_ALWAYS = (("agl", "pgl"), ("dkgsb", "agl"), ("dkgsb", "depth"))
-"""Compared wherever both are there: are auxiliary genes of use, is choosing among them, and is it more than depth?"""
+_ALWAYS = (
+    ("agl", "pgl"), ("dkgsb", "agl"), ("dkgsb", "depth"),
+    ("pgl_denoised", "pgl"), ("agl_denoised", "agl"), ("dkgsb_denoised", "dkgsb"), ("denoised_ridge", "weighted_ridge"),
+    ("dkgsb_denoised", "denoised_ridge"),
+)  # fmt: skip
+"""Compared wherever both are there: are auxiliary genes of use, is choosing among them, is it more than depth, and is denoising
+of use?"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """Train a model on a SpatialData and write what it predicts and which genes it chose."""
 
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -318,7 +318,7 @@ def _model(study: Study, *, data: TrainingData, spec: MethodSpec, asked: TrainRe
             "alpha": result.choices.alpha,
             "target_weight": result.choices.target_weight,
             **config.plain(),
-            "denoised": asdict(result.denoising.chosen),
+            **({} if config.denoise is None else result.denoising.chosen.plain()),
         },
         "versions": {name: version(name) for name in PACKAGES},
         "fitted_on": data.section_digests,
