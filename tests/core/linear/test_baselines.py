@@ -20,9 +20,9 @@ from agl_sc.core.linear.baselines import (
     TREE_COMPONENTS,
     Samples,
     fit_baseline,
-    inner_folds,
 )
 from agl_sc.core.linear.choose_by_validation import ALPHAS, RANKS
+from agl_sc.core.linear.inner_folds import inner_folds
 from agl_sc.core.spots.counts import Counts
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.scaling import depth_weights
