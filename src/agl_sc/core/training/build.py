@@ -41,13 +41,16 @@ def make_problem(
         held_out = None if validation is None else CachedFeatures(validation.features, device)
         sources = CachedFeatures(spots.features, device), held_out
     n_features, rank = start.trunk.shape
+    hidden = config.hidden
+    if state is not None:
+        rank, hidden = len(state["network.linear.weight"]), len(state["network.inner.bias"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(n_features, start.head.shape[1], rank=rank, hidden=config.hidden, dropout=config.dropout)
+        network = Network(n_features, start.head.shape[1], rank=rank, hidden=hidden, dropout=config.dropout)
     objective, base, stretch = _objective(spots, config, device)
     if config.loss == "pearson":  # which no bias changes: its gradient is rounding, that Adam would make whole steps of
         network.head.bias.requires_grad_(False)  # noqa: FBT003 -- torch's signature
-    if config.start == "closed_form":
+    if config.start == "closed_form" and state is None:
         load_closed_form(network, LowRank(start.trunk, start.head * stretch))
     problem = Problem(
         network=network.to(device),

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from agl_sc.core.arrays import BoolArray, FloatArray
-from agl_sc.core.choices import Earlier
+from agl_sc.core.choices import Choices, Earlier
 from agl_sc.core.config import TrainConfig
+from agl_sc.core.encoders.load import weights_digest
 from agl_sc.core.linear.choose_denoising import NOT_DENOISED, DenoisingChoice, choose_denoising, denoised
 from agl_sc.core.network.network import calibration, network_from
 from agl_sc.core.network.sources import EncodedTiles
@@ -144,8 +145,12 @@ def fit_arm(
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,
     checkpoint: Path | None = None,
+    start: tuple[Choices, Earlier] | None = None,
 ) -> FitResult:
-    """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so."""
+    """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so.
+
+    ``start`` is what an earlier training chose, and what it ended with, to go on from.
+    """
     spec = with_auxiliary(spec, len(data.genes) - data.n_targets)
     n_genes = None if spec.uses_auxiliary else data.n_targets
     accelerator = accelerator or Accelerator()
@@ -160,9 +165,14 @@ def fit_arm(
         "mixed_precision": accelerator.mixed_precision,
         "n_pieces": n_pieces(accelerator),
     }
+    if start is not None:
+        settings["start"] = weights_digest(start[1].state or {})
     saved = None if checkpoint is None else Checkpoint(checkpoint, settings)
     common_first = {**common, "sources": data.sources, "on_improvement": on_improvement, "checkpoint": saved}
     in_rounds = spec.searches and config.start == "agl"
+    if start is not None:
+        in_rounds = False
+        common_first |= {"choices": replace(start[0], n_epochs=config.max_epochs), "earlier": start[1]}
     first = partial(fit_in_rounds if in_rounds else fit, method=spec)
     result = first(training, held_out, **common_first)
     result = replace(result, shrinkage=data.shrinkage(result, config), denoising=denoising)
@@ -170,7 +180,7 @@ def fit_arm(
         return result
     merged = denoised(data.spots(data.train | data.validation, n_genes), data.n_targets, denoising.chosen)
     # Weights learned from validation spots are kept; others are learned from training spots, and are again.
-    kept = Earlier(weights=None if spec.relearns else result.weights)
+    kept = Earlier(None if start is None else start[1].state, None if spec.relearns else result.weights)
     again = fit(merged, None, method=spec, choices=result.choices, earlier=kept, **common)
     return replace(result, state=again.state, refitted=True)
 

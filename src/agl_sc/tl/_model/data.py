@@ -25,15 +25,16 @@ from agl_sc.pp._features.made_from import check_weights, made_by_embed, placed_a
 from agl_sc.pp._features.reference import reference_of
 from agl_sc.pp._genes.targets_and_ranks import positions_of, role_of
 from agl_sc.pp._splits.split import assigned_in, check_fitted_on
+from agl_sc.tl._model.continued import Start
 
 logger = logging.getLogger(__name__)
 
 
-def training_data(study: Study) -> TrainingData:
+def training_data(study: Study, start: Start | None = None) -> TrainingData:
     """Collect features, expression and sets from the slots that :mod:`agl_sc.pp` wrote.
 
     Features are centred on the reference of their region, which is of images alone: that tiles of test spots are among its
-    tiles tells nothing of their expression.
+    tiles tells nothing of their expression. Genes and scale are those of ``start`` where training goes on from a model.
     """
     table, counts = study.table, study.counts
     raw = np.asarray(table.obsm[study.keys.features])
@@ -54,8 +55,11 @@ def training_data(study: Study) -> TrainingData:
             "from it; embed larger tiles with agl_sc.pp.embed(sdata, tile_px=224)."
         )
         raise ValueError(msg)
-    scale = spread_about(raw, means, regions, rows=np.flatnonzero(train))
-    genes, n_targets = ordered_genes(study)
+    if start is None:
+        scale = spread_about(raw, means, regions, rows=np.flatnonzero(train))
+        genes, n_targets = ordered_genes(study)
+    else:
+        scale, genes, n_targets = start.scale, start.genes, start.n_targets
     normalize = study.normalize
     expression = normalize_counts(counts, normalize)
     columns = table.var_names.get_indexer(genes)

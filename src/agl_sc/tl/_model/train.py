@@ -30,6 +30,7 @@ from agl_sc.pp._features.made_from import check_tiles, made_by_embed
 from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study, role_of
 from agl_sc.pp._splits.split import SplitRequest, assigned_in, split_hash, split_study
 from agl_sc.tl._model.belongs import counts_digest, places_of
+from agl_sc.tl._model.continued import Start, check_init, continued_card, prepare_continued
 from agl_sc.tl._model.data import finetune_data, training_data
 from agl_sc.tl._model.kept import kept_on_failure
 from agl_sc.tl._model.predict import forget_predictions, write_predictions
@@ -49,6 +50,7 @@ def train(  # noqa: PLR0913 -- the entry point
     *,
     method: Method | MethodSpec | MakeWeighting = "dkgsb",
     finetune: bool = False,
+    init: Model | None = None,
     config: TrainConfig | None = None,
     preset: Preset | None = None,
     accelerator: Accelerator | None = None,
@@ -84,6 +86,9 @@ def train(  # noqa: PLR0913 -- the entry point
         :class:`agl_sc.tl.Weighting`, or a :class:`agl_sc.tl.MethodSpec` that makes one.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
+    init
+        Model to go on from, on new sections: with its genes and their weights, its encoder, tiles and scale of features, all of which
+        are checked. Epoch 0 is the model as it is, calibrated anew; the method and the cutoff stay, and a search is not repeated.
     config
         Settings of training; :class:`agl_sc.tl.TrainConfig` with its defaults if None.
     preset
@@ -171,7 +176,9 @@ def train(  # noqa: PLR0913 -- the entry point
         msg = f"layer={layer!r} holds the counts and would be overwritten by the predictions; pass another key_added."
         raise ValueError(msg)
     tiles = FeatureRequest(device=device, batch_size=batch_size)
-    request = TrainRequest(spec, config, accelerator, finetune, folder, tiles, seed)
+    if init is not None:
+        check_init(init, spec.name, config, finetune=finetune)
+    request = TrainRequest(spec, config, accelerator, finetune, init, folder=folder, tiles=tiles, seed=seed)
     with holding(folder if accelerator.is_main_process else None):
         return train_study(study, request)
 
@@ -188,6 +195,8 @@ class TrainRequest:
     """Device, precision, processes, trackers."""
     finetune: bool = False
     """Train the whole encoder too."""
+    init: Model | None = None
+    """Model to go on from."""
     folder: Path | None = None
     """Checkpoint."""
     tiles: FeatureRequest = field(default_factory=FeatureRequest)
@@ -205,9 +214,9 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
     _ = study.counts  # refused before any work where they are not raw
     check_place(study)
     with unchanged_on_failure(study.table, study.keys, study.sdata):
-        _prepare(study, asked)
-        data = training_data(study)
-        spec = with_auxiliary(asked.spec, len(data.genes) - data.n_targets)
+        start = _prepare(study, asked)
+        data = training_data(study, start)
+        spec = with_auxiliary(asked.spec, len(data.genes) - data.n_targets) if start is None else start.spec
         if asked.finetune:
             data = finetune_data(study, data, accelerator.device)
         if folder is not None:
@@ -225,6 +234,7 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             seed=asked.seed,
             on_improvement=None if folder is None else lambda best: describe(result=best).save(folder / "model"),
             checkpoint=None if folder is None else folder / "state.safetensors",
+            start=None if start is None else (start.choices, start.earlier),
         )
         model = describe(result=result)
         if folder is not None and accelerator.is_main_process:
@@ -255,17 +265,21 @@ def _checkpoint_folder(path: str | Path) -> Path:
     return folder
 
 
-def _prepare(study: Study, asked: TrainRequest) -> None:
-    """Whatever is missing, the quick and the refusals first."""
+def _prepare(study: Study, asked: TrainRequest) -> Start | None:
+    """Whatever is missing, the quick and the refusals first; what training goes on from where there is a model to."""
     table, keys = study.table, study.keys
     split_if_missing(study, seed=asked.seed)
     check_enough(study, asked.config)
+    if asked.init is not None:
+        study.remember_layer()
+        return prepare_continued(study, asked.init, asked.tiles)
     if keys.role not in table.var:
         choose_targets(study, genes=min(N_TARGETS, table.n_vars))
     ensure_features(study, asked.tiles, finetune=asked.finetune)
     if keys.prior_rank not in table.var:
         rank_study(study)
     study.remember_layer()
+    return None
 
 
 def split_if_missing(study: Study, *, seed: int) -> None:
@@ -325,6 +339,7 @@ def _model(study: Study, *, data: TrainingData, spec: MethodSpec, asked: TrainRe
         "places": places_of(study, data.train | data.validation),
         "split": split_hash(study),
     }
+    init = asked.init
     return Model(
         tensors=data.calibrated(result, config),
         genes=data.genes[: len(result.weights)],
@@ -333,9 +348,9 @@ def _model(study: Study, *, data: TrainingData, spec: MethodSpec, asked: TrainRe
         selected=result.selected,
         method=spec.name,
         search=config.search if spec.searches else None,
-        cutoff=result.choices.cutoff if spec.has_cutoff else None,
+        cutoff=(result.choices.cutoff if spec.has_cutoff else None) if init is None else init.cutoff,
         best_epoch=result.choices.n_epochs,
-        card=card,
+        card=card if init is None else continued_card(card, init),
         history=result.history,
         cutoff_trace=result.cutoff_trace,
     )
