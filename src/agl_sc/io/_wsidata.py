@@ -66,11 +66,17 @@ def from_wsidata(
 
     Examples
     --------
-    >>> import agl_sc, wsidata, lazyslide, numpy, tifffile  # doctest: +SKIP
-    >>> wsi = wsidata.open_wsi("slide.svs")  # doctest: +SKIP
-    >>> lazyslide.pp.find_tissues(wsi)  # doctest: +SKIP
-    >>> lazyslide.pp.tile_tissues(wsi, 224, mpp=0.5)  # doctest: +SKIP
-    >>> sdata = agl_sc.io.from_wsidata(wsi)  # doctest: +SKIP
+    Tiles as ``lazyslide.pp.tile_tissues(wsi, 112, mpp=0.5)`` makes them:
+
+    >>> import agl_sc
+    >>> import numpy as np, tifffile, wsidata
+    >>> tifffile.imwrite("slide.tif", np.full((480, 640, 3), 240, dtype=np.uint8), photometric="rgb", tile=(256, 256))
+    >>> wsi = wsidata.open_wsi("slide.tif", store=None)
+    >>> wsi.set_mpp(0.5)
+    >>> spec = wsidata.TileSpec(height=112, width=112, stride_height=112, stride_width=112, mpp=0.5)
+    >>> wsidata.io.add_tiles(wsi, "tiles", np.array([[0, 0], [112, 0]]), spec, [0, 0])
+    >>> agl_sc.io.from_wsidata(wsi)["table"].shape
+    (2, 0)
     """
     reader, properties = getattr(wsi, "reader", None), getattr(wsi, "properties", None)
     if reader is None or properties is None or not hasattr(wsi, "shapes"):
