@@ -134,7 +134,12 @@ def test_a_person_reads_it(hub: Hub, model: Model) -> None:
         "tissue": "human breast cancer", "patients": "8 women", "licence": "CC-BY-4.0", "limits": "Not for lobular cancer.",
         "citation": "Doe et al., 2026.",
     }  # fmt: skip
-    scores = {"genes": GENES, "columns": {"pearson": [0.31, 0.2, None]}}
+    scores = {
+        "by": "section",
+        "words": "2 sections, each predicted from the others",
+        "sections": ["C2", "C3"],
+        "columns": {"pearson": [0.31, 0.2, None]},
+    }
     replace(model, card={**model.card, "scores": scores}).push_to_hub(REPO, **said)
     readme = hub.repositories[REPO].commits[-1][1]["README.md"].decode()
     assert header(readme) == {

@@ -1,5 +1,6 @@
 """What a person reads of a model on the hub: its README, with the header that the hub reads."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -144,7 +145,8 @@ def _genes(model: "Model") -> str:
     ]  # fmt: skip
     left_out = model.n_predicted - len(shown)
     more = f"\n\n{left_out} more genes are named in `model.json`." if left_out else ""
-    without = "" if names else " No held-out score of single genes is recorded in this model."
+    words = model.card.get("scores", {}).get("words", "spots that were held out") if names else ""
+    without = f" Scores are of {words}." if names else " No held-out score of single genes is recorded in this model."
     intro = (
         f"{model.n_targets} targets and {model.n_predicted - model.n_targets} auxiliary genes are predicted.{without}"
     )
@@ -152,17 +154,16 @@ def _genes(model: "Model") -> str:
 
 
 def gene_scores(model: "Model") -> dict[str, dict[str, float | None]]:
-    """Held-out scores of genes by gene and name, where the card has any."""
+    """Held-out scores of genes by gene and name, where the card has any: ``columns`` of a value per modelled gene."""
     found = model.card.get("scores", {})
     columns = found.get("columns") if isinstance(found, dict) else None
     if not isinstance(columns, dict):
         return {}
-    genes = found.get("genes", [])
-    return {gene: {name: values[number] for name, values in columns.items()} for number, gene in enumerate(genes)}
+    return {gene: {name: values[number] for name, values in columns.items()} for number, gene in enumerate(model.genes)}
 
 
 def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
 def _limits(model: "Model", text: ModelCardText) -> str:
