@@ -299,13 +299,12 @@ SPOILS: dict[str, Callable[["SpatialData", np.random.Generator], None]] = {
     "prediction of bool": _layer(lambda x: x > 0),
 }
 
-LONG = {
-    "seeds",
-    "show",
-    "compile",
-    "self",
-}  # a huge number of seeds is a long run, a window no test's, compiling slow
-LIST_OF_NAMES = ("genes",)
+LONG: dict[str, set[str]] = {
+    "seeds": {"2", "np.int64", "10**9", "10**30"},  # so many runs
+    "compile": {"True"},  # slow
+    "self": set(ODD),
+}
+"""Odd values of a parameter that would only take long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +317,8 @@ class Subject:
     """That made the prediction."""
     benchmark: Any
     """A small benchmark."""
+    encoder: str = ""
+    """A tiny one, which trains in no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +349,11 @@ CALLS = (
     Call("tl.cross_validate", 0.4, {"methods": "mean", "genes": 4}),
     Call("tl.benchmark", 0.2, {"methods": ["mean", "ridge"], "reference": "mean", "genes": 4, "seeds": 1}),
     Call("tl.paper_prepare", 2, {"n_targets": 4, "min_genes": 2}),
+    Call(
+        "tl.paper_benchmark",
+        0.3,
+        {"methods": "pgl", "n_targets": 4, "tile_px": 32, "mpp": 1.0, "changes": {"max_epochs": 1}},
+    ),
     Call("tl.paper_summary", 1, first="results"),
     Call("pl.spatial_pred", 4),
     Call("pl.residual_map", 3),
@@ -406,9 +412,9 @@ def fault_of(subject: Subject, seed: int) -> Fault | None:
         if call.name.startswith("pl."):
             np.atleast_1d(made).ravel()[0].figure.canvas.figure.draw_without_rendering()
     except REFUSALS as error:
-        return _fault(seed, described, error) or _changed(seed, described, before=before, sdata=sdata)
+        return fault_of_error(seed, described, error) or _changed(seed, described, before=before, sdata=sdata)
     except Exception as error:  # noqa: BLE001 -- whatever it is, it is a fault
-        return Fault(seed, described, f"{type(error).__name__}: {error}", _place(error))
+        return Fault(seed, described, f"{type(error).__name__}: {error}", place_of(error))
     finally:
         plt.close("all")
     return None
@@ -419,12 +425,13 @@ def _parameters(call: Call, agl_sc: ModuleType) -> list[str]:
 
     space, _, name = call.name.partition(".")
     signature = inspect.signature(getattr(getattr(agl_sc, space), name))
-    return [each for each in signature.parameters if each not in LONG]
+    return [each for each in signature.parameters if LONG.get(each, set()) != set(ODD)]
 
 
 def _odd(call: Call, rng: np.random.Generator, agl_sc: ModuleType) -> tuple[str, str]:
     named = _parameters(call, agl_sc)
-    return (str(rng.choice(named)), str(rng.choice(sorted(ODD)))) if named else ("", "")
+    parameter = str(rng.choice(named)) if named else ""
+    return parameter, str(rng.choice(sorted(ODD.keys() - LONG.get(parameter, set()))))
 
 
 def _bound(
@@ -456,6 +463,8 @@ def _bound(
         options["spots"] = np.arange(0 if table is None else table.n_obs) % 3 == 0
     if call.name in ("tl.train", "tl.cross_validate", "tl.benchmark"):
         options["config"] = TrainConfig(batch_size=16, max_epochs=1, hidden=8)
+    if call.name == "tl.paper_benchmark":
+        options["encoder"] = subject.encoder
     if name in ("spatial_pred", "residual_map", "calibration"):
         options["genes"] = [table.var_names[0]] if table is not None and table.n_vars else "x"
     return function, options
@@ -468,7 +477,7 @@ def _scanpy(table: "AnnData") -> "AnnData":
     return adata
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """The innermost place of our own, and where it was raised."""
     trace, own, inner = error.__traceback__, "", ""
     while trace is not None:
@@ -479,14 +488,14 @@ def _place(error: BaseException) -> str:
     return own if own == inner else f"{own} -> {inner}"
 
 
-def _fault(seed: int, described: str, error: Exception) -> Fault | None:
+def fault_of_error(seed: int, described: str, error: Exception) -> Fault | None:
     """Whether it is none of the package's own refusals, or not a sentence."""
     message = message_of(error)
     told = f"{type(error).__name__}: {message[:300]}"
     if not is_refusal(error):
-        return Fault(seed, described, told, _place(error))
+        return Fault(seed, described, told, place_of(error))
     if not isinstance(error, OSError) and (not message.endswith((".", "?")) or " " not in message):
-        return Fault(seed, described, f"no sentence: {told}", _place(error))
+        return Fault(seed, described, f"no sentence: {told}", place_of(error))
     return None
 
 

@@ -11,6 +11,7 @@ import pytest
 from agl_sc.core.arguments import (
     LARGEST_SEED,
     check_choice,
+    check_flag,
     check_name,
     check_names,
     check_scales,
@@ -24,6 +25,17 @@ from agl_sc.core.arguments import (
 def test_whole_numbers(value: Any) -> None:
     assert is_whole(value)
     assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [True, False, np.bool_(True), np.array([False])[0]])
+def test_flags(value: Any) -> None:
+    check_flag("refit", value)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes", [], np.array([True]), np.array([True, False]), object], ids=repr)
+def test_what_is_truthy_is_no_flag(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"refit=.* is a .*, not True or False; pass one of these\."):
+        check_flag("refit", value)
 
 
 @pytest.mark.parametrize("value", [0.5, np.float32(1), float("nan")])

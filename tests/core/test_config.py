@@ -6,6 +6,7 @@ import pickle
 from dataclasses import fields, replace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from agl_sc.core.config import Denoise, GradientSearch, Preset, TrainConfig, checked_config
@@ -36,6 +37,37 @@ BAD = [
     ("loss", "l1", r"loss='l1' is not one of 'pearson', 'mse', 'poisson', 'negative_binomial'\."),
     ("start", "warm", r"start='warm' is not one of 'closed_form', 'random', 'agl'\."),
 ]
+
+
+KINDS = [each for cls in (TrainConfig, GradientSearch) for each in fields(cls) if each.name != "gradient"]
+
+
+@pytest.mark.parametrize(
+    "value", ["x", b"x", [1], {}, None, object(), np.arange(3.0), 1j], ids=lambda value: type(value).__name__
+)
+@pytest.mark.parametrize("each", KINDS, ids=lambda each: each.name)
+def test_no_setting_takes_another_kind(each: Any, value: Any) -> None:
+    cls = TrainConfig if each in fields(TrainConfig) else GradientSearch
+    if value is None and each.type == int | None:
+        assert getattr(cls(**{each.name: None}), each.name) is None
+        return
+    with pytest.raises((TypeError, ValueError), match=rf"^{each.name}=.* is (a .*, not .*|not one of .*)\.$"):
+        cls(**{each.name: value})
+
+
+@pytest.mark.parametrize(
+    "each", [each for each in KINDS if each.type in (int, int | None, bool)], ids=lambda each: each.name
+)
+def test_a_number_is_no_flag_and_a_flag_no_number(each: Any) -> None:
+    cls = TrainConfig if each in fields(TrainConfig) else GradientSearch
+    with pytest.raises(TypeError, match=f"^{each.name}=(1|True) is a (int|bool), not "):
+        cls(**{each.name: 1 if each.type is bool else True})
+
+
+@pytest.mark.parametrize("name", ["lr", "encoder_lr", "weight_decay", "temperature"])
+def test_infinite_settings_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}=inf is not finite; the default is "):
+        TrainConfig(**{name: float("inf")})
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD, ids=[f"{name}={value}" for name, value, _ in BAD])

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeGuard
+
+import numpy as np
 
 LARGEST_SEED = 2**32 - 1
 """What every generator that is seeded takes."""
@@ -25,6 +29,13 @@ def check_seed(seed: object) -> None:
         raise ValueError(msg)
 
 
+def check_flag(argument: str, value: object) -> None:
+    """Refuse what is neither True nor False, of Python or NumPy."""
+    if not isinstance(value, bool | np.bool_):
+        msg = f"{argument}={value!r} is a {type(value).__name__}, not True or False; pass one of these."
+        raise TypeError(msg)
+
+
 def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
     """Refuse what is none of the words that are there to choose from."""
     if not isinstance(value, str) or value not in choices:
@@ -37,6 +48,14 @@ def check_name(argument: str, value: object) -> None:
     if value is not None and not isinstance(value, str):
         msg = f"{argument}={value!r} is a {type(value).__name__}, not a name; pass a string, or None for the default."
         raise TypeError(msg)
+
+
+def path_of(argument: str, value: object) -> Path:
+    """A path, however it was given; refused where it is none."""
+    if not isinstance(value, str | PathLike) or (isinstance(value, str) and not value.strip()):
+        msg = f"{argument}={value!r} is a {type(value).__name__}, not a path; pass a string or a pathlib.Path."
+        raise TypeError(msg)
+    return Path(value)
 
 
 def check_names(argument: str, value: object) -> None:

@@ -4,9 +4,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import wraps
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from agl_sc.core.arguments import is_whole
+import numpy as np
+
+from agl_sc.core.arguments import check_choice, check_flag, is_number, is_whole
 
 Method = Literal["pgl", "agl", "dkgsb", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"]
 Search = Literal["path", "gradient", "race"]
@@ -27,6 +29,29 @@ _Legal = dict[str, tuple[bool, str]]
 """By name of a setting whether its value is legal, and what is."""
 
 
+def _check_kinds(settings: Any) -> None:
+    """Refuse settings of another kind than their annotation says."""
+    for each in fields(settings):
+        name, value, kind = each.name, getattr(settings, each.name), each.type
+        if kind is bool:
+            check_flag(name, value)
+        elif get_origin(kind) is Literal:
+            check_choice(name, value, get_args(kind))
+        elif kind is float and not is_number(value):
+            raise TypeError(_no_number(name, value, f"a number; the default is {each.default!r}"))
+        elif kind is float and np.isinf(value):
+            msg = f"{name}={value!r} is not finite; the default is {each.default!r}."
+            raise ValueError(msg)
+        elif kind is int and not is_whole(value):
+            raise TypeError(_no_number(name, value, f"a whole number; the default is {each.default!r}"))
+        elif kind == int | None and value is not None and not is_whole(value):
+            raise TypeError(_no_number(name, value, "a whole number or None"))
+
+
+def _no_number(name: str, value: object, what: str) -> str:
+    return f"{name}={value!r} is a {type(value).__name__}, not {what}."
+
+
 def _refuse_what_is_not(settings: object, legal: _Legal) -> None:
     for name, (fine, what) in legal.items():
         if not fine:
@@ -43,10 +68,6 @@ def _at_least_or_none(settings: object, least: Mapping[str, int]) -> _Legal:
     return {
         name: (given is None or given >= value, f"at least {value}, or None") for name, (given, value) in values.items()
     }
-
-
-def _listed(literal: Any) -> str:
-    return ", ".join(map(repr, get_args(literal)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +96,7 @@ class GradientSearch:
     """Epochs of searching without a lower validation loss, where search and training take turns (``start="agl"``)."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _refuse_what_is_not(
             self,
             {
@@ -204,11 +226,10 @@ class TrainConfig:
     training takes what serves left-out training sections best. None leaves targets as measured; so does a likelihood."""
 
     def __post_init__(self) -> None:
-        literals = {"loss": LossName, "search": Search, "start": Start}
+        _check_kinds(self)
         _refuse_what_is_not(
             self,
             {
-                **{k: (getattr(self, k) in get_args(of), f"one of {_listed(of)}") for k, of in literals.items()},
                 **_at_least(self, {"hidden": 1, "weight_decay": 0, "max_epochs": 0, "patience": 1}),
                 **{k: (getattr(self, k) > 0, "positive") for k in ("lr", "encoder_lr")},
                 **_at_least_or_none(self, {"rank": 1}),
@@ -274,9 +295,7 @@ class TrainConfig:
         **changes
             Fields to set otherwise; of ``gradient`` those of a mapping, such as ``gradient={"inner_steps": 4}``.
         """
-        if name not in PRESETS:
-            msg = f"preset={name!r} is not one of {_listed(Preset)}."
-            raise ValueError(msg)
+        check_choice("preset", name, get_args(Preset))
         chosen = PRESETS[name]
         if isinstance(changes.get("gradient"), Mapping):
             changes["gradient"] = replace(chosen.gradient, **changes["gradient"])

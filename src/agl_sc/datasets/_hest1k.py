@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agl_sc._paths import check_parent
 from agl_sc._sdata.table import near_matches
+from agl_sc.core.arguments import check_flag
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def hest1k(
     >>> files = agl_sc.datasets.hest1k("TENX152", folder="hest")  # doctest: +SKIP
     >>> sdata = agl_sc.io.read_hest("hest", "TENX152")  # doctest: +SKIP
     """
+    check_flag("wsi", wsi)
     names = [ids] if isinstance(ids, str) else list(ids)
     wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]+\d+", name)]
     if wrong or not names:

@@ -36,6 +36,7 @@ from agl_sc.io._layout import (
     check_section_names,
     image_key_of,
     label_of,
+    patients_of,
     per_section,
     refuse_duplicates,
     scale_attrs,
@@ -253,11 +254,10 @@ def _columns(
             refuse_gaps(adata.obs[key], what=key, mend=f"name it for all of them, or rename the column to 'my_{key}'")
     if "section" not in adata.obs:
         columns["section"] = library_of_spot
-    patient_of = per_section(patient, names, argument="patient")
+    patient_of = patients_of(patient, names)
     assumed = [name for name in names if patient_of[name] is None]
     if patient is not None or "patient" not in adata.obs:
-        label = {name: name if patient_of[name] is None else label_of(patient_of[name]) for name in names}
-        columns["patient"] = pd.Categorical([label[name] for name in library_of_spot])
+        columns["patient"] = pd.Categorical([patient_of[name] or name for name in library_of_spot])
     elif _SPATIALDATA_ATTRS not in adata.uns or list(adata.obs["patient"]) != list(library_of_spot):
         assumed = []  # obs names them, rather than an earlier conversion that had no names
     for key, values in columns.items():

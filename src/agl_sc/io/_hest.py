@@ -21,6 +21,7 @@ from spatialdata import SpatialData
 
 from agl_sc._sdata.geometry import PITCH_UM, check_mpp, is_positive_number, spot_pitch_px
 from agl_sc._sdata.table import near_matches, section_of
+from agl_sc.core.arguments import check_names, path_of
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._image import open_levels
 from agl_sc.io._layout import (
@@ -30,6 +31,7 @@ from agl_sc.io._layout import (
     assemble,
     check_section_names,
     image_key_of,
+    patients_of,
     per_section,
 )
 from agl_sc.io._patches import DOWNLOAD_AGAIN, Patches, open_patches, slide_of
@@ -132,10 +134,11 @@ def read_hest(
     if image is not None and image not in get_args(ImageKind):
         msg = f"image={image!r} is not one of 'wsi', 'patches', or None for whichever is there."
         raise ValueError(msg)
-    folder = Path(path)
+    folder = path_of("path", path)
+    check_names("ids", ids)
     names = _names(folder, ids)
     stated_mpp = per_section(image_mpp, names, argument="image_mpp")
-    patients = per_section(patient, names, argument="patient")
+    patients = patients_of(patient, names)
     sources = [_find(folder, name, image) for name in names]
     samples = [_sample(source, stated_mpp[source.name], gene_names) for source in sources]
     placed = [_section(sample, patient=patients[sample.source.name]) for sample in samples]

@@ -217,6 +217,16 @@ def per_section(value: T | Mapping[str, T], sections: Sequence[str], *, argument
     return dict.fromkeys(sections, value)
 
 
+def patients_of(patient: object, sections: Sequence[str]) -> dict[str, str | None]:
+    """Patient of every section, None where nobody says; refused where it is no name."""
+    named: dict[str, Any] = per_section(patient, sections, argument="patient")
+    for section, name in named.items():
+        if name is not None and (isinstance(name, bool) or not isinstance(name, str | Real)):
+            msg = f"patient={name!r} of {section!r} is a {type(name).__name__}, not a name; pass one, or a mapping from section to names."
+            raise TypeError(msg)
+    return {section: None if name is None else label_of(name) for section, name in named.items()}
+
+
 def entries(value: Mapping[str, T], sections: Sequence[str], *, argument: str) -> dict[str, T]:
     """Entries of a mapping for the sections, whose keys may be numbers, refusing one that lacks some."""
     named = {label_of(key): entry for key, entry in value.items()}

@@ -12,6 +12,7 @@ from typing import Any
 import dask.array as da
 
 from agl_sc._sdata.geometry import is_positive_number
+from agl_sc.core.arguments import path_of
 from agl_sc.io._image import open_image
 from agl_sc.io._readable import readable
 
@@ -162,7 +163,7 @@ def _small_images(folder: Path, prefix: str) -> dict[str, Path | None]:
 
 def _choose_image(folder: Path, fullres: str | Path | None, prefix: str) -> tuple[str, Path]:
     if fullres is not None:
-        return "full-resolution", Path(fullres)
+        return "full-resolution", path_of("fullres_image", fullres)
     for kind, file in _small_images(folder, prefix).items():
         if file is not None:
             return kind, file

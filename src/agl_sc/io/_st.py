@@ -11,9 +11,18 @@ import numpy as np
 from spatialdata import SpatialData
 
 from agl_sc._sdata.geometry import PITCH_UM, check_mpp
+from agl_sc.core.arguments import check_flag, check_names, path_of
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._image import open_image, split_name
-from agl_sc.io._layout import SectionData, assemble, check_section_names, entries, per_section, refuse_duplicates
+from agl_sc.io._layout import (
+    SectionData,
+    assemble,
+    check_section_names,
+    entries,
+    patients_of,
+    per_section,
+    refuse_duplicates,
+)
 from agl_sc.io._scale import compare_with_spots
 from agl_sc.io._st_files import FRAME_TOLERANCE, SpotCounts, place_on_frame, read_counts, read_positions, shown_place
 
@@ -106,11 +115,12 @@ def read_st(
     >>> sdata["table"].obs["section"].tolist()
     ['C5', 'C5', 'C5']
     """
+    check_flag("sum_duplicate_genes", sum_duplicate_genes)
     names = _section_names(counts, sections)
     check_section_names(names)
     files = _files(names, counts=counts, image=image, spots=spots)
     stated_mpp = per_section(_renamed(image_mpp, mpp), names, argument="image_mpp")
-    patients = per_section(patient, names, argument="patient")
+    patients = patients_of(patient, names)
     read = {name: read_counts(files[name].counts, sum_duplicate_genes=sum_duplicate_genes) for name in names}
     joined = {name: _join(name, files[name], read[name], stated_mpp=stated_mpp[name]) for name in names}
     images = {name: open_image(files[name].image) for name in names}
@@ -223,14 +233,14 @@ def _complete_sections(folder: Path) -> list[str]:
 
 
 def _section_names(counts: Paths, sections: Sequence[str] | None) -> list[str]:
+    check_names("sections", sections)
     if isinstance(sections, str):
         return [sections]
     if sections is not None:
         return list(sections)
     if isinstance(counts, Mapping):
         return list(counts)
-    paths = [counts] if isinstance(counts, str | Path) else counts
-    return [Path(path).name.split(".")[0] for path in paths]
+    return [path.name.split(".")[0] for path in _listed(counts, argument="counts")]
 
 
 def _files(names: Sequence[str], *, counts: Paths, image: Paths, spots: Paths | None) -> dict[str, _Files]:
@@ -248,12 +258,18 @@ def _files(names: Sequence[str], *, counts: Paths, image: Paths, spots: Paths | 
 
 def _paths(value: Paths, names: Sequence[str], *, argument: str) -> dict[str, Path]:
     if isinstance(value, Mapping):
-        return {name: Path(path) for name, path in entries(value, names, argument=argument).items()}
-    paths = [value] if isinstance(value, str | Path) else list(value)
+        return {name: path_of(argument, path) for name, path in entries(value, names, argument=argument).items()}
+    paths = _listed(value, argument=argument)
     if len(paths) != len(names):
         msg = f"{argument} has {len(paths)} paths for {len(names)} sections ({', '.join(names)}); give one for each."
         raise ValueError(msg)
-    return {name: Path(path) for name, path in zip(names, paths, strict=True)}
+    return dict(zip(names, paths, strict=True))
+
+
+def _listed(value: str | Path | Sequence[str | Path], *, argument: str) -> list[Path]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return [path_of(argument, value)]
+    return [path_of(argument, path) for path in value]
 
 
 def _join(section: str, files: _Files, counts: SpotCounts, *, stated_mpp: float | None) -> _Joined:

@@ -10,8 +10,17 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
 from agl_sc._sdata.geometry import check_mpp
+from agl_sc.core.arguments import check_name, path_of
 from agl_sc.core.arrays import FloatArray
-from agl_sc.io._layout import TABLE_KEY, SectionData, assemble, check_section_names, per_section, refuse_duplicates
+from agl_sc.io._layout import (
+    TABLE_KEY,
+    SectionData,
+    assemble,
+    check_section_names,
+    patients_of,
+    per_section,
+    refuse_duplicates,
+)
 from agl_sc.io._positions import read_positions
 from agl_sc.io._scale import compare_with_spots
 from agl_sc.io._spaceranger import COUNTS_FILE, Source, find, refuse_hd
@@ -105,10 +114,11 @@ def read_visium(
     >>> round(sdata.attrs["agl_sc"]["image_mpp"]["A1_image"], 2)
     1.0
     """
+    check_name("counts_file", counts_file)
     folders = _folders(path, name)
     names = list(folders)
     stated_mpp = per_section(image_mpp, names, argument="image_mpp")
-    patients = per_section(patient, names, argument="patient")
+    patients = patients_of(patient, names)
     fullres = fullres_image if isinstance(fullres_image, Mapping) else dict.fromkeys(names, fullres_image)
     sources = {name: find(name, folders[name], fullres=fullres.get(name), counts_file=counts_file) for name in names}
     read = {name: _read_section(sources[name]) for name in names}
@@ -150,9 +160,10 @@ def _folders(path: str | Path | Mapping[str, str | Path], name: str | None) -> d
         if name is not None:
             msg = f"name={name!r} is for one folder; the keys of path name the sections ({', '.join(path)})."
             raise ValueError(msg)
-        folders = {section: Path(folder) for section, folder in path.items()}
+        folders = {section: path_of("path", folder) for section, folder in path.items()}
     else:
-        folder = Path(path).resolve()
+        check_name("name", name)
+        folder = path_of("path", path).resolve()
         default = folder.parent.name if folder.name == "outs" else folder.name
         folders = {default if name is None else name: folder}
     check_section_names(list(folders))

@@ -70,7 +70,7 @@ def benchmark(
     >>> report = agl_sc.tl.benchmark(sdata, methods=["weighted_ridge", "ridge"], genes=20, metrics=["pearson"])
     >>> axes = agl_sc.pl.benchmark(report, save="differences.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     rows = _rows(benchmark, metric)
     axes = one_axes(ax, height_in=1.1 + _ROW_IN * len(rows))
     handles = [

@@ -108,7 +108,7 @@ def calibration(  # noqa: PLR0913  one argument per thing that a user may want t
     >>> model = agl_sc.tl.train(sdata, config=config)
     >>> axes = agl_sc.pl.calibration(sdata, model.genes[:2], save="calibration.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     address = Address(
         table_key=table_key,
         image_key=image_key,

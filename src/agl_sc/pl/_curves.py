@@ -65,7 +65,7 @@ def history(
     >>> model = agl_sc.tl.train(sdata, config=config)
     >>> axes = agl_sc.pl.history(model, save="history.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     frame = _frame(model, "history")
     if frame.empty:
         msg = f"The model (method {model.method!r}) has no history: it was not trained by epochs."
@@ -120,7 +120,7 @@ def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, 
     >>> model = agl_sc.tl.train(sdata, config=config)
     >>> axes = agl_sc.pl.cutoff(model, save="cutoff.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     trace = _frame(model, "cutoff_trace")
     if trace.empty or model.cutoff is None:
         msg = f"Method {model.method!r} has no cutoff to draw; method='dkgsb' learns one, with agl_sc.tl.train."
@@ -176,7 +176,7 @@ def gene_weights(
     >>> model = agl_sc.tl.train(sdata, config=config)
     >>> axes = agl_sc.pl.gene_weights(model, n_names=5, save="weights.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     if not is_whole(n_names) or n_names < 0:
         msg = f"n_names={n_names!r} is negative or no whole number; pass 0 for no names."
         raise ValueError(msg)

@@ -11,6 +11,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from numpy.typing import NDArray
 
 from agl_sc._paths import replacing
+from agl_sc.core.arguments import check_flag
 
 AxesGrid = NDArray[np.object_]
 
@@ -19,8 +20,10 @@ WIDTH_IN = 7.0
 _DPI = 200
 
 
-def check_save(save: str | Path | None) -> Path | None:
-    """Path to save to, refused here rather than after the drawing when it cannot be written."""
+def check_save(save: str | Path | None, show: bool | None = None) -> Path | None:  # noqa: FBT001 -- as functions have it
+    """Path to save to, refused here rather than after the drawing when it cannot be written; and ``show``, where it says nothing."""
+    if show is not None:
+        check_flag("show", show)
     if save is None:
         return None
     if not isinstance(save, str | Path):

@@ -126,7 +126,7 @@ def gene_metrics(  # noqa: PLR0913  one argument per thing that a user may want 
     >>> scores = agl_sc.tl.evaluate(sdata, metrics=["pearson"])
     >>> axes = agl_sc.pl.gene_metrics(sdata, save="genes.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     _check_against(metric, against, n_names)
     address = Address(
         table_key=table_key,

@@ -9,6 +9,7 @@ from matplotlib.colors import Colormap
 from agl_sc._sdata.predictions import Prediction
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arguments import check_flag
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._panels import Shown, Style, draw_grid, draw_residuals
 from agl_sc.pl._style import DIVERGING, colours_of
@@ -122,7 +123,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     >>> model = agl_sc.tl.train(sdata, config=config)
     >>> axes = agl_sc.pl.spatial_pred(sdata, model.genes[:2], sections="section_1", save="predicted.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
+    check_flag("difference", difference)
     colours = colours_of(cmap)
     check_style(size, image_alpha)
     address = Address(
@@ -238,7 +240,7 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     >>> model = agl_sc.tl.train(sdata, config=config)
     >>> axes = agl_sc.pl.residual_map(sdata, model.genes[0], sections="section_1", save="residuals.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     colours = colours_of(cmap)
     check_style(size, image_alpha)
     address = Address(

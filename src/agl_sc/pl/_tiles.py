@@ -122,7 +122,7 @@ def tiles(  # noqa: PLR0913  one argument per thing that a user may want to name
     """
     from agl_sc.pp._features.placed import place_section
 
-    path = check_save(save)
+    path = check_save(save, show)
     TileSpec(224 if tile_px is None else tile_px, mpp)
     if not is_whole(n) or n < 1:
         msg = f"n={n!r} is not a positive number of tiles; 12 is usual."

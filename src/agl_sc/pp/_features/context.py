@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from agl_sc._sdata.records import FeatureRecord
+from agl_sc.core.arguments import check_flag
 from agl_sc.core.arrays import Float32Array
 
 ORIENTATIONS = (1, 2, 4, 8)
@@ -38,6 +39,7 @@ class Views:
         return 1 + len(self.context) + (self.neighbors > 0)
 
     def __post_init__(self) -> None:
+        check_flag("stages", self.stages)
         factors = self.context
         if isinstance(factors, str | Real) or not all(isinstance(f, Real) and 1 < f < np.inf for f in factors):
             msg = f"context={factors!r} is not a sequence of factors above 1; pass e.g. (2,) or (2, 4)."

@@ -16,7 +16,7 @@ import numpy as np
 from agl_sc._sdata.records import remember
 from agl_sc._sdata.sections import Names, Scales, Section
 from agl_sc._sdata.study import Address, Study
-from agl_sc.core.arguments import check_name, check_names, is_whole
+from agl_sc.core.arguments import check_flag, check_name, check_names, is_whole
 from agl_sc.core.arrays import Float32Array
 from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
@@ -187,6 +187,7 @@ class FeatureRequest:
 
     def __post_init__(self) -> None:
         check_name("encoder", self.encoder)
+        check_flag("compile", self.compile)
         TileSpec(224 if self.tile_px is None else self.tile_px, self.mpp)
         if not is_whole(self.batch_size) or self.batch_size < 1:
             msg = f"batch_size={self.batch_size!r} is not a positive number of tiles; 32 is usual."

@@ -20,6 +20,7 @@ from agl_sc._sdata.predictions import predicted_of
 from agl_sc._sdata.records import AddressRecord, FeatureRecord, TileRecord, remember, remembered
 from agl_sc._sdata.reference import ReferenceRecord
 from agl_sc._sdata.study import Study
+from agl_sc.core.arguments import check_flag
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.spots.genes import Normalize
 from agl_sc.core.spots.spots import usable_spots
@@ -51,6 +52,9 @@ class Protocol:
     """What the target genes chosen are highest in."""
     score: str = "predictability"
     """Prior ranking of the auxiliary genes, where an arm has none of its own."""
+
+    def __post_init__(self) -> None:
+        check_flag("finetune", self.finetune)
 
     def plain(self) -> dict[str, Any]:
         """As JSON values; None, which h5ad and zarr refuse, is left out."""

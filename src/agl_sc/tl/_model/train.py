@@ -18,7 +18,7 @@ from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import X
-from agl_sc.core.arguments import check_seed
+from agl_sc.core.arguments import check_flag, check_seed
 from agl_sc.core.config import Method, Preset, TrainConfig, checked_config
 from agl_sc.core.training.recipe import TrainingData, fit_arm
 from agl_sc.core.training.result import FitResult
@@ -206,6 +206,7 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_flag("finetune", self.finetune)
 
 
 def train_study(study: Study, asked: TrainRequest) -> Model:
