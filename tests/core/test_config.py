@@ -47,7 +47,7 @@ KINDS = [each for cls in (TrainConfig, GradientSearch) for each in fields(cls) i
 )
 @pytest.mark.parametrize("each", KINDS, ids=lambda each: each.name)
 def test_no_setting_takes_another_kind(each: Any, value: Any) -> None:
-    cls = TrainConfig if each in fields(TrainConfig) else GradientSearch
+    cls: Any = TrainConfig if each in fields(TrainConfig) else GradientSearch
     if value is None and each.type == int | None:
         assert getattr(cls(**{each.name: None}), each.name) is None
         return
@@ -59,7 +59,7 @@ def test_no_setting_takes_another_kind(each: Any, value: Any) -> None:
     "each", [each for each in KINDS if each.type in (int, int | None, bool)], ids=lambda each: each.name
 )
 def test_a_number_is_no_flag_and_a_flag_no_number(each: Any) -> None:
-    cls = TrainConfig if each in fields(TrainConfig) else GradientSearch
+    cls: Any = TrainConfig if each in fields(TrainConfig) else GradientSearch
     with pytest.raises(TypeError, match=f"^{each.name}=(1|True) is a (int|bool), not "):
         cls(**{each.name: 1 if each.type is bool else True})
 
@@ -67,7 +67,7 @@ def test_a_number_is_no_flag_and_a_flag_no_number(each: Any) -> None:
 @pytest.mark.parametrize("name", ["lr", "encoder_lr", "weight_decay", "temperature"])
 def test_infinite_settings_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name}=inf is not finite; the default is "):
-        TrainConfig(**{name: float("inf")})
+        TrainConfig(**dict[str, Any]({name: float("inf")}))
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD, ids=[f"{name}={value}" for name, value, _ in BAD])

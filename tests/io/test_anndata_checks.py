@@ -154,6 +154,18 @@ def test_nothing_is_said_of_spots_that_are_not_said_to_be_off_tissue(
     ]
 
 
+def test_entries_that_cannot_be_stored_are_refused_and_nothing_is_written() -> None:
+    adata = hexagonal()
+    adata.obs["annotation"] = [{} for _ in range(400)]
+    columns = list(adata.obs)
+    with pytest.raises(
+        TypeError, match=r"A column of obs holds entries that cannot be stored \(.*'dict'.*\); keep numbers"
+    ):
+        from_anndata(adata, technology="visium")
+    assert list(adata.obs) == columns
+    assert "spatialdata_attrs" not in adata.uns
+
+
 def test_what_does_not_say_whether_a_spot_is_on_tissue_is_refused_before_anything_is_written() -> None:
     adata = hexagonal()
     adata.obs["in_tissue"] = np.where(np.arange(400) < 3, "edge", "1")

@@ -11,7 +11,8 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData, get_element_instances
 from spatialdata.transformations import Identity, get_transformation
 
-from agl_sc.io._layout import SectionData, assemble, check_centres, label_of, per_section
+from agl_sc.io import read_hest, read_st, read_visium
+from agl_sc.io._layout import SectionData, assemble, check_centres, label_of, patients_of, per_section
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning"),  # anndata, on every zarr write
@@ -216,3 +217,34 @@ def test_names_of_numbered_sections(key: object, label: str) -> None:
     assert label_of(key) == label
     given: Any = {key: "x"}
     assert per_section(given, [label], argument="patient") == {label: "x"}
+
+
+@pytest.mark.parametrize("value", [None, 3, b"x", ["x"], {"x"}, object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("read", ["visium", "visium, mapping", "hest", "st", "st, image"])
+def test_what_is_no_path_is_refused(tmp_path: Path, read: str, value: Any) -> None:
+    if read == "st" and isinstance(value, list):  # of one path
+        return
+    calls: dict[str, Any] = {
+        "visium": lambda: read_visium(value),
+        "visium, mapping": lambda: read_visium({"A": value}),
+        "hest": lambda: read_hest(value),
+        "st": lambda: read_st(value, "a.jpg"),
+        "st, image": lambda: read_st({"A": tmp_path / "a.tsv"}, {"A": value}),
+    }
+    with pytest.raises(
+        TypeError, match=r"^(path|counts|image)=.* is a .*, not a path; pass a string or a pathlib\.Path\.$"
+    ):
+        calls[read]()
+
+
+@pytest.mark.parametrize(
+    ("patient", "expected"), [(None, None), ("P", "P"), (3, "3"), (3.0, "3"), (np.int64(7), "7"), ({"A": "x"}, "x")]
+)
+def test_patients(patient: Any, expected: str | None) -> None:
+    assert patients_of(patient, ["A"]) == {"A": expected}
+
+
+@pytest.mark.parametrize("patient", [True, ["x"], np.array(["x", "y"]), {"A": set()}, b"x"], ids=str)
+def test_what_is_no_patient_is_refused(patient: Any) -> None:
+    with pytest.raises(TypeError, match=r"patient=.* of 'A' is a .*, not a name; pass one, or a mapping"):
+        patients_of(patient, ["A"])

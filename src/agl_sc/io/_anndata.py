@@ -380,10 +380,15 @@ def _wrap(
         for key, values in columns.items():
             adata.obs[key] = values
         sdata[TABLE_KEY] = TableModel.parse(adata, **_attrs(names), overwrite_metadata=True)
-    except Exception:  # spatialdata refuses what AnnData allows, perhaps more in later versions: leave adata as it was
+    except (
+        Exception
+    ) as error:  # spatialdata refuses what AnnData allows, perhaps more in later versions: leave adata as it was
         adata.obs = obs
         adata.uns.pop(_SPATIALDATA_ATTRS, None)
         if attrs is not None:
             adata.uns[_SPATIALDATA_ATTRS] = attrs
+        if isinstance(error, TypeError):
+            msg = f"A column of obs holds entries that cannot be stored ({error}); keep numbers and text there, and drop the others."
+            raise TypeError(msg) from error
         raise
     return sdata
