@@ -78,7 +78,7 @@ def predictable_genes(
     >>> genes = agl_sc.tl.predictable_genes(sdata)
     >>> axes = agl_sc.pl.predictable_genes(sdata, save="predictable.png")
     """
-    path = check_save(save)
+    path = check_save(save, show)
     if not is_whole(n_names) or n_names < 0:
         msg = f"n_names={n_names!r} is negative or no whole number; pass 0 for no names."
         raise ValueError(msg)
