@@ -39,7 +39,9 @@ BAD = [
 ]
 
 
-KINDS = [each for cls in (TrainConfig, GradientSearch) for each in fields(cls) if each.name not in ("gradient", "denoise")]
+KINDS = [
+    each for cls in (TrainConfig, GradientSearch) for each in fields(cls) if each.name not in ("gradient", "denoise")
+]
 
 
 @pytest.mark.parametrize(
