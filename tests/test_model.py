@@ -381,7 +381,7 @@ def test_card_that_is_merely_laid_out_anew_is_taken(saved: Path, model: Model) -
 def test_another_format(saved: Path, card: str) -> None:
     (saved / "model.json").write_text(card)
     with pytest.raises(
-        ValueError, match=r"is of another model format than 2; load it with the agl-sc version that wrote"
+        ValueError, match=r"is of another model format than 2 or 3; load it with the agl-sc version that wrote"
     ):
         Model.load(saved)
 
@@ -545,7 +545,8 @@ def test_text_says_what_a_model_is(model: Model) -> None:
         "  encoder: efficientnet_lite0\n"
         "  tiles: 224 px at 0.5 um/px\n"
         "  trained on: 7 sections (section 0, section 1, section 2, section 3, section 4, ...)\n"
-        "  validation Pearson: 0.300 at epoch 2"
+        "  validation Pearson: 0.300 at epoch 2\n"
+        "  levels of sections: not predicted, values compare within a section"
     )
     bare = make_model(method="pgl", encoder={"x": torch.zeros(1)})
     bare.history["validation_pearson"] = np.nan
@@ -567,7 +568,7 @@ def test_html_is_a_table_with_everything_escaped(model: Model) -> None:
     assert html.startswith("<table><tr><th")
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 2
-    assert html.count("<tr>") == html.count("</tr>") == 6
+    assert html.count("<tr>") == html.count("</tr>") == 7
 
 
 HERE = ["efficientnet_lite0", "UNI", "hf-hub:MahmoodLab/UNI", "no such encoder"]

@@ -14,7 +14,8 @@ from safetensors.torch import load as load_tensors
 
 from agl_sc.core.choices import TRACE_COLUMNS
 
-FORMAT = 2
+FORMAT, FORMAT_WITH_LEVELS = 2, 3
+"""A version that knows no levels of sections would predict without them, and must not read the second."""
 CARD, WEIGHTS = "model.json", "model.safetensors"
 _FEATURES = (
     "encoder", "weights_digest", "tile_px", "mpp", "image_mpp", "images", "sections", "context", "neighbors", "orientations",
@@ -73,8 +74,8 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     card, data = _read_together(path)
     fields = _parsed(card, path / CARD)
-    if fields.get("format") != FORMAT or isinstance(fields["format"], bool):
-        msg = f"{path} is of another model format than {FORMAT}; load it with the agl-sc version that wrote it."
+    if fields.get("format") not in (FORMAT, FORMAT_WITH_LEVELS) or isinstance(fields["format"], bool):
+        msg = f"{path} is of another model format than {FORMAT} or {FORMAT_WITH_LEVELS}; load it with the agl-sc version that wrote it."
         raise ValueError(msg)
     if fields.pop("sha256", None) != checksum(data, fields):
         msg = f"{path} is truncated or altered: its files do not have the checksum in {CARD}; save the model again."
@@ -289,7 +290,7 @@ def _check(value: Any, check: Check, legal: str, *, name: str, path: Path) -> No
 def check_tensors(tensors: Mapping[str, torch.Tensor], n_predicted: int, path: Path) -> None:
     """Refuse parameters that are missing, of other shapes, not finite, or so large that a prediction would not be."""
     shapes = _shapes(tensors, n_predicted)
-    own = {name for name in tensors if name.startswith("network.")} | shapes.keys()
+    own = {name for name in tensors if name.startswith(("network.", "levels."))} | shapes.keys()
     for name in sorted(own):
         tensor, shape = tensors.get(name), shapes.get(name)
         found = None if tensor is None else (*tensor.shape,)
@@ -323,8 +324,16 @@ def _shapes(tensors: Mapping[str, torch.Tensor], n_predicted: int) -> dict[str, 
         "outer.weight": (rank, hidden), "head.weight": (n_predicted, rank), "head.bias": (n_predicted,),
     }  # fmt: skip
     calibration = [name for name in ("slope", "intercept", "base") if name != "base" or name in tensors]
+    n_sections = first("levels.coefficients")
+    of_levels = {
+        "centre": (n_features,),
+        "sections": (n_sections, n_features),
+        "coefficients": (n_sections, n_predicted),
+    }
+    has_levels = any(name.startswith("levels.") for name in tensors)
     return {
         **{f"network.{name}": shape for name, shape in of_network.items()},
+        **{f"levels.{name}": shape for name, shape in of_levels.items() if has_levels},
         "feature_scale": (n_features,),
         **dict.fromkeys(calibration, (n_predicted,)),
     }

@@ -15,15 +15,18 @@ from safetensors.torch import save as save_tensors
 
 from agl_sc._hub import OnHub
 from agl_sc._lazyslide import LazySlideModel
-from agl_sc._model_file import CARD, FORMAT, WEIGHTS, checksum, in_order, read_model
+from agl_sc._model_file import CARD, FORMAT, FORMAT_WITH_LEVELS, WEIGHTS, checksum, in_order, read_model
 from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
 from agl_sc.core.encoders.trust import is_harmless
+from agl_sc.core.linear.levels import Levels
 from agl_sc.core.network.exact import ExactNetwork, softplus
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.scaling import centred_rows, rows_at_once, scale_features, section_means
 
+LEVELS, NO_LEVELS = "predicted, values compare between sections too", "not predicted, values compare within a section"
+"""What is said of a model."""
 _SHOWN = 5
 """Names of sections in a representation."""
 
@@ -91,6 +94,7 @@ class Model(OnHub):
             ("tiles", f"{made_from.get('tile_px', '?')} px at {made_from.get('mpp', '?')} um/px"),
             ("trained on", f"{len(sections)} sections ({shown})" if sections else "sections not known"),
             ("validation Pearson", best),
+            ("levels of sections", LEVELS if self.levels is not None else NO_LEVELS),
         ]
 
     @property
@@ -112,6 +116,14 @@ class Model(OnHub):
     def finetuned(self) -> bool:
         """Whether the model brings an encoder of its own."""
         return any(name.startswith("encoder.") for name in self.tensors)
+
+    @property
+    def levels(self) -> Levels | None:
+        """How levels of whole sections follow from their mean features; None where they are not predicted."""
+        names = ("centre", "sections", "coefficients")
+        if "levels.centre" not in self.tensors:
+            return None
+        return Levels(*(self.tensors[f"levels.{name}"].double().numpy() for name in names))
 
     def encoder(self) -> Encoder:
         """The encoder its features come from, with its own weights where it was fine-tuned.
@@ -217,11 +229,16 @@ class Model(OnHub):
         network = ExactNetwork.of(part(self.tensors, "network."))
         slope, intercept = (self.tensors[name].double().numpy() for name in ("slope", "intercept"))
         base = self.tensors["base"].double().numpy() if "base" in self.tensors else None
-        n_rows = rows_at_once(len(scale))
+        levels, n_rows = self.levels, rows_at_once(len(scale))
+        shifts = (
+            np.zeros((len(means), 1)) if levels is None else np.array([levels.shift(mean / scale) for mean in means])
+        )
         for start in range(0, len(features), n_rows):
             rows = slice(start, start + n_rows)
             raw = network(scale_features(centred_rows(features[rows], means[codes[rows]]), scale))
             values = (raw if base is None else softplus(raw + base)) * slope + intercept
+            if levels is not None:
+                values += shifts[codes[rows]]
             yield rows, values.astype(np.float32)
 
     def as_lazyslide(self, *, name: str = "agl_sc") -> LazySlideModel:
@@ -297,7 +314,7 @@ class Model(OnHub):
             for name in ("history", "cutoff_trace")
         }
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.levels is None else FORMAT_WITH_LEVELS,
             **{k: getattr(self, k) for k in plain},
             "card": in_order(self.card),
             "weights": self.weights.tolist(),

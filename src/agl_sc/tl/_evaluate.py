@@ -15,10 +15,11 @@ from agl_sc._sdata.predictions import Predicted, Prediction, predicted_of
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import check_seed
+from agl_sc.core.evaluation.between import FEWEST_SECTIONS, pearson_between
 from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.metrics import overall_gene_structure, top_genes
 from agl_sc.core.evaluation.noise_ceiling import RawCounts
-from agl_sc.core.evaluation.section_metrics import NAMES, SPATIAL, check_names, section_metrics
+from agl_sc.core.evaluation.section_metrics import BETWEEN, NAMES, SPATIAL, check_names, section_metrics
 from agl_sc.core.evaluation.shift_test import combined_p_values, false_discovery_rate
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.pp._genes.targets_and_ranks import positions_of, role_of
@@ -119,6 +120,7 @@ def evaluate(  # noqa: PLR0913 -- an entry point
         ``"p_value"`` (of Pearson > 0, by toroidal shifts, which respect spatial autocorrelation) and ``"fdr"``
         (Benjamini-Hochberg over the genes of the section). ``"noise_ceiling"``, the Pearson correlation that a perfect
         prediction could expect given the noise of the counts, and ``"pearson_of_ceiling"``, the share of it that is reached.
+        Between sections: ``"pearson_between"``, of the means over the spots of every section, undefined with fewer than three.
     table_key
         Table to use; the only one by default.
     image_key
@@ -203,7 +205,7 @@ def evaluate_study(
     lattices = lattices_of(study, optional=metrics is None) if set(names) & set(SPATIAL) else {}
     measured = Measured(counts, normalize, study.section_names, lattices)
     computed = [*names, "p_value"] if "fdr" in names and "p_value" not in names else names
-    tables = []
+    tables, means = [], []
     for name in sorted(set(study.section_names[rows])):
         inside = rows & (study.section_names == name)
         pair = measured.expression[inside][:, genes].toarray(), predicted[inside]
@@ -211,12 +213,26 @@ def evaluate_study(
         values.insert(0, "section", name)
         values.insert(1, "gene", table.var_names[genes])
         values.insert(2, "n_spots", int(inside.sum()))
-        _tell(values, names, structure=overall_gene_structure(*pair))
+        _tell(values, [each for each in names if each != BETWEEN], structure=overall_gene_structure(*pair))
         tables.append(values)
+        means.append([each.mean(axis=0, dtype=float) for each in pair])
     result = pd.concat(tables, ignore_index=True)
+    if BETWEEN in names:
+        result[BETWEEN] = np.tile(_between(means), len(means))
     if write and on == "test" and sections is None:
         _write(study, result, names=names, prediction=prediction)
     return result[["section", "gene", "n_spots", *names]]
+
+
+def _between(means: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.float64]:
+    """Pearson of every gene over sections, from the measured and predicted means of each; tells of it."""
+    values = pearson_between(np.array([each[0] for each in means]), np.array([each[1] for each in means]))
+    if len(means) < FEWEST_SECTIONS:
+        logger.info("Levels of %d sections cannot be compared: it takes %d.", len(means), FEWEST_SECTIONS)
+    elif np.isfinite(values).any():
+        told = "Between the levels (pseudobulk) of %d sections: mean Pearson %.2f."
+        logger.info(told, len(means), np.nanmean(values))
+    return values
 
 
 def _in_sections(study: Study, sections: Names) -> NDArray[np.bool_]:

@@ -19,7 +19,9 @@ CEILING = ("noise_ceiling", "pearson_of_ceiling")
 """Metrics that need raw counts."""
 BEYOND_DEPTH = "pearson_beyond_depth"
 """The metric that needs total counts."""
-NAMES = (*METRICS, BEYOND_DEPTH, *SPATIAL, *CEILING)
+BETWEEN = "pearson_between"
+"""The metric over several sections; of one alone it is NaN."""
+NAMES = (*METRICS, BEYOND_DEPTH, *SPATIAL, *CEILING, BETWEEN)
 """Every metric, in the order of columns."""
 
 

@@ -33,6 +33,7 @@ from agl_sc.pp._splits.leaks import count_shared_pixels
 from agl_sc.pp._splits.own_folds import OwnFolds, own_folds
 from agl_sc.pp._splits.units import By
 from agl_sc.tl._benchmark.arms import ARMS, check_methods
+from agl_sc.tl._benchmark.between import pearson_between_sections, with_between
 from agl_sc.tl._benchmark.provenance import fold_of, patients_of, provenance_of, versions, whole_provenance
 from agl_sc.tl._benchmark.request import Request, requested
 from agl_sc.tl._benchmark.result import CrossValidation
@@ -133,7 +134,8 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         Method whose out-of-fold predictions are written; the first by default.
     metrics
         Metrics to compute. Any of :func:`agl_sc.tl.evaluate`, over the test spots of a fold in a section: with blocks or
-        spots held out, those that go by neighbours see only neighbours that are test spots too.
+        spots held out, those that go by neighbours see only neighbours that are test spots too. ``"pearson_between"`` is over
+        the sections of all folds, and its mean is told in the log whether it is asked for or not.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
     config
@@ -345,7 +347,9 @@ def _results(
             values = of.metrics(outcome.predicted[inside], rows=rows[inside], columns=columns, names=request.metrics)
             long = values.assign(gene=outcome.genes).melt("gene", var_name="metric")
             frames.append(long.assign(method=name, fold=fold.name, seed=seed, section=section))
-    results = pd.concat(frames, ignore_index=True)
+    results = with_between(
+        pd.concat(frames, ignore_index=True), pearson_between_sections(of, names=names, folds=folds, runs=runs)
+    )
     undefined = int(results["value"].isna().sum())
     if undefined:
         logger.warning(

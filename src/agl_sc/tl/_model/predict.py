@@ -19,7 +19,7 @@ from agl_sc.core.arrays import BoolArray, FloatArray, Floats, IntArray
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import without_path
 from agl_sc.core.evaluation.section_metrics import NAMES
-from agl_sc.model import Model, check_encoder_is_trusted
+from agl_sc.model import NO_LEVELS, Model, check_encoder_is_trusted
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.embed import FeatureRequest, embed_study, encode
 from agl_sc.pp._features.made_from import check_tiles, placed_again
@@ -170,6 +170,8 @@ def write_predictions(study: Study, model: Model, *, record: PredictionRecord, t
     slot = write_predicted(study, "model", genes=genes, blocks=written)
     remember(table, study.keys, record)
     forget_metrics(study)
+    if model.levels is None:
+        study.tell_written(logger, "Levels of sections are %s.", NO_LEVELS)
     study.tell_written(logger, "Wrote %s: %d genes of %d spots.", slot, known.sum(), table.n_obs)
 
 

@@ -33,6 +33,7 @@ from agl_sc.tl._model.belongs import counts_digest, places_of
 from agl_sc.tl._model.continued import Start, check_init, continued_card, prepare_continued
 from agl_sc.tl._model.data import finetune_data, training_data
 from agl_sc.tl._model.kept import kept_on_failure
+from agl_sc.tl._model.levels import levels_of
 from agl_sc.tl._model.predict import forget_predictions, write_predictions
 
 if TYPE_CHECKING:
@@ -324,6 +325,10 @@ def ensure_features(study: Study, tiles: FeatureRequest, *, finetune: bool) -> N
 
 def _model(study: Study, *, data: TrainingData, spec: MethodSpec, asked: TrainRequest, result: FitResult) -> Model:
     config = asked.config
+    levels = levels_of(study, data, result.selected)
+    tensors = {**data.calibrated(result, config), **levels.tensors}
+    if "offset" in tensors:
+        tensors["intercept"] = tensors["intercept"] + tensors.pop("offset")
     card = {
         "features": made_by_embed(study).plain(),
         "normalize": study.normalize,
@@ -339,10 +344,11 @@ def _model(study: Study, *, data: TrainingData, spec: MethodSpec, asked: TrainRe
         "fitted_on": data.section_digests,
         "places": places_of(study, data.train | data.validation),
         "split": split_hash(study),
+        "levels": levels.card,
     }
     init = asked.init
     return Model(
-        tensors=data.calibrated(result, config),
+        tensors=tensors,
         genes=data.genes[: len(result.weights)],
         weights=result.weights,
         n_targets=data.n_targets,
