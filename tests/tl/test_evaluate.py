@@ -25,6 +25,7 @@ Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 METRICS = [
     "pearson", "spearman", "mse", "r2", "concordance", "variance_ratio", "gene_structure",
     "pearson_beyond_depth", "ssim", "moran_ratio", "p_value", "fdr", "noise_ceiling", "pearson_of_ceiling",
+    "pearson_between",
 ]  # fmt: skip
 BASIC = METRICS[:3]
 

@@ -17,6 +17,7 @@ from spatialdata import SpatialData
 
 from agl_sc._sdata.study import Study
 from agl_sc.core.evaluation.section_metrics import NAMES
+from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.pp import rank_auxiliary, split, target_genes
 from agl_sc.pp._features.embed import FeatureRequest, embed_study
 from agl_sc.pp._splits.folds import Fold
@@ -91,8 +92,27 @@ def test_all_metrics_are_those_of_evaluate(prepared: SpatialData, config: TrainC
     expected = evaluate(prepared).set_index("gene")
     found = result[result["section"] == "section_3"].pivot(index="gene", columns="metric", values="value")
     for name in NAMES:
-        np.testing.assert_allclose(found[name], expected[name].reindex(found.index), rtol=1e-5, err_msg=name)
+        if name != "pearson_between":  # over the sections of all folds
+            np.testing.assert_allclose(found[name], expected[name].reindex(found.index), rtol=1e-5, err_msg=name)
+    between = result[result["metric"] == "pearson_between"]
+    assert (between.groupby("gene")["value"].nunique() == 1).all()
+    means = {kind: _section_means(prepared, layer) for kind, layer in (("predicted", "agl_oof"), ("measured", None))}
+    for gene in found.index:
+        oracle = np.corrcoef(means["measured"][gene], means["predicted"][gene])[0, 1]
+        assert found.loc[gene, "pearson_between"] == pytest.approx(oracle, abs=1e-4)
     assert found["ssim"].notna().all()
+
+
+def _section_means(sdata: SpatialData, layer: str | None) -> pd.DataFrame:
+    """Pseudobulk of every section, of log-normalised counts where no layer is named."""
+    table = sdata["table"]
+    values = (
+        normalize_counts(scipy.sparse.csr_matrix(table.X), "log1p_cp10k").toarray()
+        if layer is None
+        else table.layers[layer]
+    )
+    frame = pd.DataFrame(values, columns=table.var_names)
+    return frame.groupby(table.obs["section"].to_numpy()).mean()
 
 
 def test_a_fold_is_what_split_and_train_would_make_of_it(prepared: SpatialData, config: TrainConfig) -> None:
