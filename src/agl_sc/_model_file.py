@@ -14,8 +14,8 @@ from safetensors.torch import load as load_tensors
 
 from agl_sc.core.choices import TRACE_COLUMNS
 
-FORMAT, FORMAT_WITH_LEVELS = 2, 3
-"""A version that knows no levels of sections would predict without them, and must not read the second."""
+FORMAT, FORMAT_WITHOUT_LEVELS = 3, 2
+"""A version that knows no levels of sections would predict without them, and must not read the first."""
 CARD, WEIGHTS = "model.json", "model.safetensors"
 _FEATURES = (
     "encoder", "weights_digest", "tile_px", "mpp", "image_mpp", "images", "sections", "context", "neighbors", "orientations",
@@ -74,8 +74,8 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     card, data = _read_together(path)
     fields = _parsed(card, path / CARD)
-    if fields.get("format") not in (FORMAT, FORMAT_WITH_LEVELS) or isinstance(fields["format"], bool):
-        msg = f"{path} is of another model format than {FORMAT} or {FORMAT_WITH_LEVELS}; load it with the agl-sc version that wrote it."
+    if fields.get("format") not in (FORMAT_WITHOUT_LEVELS, FORMAT) or isinstance(fields["format"], bool):
+        msg = f"{path} is of another model format than {FORMAT_WITHOUT_LEVELS} or {FORMAT}; load it with the agl-sc version that wrote it."
         raise ValueError(msg)
     if fields.pop("sha256", None) != checksum(data, fields):
         msg = f"{path} is truncated or altered: its files do not have the checksum in {CARD}; save the model again."

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from agl_sc._hub import OnHub
 from agl_sc._lazyslide import LazySlideModel
-from agl_sc._model_file import CARD, FORMAT, FORMAT_WITH_LEVELS, WEIGHTS, checksum, in_order, read_model
+from agl_sc._model_file import CARD, FORMAT, FORMAT_WITHOUT_LEVELS, WEIGHTS, checksum, in_order, read_model
 from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
@@ -23,7 +23,7 @@ from agl_sc.core.encoders.trust import is_harmless
 from agl_sc.core.linear.levels import Levels
 from agl_sc.core.network.exact import ExactNetwork, softplus
 from agl_sc.core.numerics.tensors import part
-from agl_sc.core.spots.scaling import centred_rows, rows_at_once, scale_features, section_means
+from agl_sc.core.spots.scaling import centred_rows, means_of, rows_at_once, scale_features, section_means
 
 LEVELS, NO_LEVELS = "predicted, values compare between sections too", "not predicted, values compare within a section"
 """What is said of a model."""
@@ -225,7 +225,7 @@ class Model(OnHub):
         scale = self.tensors["feature_scale"].double().numpy()
         codes, names = pd.factorize(np.asarray(sections), use_na_sentinel=False)
         codes = codes.astype(np.int64)
-        means = section_means(features, codes) if reference is None else _means_of(reference, names, len(scale))
+        means = section_means(features, codes) if reference is None else means_of(reference, names, len(scale))
         network = ExactNetwork.of(part(self.tensors, "network."))
         slope, intercept = (self.tensors[name].double().numpy() for name in ("slope", "intercept"))
         base = self.tensors["base"].double().numpy() if "base" in self.tensors else None
@@ -314,7 +314,7 @@ class Model(OnHub):
             for name in ("history", "cutoff_trace")
         }
         return {
-            "format": FORMAT if self.levels is None else FORMAT_WITH_LEVELS,
+            "format": FORMAT_WITHOUT_LEVELS if self.levels is None else FORMAT,
             **{k: getattr(self, k) for k in plain},
             "card": in_order(self.card),
             "weights": self.weights.tolist(),
@@ -385,28 +385,6 @@ def check_model_path(path: str | Path) -> Path:
         msg = f"{path} exists and is not a model; choose another path."
         raise FileExistsError(msg)
     return path
-
-
-def _means_of(
-    reference: Mapping[Any, NDArray[np.floating[Any]]], names: NDArray[Any], n_features: int
-) -> NDArray[np.float64]:
-    """Means (n_sections, n_features) of some sections, refused where one is missing or of another shape."""
-    missing = [name for name in names if name not in reference]
-    if missing:
-        listed = ", ".join(map(str, reference)) or "none"
-        msg = f"reference lacks the section {str(missing[0])!r} and holds {listed}; pass the mean features of every section."
-        raise KeyError(msg)
-    means = [np.asarray(reference[name], dtype=float) for name in names]
-    odd = [
-        name
-        for name, mean in zip(names, means, strict=True)
-        if mean.shape != (n_features,) or not np.isfinite(mean).all()
-    ]
-    if odd:
-        shape = np.shape(reference[odd[0]])
-        msg = f"reference of section {str(odd[0])!r} has shape {shape}; pass its mean features, ({n_features},), without NaN."
-        raise ValueError(msg)
-    return np.array(means).reshape(len(means), n_features)
 
 
 def _numeric_table(split: dict[str, Any]) -> pd.DataFrame:

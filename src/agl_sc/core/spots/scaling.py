@@ -1,5 +1,8 @@
 """Centring per section, scaling, and calibration to the units of the measured layer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,6 +65,26 @@ def section_means(values: Floats, codes: NDArray[np.int64], *, n_rows: int | Non
             totals[code] = np.vstack([totals[code], inside]).sum(axis=0)  # row by row, as the sum over all at once
             counts[code] += len(inside)
     return totals / np.maximum(counts, 1)
+
+
+def means_of(reference: Mapping[Any, NDArray[np.floating[Any]]], names: NDArray[Any], n_features: int) -> FloatArray:
+    """Means (n_sections, n_features) of some sections, refused where one is missing or of another shape."""
+    missing = [name for name in names if name not in reference]
+    if missing:
+        listed = ", ".join(map(str, reference)) or "none"
+        msg = f"reference lacks the section {str(missing[0])!r} and holds {listed}; pass the mean features of every section."
+        raise KeyError(msg)
+    means = [np.asarray(reference[name], dtype=float) for name in names]
+    odd = [
+        name
+        for name, mean in zip(names, means, strict=True)
+        if mean.shape != (n_features,) or not np.isfinite(mean).all()
+    ]
+    if odd:
+        shape = np.shape(reference[odd[0]])
+        msg = f"reference of section {str(odd[0])!r} has shape {shape}; pass its mean features, ({n_features},), without NaN."
+        raise ValueError(msg)
+    return np.array(means).reshape(len(means), n_features)
 
 
 def centred_rows(values: Floats, means: FloatArray) -> FloatArray:
