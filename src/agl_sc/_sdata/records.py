@@ -101,6 +101,8 @@ class FeatureRecord:
     """Ways of laying every tile that were averaged over."""
     stages: bool = False
     """Whether mean and spread of the stages' feature maps are there."""
+    maps: str = "none"
+    """Which fields of view are means over maps of the tissue: ``"none"``, as in older records, ``"wider"`` or ``"all"``."""
     precision: str | None = None
     """Of the arithmetic; None in records older than this entry."""
 

@@ -77,6 +77,9 @@ def train(  # noqa: PLR0913 -- an entry point
     orientations: Annotated[
         int | None, typer.Option(help="Ways of laying a tile that features are averaged over: 1, 2, 4 or 8.")
     ] = None,
+    maps: Annotated[
+        str | None, typer.Option(help="Fields of view that are means over maps of the tissue: none, wider or all.")
+    ] = None,
     table_key: TableKey = None,
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
@@ -110,7 +113,7 @@ def train(  # noqa: PLR0913 -- an entry point
     tiles = given(
         encoder=encoder, tile_px=tile_px, mpp=tile_mpp(mpp) if mpp else None, neighbors=neighbors,
         context=tuple(factor for factor in wider if factor != 1) if wider else None,
-        orientations=orientations,
+        orientations=orientations, maps=maps,
     )  # fmt: skip
     genes = given(genes=number_or_names(targets), score=score)
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
@@ -252,7 +255,7 @@ def _prepare(
         if genes.get("score", "predictability") != "predictability":  # by features, training ranks when it has them
             rank_study(study, score=genes["score"], seed=seed)
     if tiles:
-        wider = {"context": WIDER, "neighbors": 0, "orientations": 2, "stages": True}
+        wider = {"context": WIDER, "neighbors": 0, "orientations": 2, "stages": True, "maps": None}
         views = Views(**{name: tiles.pop(name, usual) for name, usual in wider.items()})
         embed_study(study, FeatureRequest(**tiles, views=views, **encoding))
 

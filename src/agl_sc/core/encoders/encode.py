@@ -1,6 +1,7 @@
 """Features of the tiles in boxes, in blocks that come out the same however the work is divided."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
@@ -11,15 +12,18 @@ import numpy as np
 import torch
 
 from agl_sc.core.arrays import Float32Array, IntArray
+from agl_sc.core.encoders.dense import Fields, Pass, field_blocks, field_rows, n_windows
 from agl_sc.core.encoders.load import Encoder
+from agl_sc.core.encoders.maps import Maps
 from agl_sc.core.tiles.reader import Boxes, tile_batches
 
 EncodedBlock = tuple[int, Float32Array]
 logger = logging.getLogger(__name__)
 
 BLOCK = 256
-"""Tiles of a block, the unit of resuming and of spreading."""
+"""Tiles, or fields of view, of a block, the unit of resuming and of spreading."""
 _PARTS_PER_THREAD = 4
+_USUAL_PX = 224
 _ATTEMPTS = 4
 _WAIT_S = 60
 """How long to wait for another worker where all are gone."""
@@ -44,6 +48,35 @@ class Recipe:
     precision: str | None = None
     """What the device must compute in, as :func:`precision_of` names it, so that no blocks of another join; whatever it
     does where None."""
+    maps: Maps | None = None
+    """Of the encoder; None where nothing is seen by maps."""
+
+    @property
+    def ways(self) -> list[tuple[bool, int]]:
+        """Whether a tile is mirrored, and its quarter turns, for every way of laying it."""
+        return [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: self.orientations]
+
+    def n_features(self, seen: Boxes | Fields) -> int:
+        """Width of the features of tiles, or of fields of view by maps."""
+        return self.encoder.n_features if isinstance(seen, Boxes) else self.mapped.n_features
+
+    def rows(self, seen: Boxes | Fields) -> list[IntArray]:
+        """Indices of the boxes, or the fields of view, of every block: up to 256 that lie together."""
+        return block_rows(seen) if isinstance(seen, Boxes) else field_rows(self.mapped, seen, BLOCK)
+
+    def n_passes(self, seen: Boxes | Fields) -> int:
+        """Work in tiles: so many of them have as many pixels as what goes through the network in one orientation."""
+        if isinstance(seen, Boxes):
+            return len(seen.origins)
+        return math.ceil(n_windows(self.mapped, seen) * (self.mapped.window_px / self.tile_px) ** 2)
+
+    @property
+    def mapped(self) -> Maps:
+        """The maps, which fields of view cannot do without."""
+        if self.maps is None:
+            msg = "Fields of view need maps=, as agl_sc.core.encoders.maps.maps_of makes them of the encoder."
+            raise ValueError(msg)
+        return self.maps
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -88,20 +121,20 @@ def block_rows(boxes: Boxes) -> list[IntArray]:
     return np.split(order, range(BLOCK, len(order), BLOCK))
 
 
-def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
-    """Encode blocks of boxes, reading all of them in one go.
+def encoded_blocks(recipe: Recipe, seen: Boxes | Fields, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
+    """Encode blocks of boxes or of fields of view, reading all of them in one go.
 
     A block's features are the same bytes whichever others are encoded with it: its tiles are gathered first and then
-    passed through the network in batches of its own.
+    passed through the network in batches of its own; windows of maps are all passed in batches of one size.
 
     Parameters
     ----------
     recipe
         How.
-    boxes
-        The boxes of all blocks.
+    seen
+        The boxes, or the fields of view, of all blocks.
     blocks
-        Which blocks, as numbered by :func:`block_rows`.
+        Which blocks, as numbered by :meth:`Recipe.rows`.
 
     Yields
     ------
@@ -116,6 +149,24 @@ def encoded_blocks(recipe: Recipe, boxes: Boxes, blocks: Sequence[int]) -> Itera
     if recipe.precision not in (None, precision := precision_of(recipe.device)):
         msg = f"Features in {recipe.precision} cannot be made on device {device.type!r}, which computes in {precision}; name a device= that all have."
         raise ValueError(msg)
+    if isinstance(seen, Fields):
+        yield from field_blocks(_pass(recipe, device), seen, rows=recipe.rows(seen), blocks=blocks)
+    else:
+        yield from _tile_blocks(recipe, seen, blocks, device=device)
+
+
+def _pass(recipe: Recipe, device: torch.device) -> Pass:
+    """How windows go through the network; one by one on the CPU, which finds less of a larger batch in its caches."""
+    maps = recipe.mapped.to(device).to(memory_format=torch.channels_last)
+    at_once = recipe.batch_size * _USUAL_PX**2 // maps.window_px**2
+    compiled = cast("Maps", torch.compile(maps, dynamic=False)) if recipe.compiled else maps
+    at_once = 1 if device.type == "cpu" else max(1, at_once)
+    return Pass(recipe.encoder, compiled, recipe.ways, at_once, device, _dtype(device))
+
+
+def _tile_blocks(
+    recipe: Recipe, boxes: Boxes, blocks: Sequence[int], *, device: torch.device
+) -> Iterator[EncodedBlock]:
     module = recipe.encoder.module.to(device).to(memory_format=torch.channels_last)
     if recipe.compiled:
         compiled = cast("torch.nn.Module", torch.compile(module, dynamic=False))
@@ -148,7 +199,7 @@ class Workers:
         self._own_recipe = recipe
         self.recipe = self._share(recipe)
 
-    def encoded_blocks(self, boxes: Boxes, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
+    def encoded_blocks(self, seen: Boxes | Fields, blocks: Sequence[int]) -> Iterator[EncodedBlock]:
         """The same as :func:`encoded_blocks`, each worker on blocks that lie together.
 
         Raises
@@ -160,7 +211,7 @@ class Workers:
         if not left:
             return
         for attempt in range(_ATTEMPTS):
-            for part, done in self._parts(boxes, left, again=attempt > 0):
+            for part, done in self._parts(seen, left, again=attempt > 0):
                 if isinstance(done, Exception):
                     failure = done
                     continue
@@ -176,14 +227,17 @@ class Workers:
         raise ConnectionError(msg) from failure
 
     def _parts(
-        self, boxes: Boxes, blocks: Sequence[int], *, again: bool
+        self, seen: Boxes | Fields, blocks: Sequence[int], *, again: bool
     ) -> Iterator[tuple[list[int], list[EncodedBlock] | Exception]]:
         """Blocks that lie together, and their features, or how the worker that had them was lost."""
         lost, futures = _lost_errors(), []
         try:
             recipe = self._share_again() if again else self.recipe
-            n_parts = min(len(blocks), max(1, _PARTS_PER_THREAD * sum(self.client.nthreads().values())))
-            there = self._share(boxes)
+            per_thread = (
+                1 if isinstance(seen, Fields) else _PARTS_PER_THREAD
+            )  # parts of maps share windows at their ends
+            n_parts = min(len(blocks), max(1, per_thread * sum(self.client.nthreads().values())))
+            there = self._share(seen)
             parts = [part.tolist() for part in np.array_split(np.asarray(blocks), n_parts)]
             futures = [self.client.submit(_encoded_part, recipe, there, part, pure=False) for part in parts]
         except lost as error:
@@ -204,7 +258,7 @@ class Workers:
         self.client.wait_for_workers(1, timeout=_WAIT_S)
         return self._share(self._own_recipe)
 
-    def _share(self, value: Recipe | Boxes) -> Any:
+    def _share(self, value: Recipe | Boxes | Fields) -> Any:
         # Without hash=False what an earlier call sent has the same key, and its late release takes this one along.
         return self.client.scatter(value, broadcast=True, hash=False)
 
@@ -220,8 +274,8 @@ def _lost_errors() -> tuple[type[Exception], ...]:
     return (*own, CommClosedError, KilledWorker)
 
 
-def _encoded_part(recipe: Recipe, boxes: Boxes, blocks: list[int]) -> list[EncodedBlock]:
-    return list(encoded_blocks(recipe, boxes, blocks))
+def _encoded_part(recipe: Recipe, seen: Boxes | Fields, blocks: list[int]) -> list[EncodedBlock]:
+    return list(encoded_blocks(recipe, seen, blocks))
 
 
 @torch.inference_mode()
@@ -244,8 +298,7 @@ def _batch(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
 def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
     if recipe.orientations == 1:
         return recipe.encoder(tiles)
-    ways = [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: recipe.orientations]
-    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in ways)
+    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in recipe.ways)
     return torch.stack([recipe.encoder(way).float() for way in laid]).mean(dim=0)
 
 

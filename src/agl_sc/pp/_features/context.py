@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import scipy.sparse
@@ -16,6 +16,7 @@ from agl_sc.core.arrays import Float32Array
 
 ORIENTATIONS = (1, 2, 4, 8)
 """As it is; and upside down; and by quarter turns; and all of these mirrored."""
+MapsOf = Literal["none", "wider", "all"]
 WIDER = (2, 4, 8)
 """Fields of view beside the tile's, in sides of it, that predict best on HER2ST; 16 adds nothing."""
 
@@ -32,11 +33,9 @@ class Views:
     """Ways of laying every tile that are averaged over."""
     stages: bool = False
     """Mean and spread of the feature maps of every stage of the encoder, beside its own features."""
-
-    @property
-    def n_views(self) -> int:
-        """Fields of view, the neighbours' one of them; all of the same number of features."""
-        return 1 + len(self.context) + (self.neighbors > 0)
+    maps: MapsOf | None = "none"
+    """Which fields of view are means over maps of the tissue: none, those wider than the tile, or all; what suits the
+    encoder if None."""
 
     def __post_init__(self) -> None:
         check_flag("stages", self.stages)
@@ -50,6 +49,9 @@ class Views:
         if not isinstance(self.orientations, Integral) or self.orientations not in ORIENTATIONS:
             msg = f"orientations={self.orientations!r} is not one of {', '.join(map(str, ORIENTATIONS))} ways of laying a tile; 2 is usual."
             raise ValueError(msg)
+        if self.maps is not None and self.maps not in get_args(MapsOf):
+            msg = f"maps={self.maps!r} is not one of {', '.join(map(repr, get_args(MapsOf)))}; leave it out for what suits the encoder."
+            raise ValueError(msg)
 
     def plain(self) -> dict[str, Any]:
         """As :class:`FeatureRecord` holds them."""
@@ -59,13 +61,14 @@ class Views:
             "neighbors": int(self.neighbors),
             "orientations": int(self.orientations),
             "stages": bool(self.stages),
+            "maps": self.maps,
         }
 
     @classmethod
     def of(cls, features: FeatureRecord) -> "Views":
         """The views of the features that a record describes."""
         factors = tuple(float(factor) for factor in features.context.split())
-        return cls(factors, features.neighbors, features.orientations, features.stages)
+        return cls(factors, features.neighbors, features.orientations, features.stages, cast("MapsOf", features.maps))
 
 
 def ring_means(features: Float32Array, centres: NDArray[np.float64], n_rings: int) -> Float32Array:

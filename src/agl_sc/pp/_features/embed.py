@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,13 +18,17 @@ from agl_sc._sdata.sections import Names, Scales, Section
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import check_flag, check_name, check_names, is_whole
 from agl_sc.core.arrays import Float32Array
-from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, block_rows, encoded_blocks, precision_of
+from agl_sc.core.encoders.dense import Fields
+from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, encoded_blocks, precision_of
+from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
+from agl_sc.core.encoders.maps import CELL_PX, maps_of
 from agl_sc.core.encoders.several import joined
 from agl_sc.core.progress import Progress
 from agl_sc.core.tiles.reader import Boxes
+from agl_sc.pp._features.by_maps import chosen_views, fields_of
 from agl_sc.pp._features.cache import FeatureCache, cache_folder
-from agl_sc.pp._features.context import WIDER, Views, ring_means
+from agl_sc.pp._features.context import WIDER, MapsOf, Views, ring_means
 from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tile_record
 from agl_sc.pp._features.placed import Placed, place_section
 from agl_sc.pp._features.reference import reference_record
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from distributed import Client
     from spatialdata import SpatialData
 
-Run = Callable[[Boxes, Sequence[int]], Iterator[EncodedBlock]]
+Run = Callable[[Boxes | Fields, Sequence[int]], Iterator[EncodedBlock]]
 
 logger = logging.getLogger(__name__)
 _FIELDS_AT_ONCE = 8
@@ -50,6 +54,7 @@ def embed(  # noqa: PLR0913 -- an entry point
     context: Sequence[float] = WIDER,
     neighbors: int = 0,
     orientations: int = 2,
+    maps: MapsOf | None = None,
     batch_size: int = 32,
     device: str | None = None,
     compile: bool = False,
@@ -87,12 +92,18 @@ def embed(  # noqa: PLR0913 -- an entry point
         encoders of :func:`agl_sc.pp.encoders` and vision transformers keep their own features alone.
     context
         Wider fields of view whose features are added, in sides of the tile: ``(2, 4)`` sees twice and four times as far.
-        Every one takes as long as the tiles themselves. Beyond the image there is background.
+        Beyond the image there is background.
     neighbors
         Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
     orientations
         Ways of laying every tile that its features are averaged over: 1, as it is; 2, upside down too; 4, by quarter turns;
         8, mirrored too. As many times the time of one.
+    maps
+        Which fields of view are means over maps of the tissue, over which the encoder passes once whatever the number of
+        spots: ``"wider"`` those of ``context``, ``"all"`` the tiles too, ``"none"``. Every field by tiles takes as long as
+        the tiles. By default ``"wider"`` for convolutional networks that see nothing far away; transformers and networks
+        with squeeze-excitation take ``"none"``, and their own width of windows where they are asked for maps. Features
+        of a transformer by maps are means of its patch tokens.
     batch_size
         Tiles per forward pass.
     device
@@ -131,7 +142,8 @@ def embed(  # noqa: PLR0913 -- an entry point
     ------
     ValueError
         The scale of an image is unknown, contradicts the spot pitch, or is too coarse; several images or coordinate
-        systems fit; an image is not 3-channel uint8; the workers of ``client`` compute in several precisions.
+        systems fit; an image is not 3-channel uint8; the workers of ``client`` compute in several precisions; ``maps``
+        are asked of an encoder that has none, or of an image made of patches.
     KeyError
         An element does not exist.
     TypeError
@@ -156,7 +168,7 @@ def embed(  # noqa: PLR0913 -- an entry point
         coordinate_system=coordinate_system,
         image_mpp=image_mpp,
     )
-    views = Views(context, neighbors, orientations, stages)
+    views = Views(context, neighbors, orientations, stages, maps)
     check_names("encoder", encoder)
     request = FeatureRequest(
         joined(OFFLINE if encoder is None else encoder), tile_px, mpp, views, batch_size, device, compile, client
@@ -174,7 +186,7 @@ class FeatureRequest:
     """Side of a tile in pixels; as many as are usual if None."""
     mpp: Mpp = 0.5
     """Microns per pixel of a tile."""
-    views: Views = field(default_factory=lambda: Views(WIDER, 0, 2, stages=True))
+    views: Views = field(default_factory=lambda: Views(WIDER, 0, 2, stages=True, maps=None))
     """What is added to the features of the tile itself."""
     batch_size: int = 32
     """Tiles per forward pass."""
@@ -199,14 +211,15 @@ class FeatureRequest:
 
 def embed_study(study: Study, asked: FeatureRequest) -> None:
     """As :func:`embed`, of what is resolved already."""
-    table, keys, views = study.table, study.keys, asked.views
+    table, keys = study.table, study.keys
     spec = TileSpec.of(asked.tile_px, asked.mpp, lambda: [section.mpp() for section in study.imaged])
     placed = [place_section(section, spec) for section in study.imaged]
-    network = load_encoder(asked.encoder, stages=views.stages)
+    network = load_encoder(asked.encoder, stages=asked.views.stages)
     if network.input_px not in (None, spec.tile_px):
         logger.info(
             "Tiles of %d px are resized to the %d px that %s takes.", spec.tile_px, network.input_px, network.name
         )
+    views, maps = chosen_views(asked.views, network, study.imaged)
     precision = precision_of(asked.device, asked.client)
     made_from, tiles = (
         feature_record(network, spec, placed, views=views, precision=precision),
@@ -216,7 +229,11 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         study.remember_images(study.imaged)
         return
-    recipe = Recipe(network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision)
+    network = replace(network, module=folded(network.module, network.input_px))
+    recipe = Recipe(
+        network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision,
+        maps=None if maps is None else maps_of(network),
+    )  # fmt: skip
     run = partial(encode, recipe, views=views, folder=cache_folder(study.sdata), client=asked.client)
     features = run(placed, n_obs=table.n_obs)
     reference = reference_record(study, placed, features, spec=spec, views=views, encode=run)
@@ -253,59 +270,93 @@ def encode(
         Whose workers compute them; this process if None.
     """
     views = views or Views()
-    fields = [
-        [boxes, *(_wider(section, boxes, recipe.tile_px, factor=factor) for factor in views.context)]
-        for section, boxes in placed
-    ]
-    width = recipe.encoder.n_features * views.n_views
+    seen = [(section, _seen(section, boxes, recipe=recipe, views=views)) for section, boxes in placed]
+    flat = [each for _, fields in seen for each in fields]
+    width = sum(map(recipe.n_features, flat[: 1 + len(views.context)]))
+    width += recipe.n_features(flat[0]) if views.neighbors else 0
     features = np.full((n_obs, width), np.nan, dtype=np.float32)
-    total = sum(len(boxes.origins) for each in fields for boxes in each)
     run: Run = partial(encoded_blocks, recipe) if client is None else Workers(client, recipe).encoded_blocks
-    progress = Progress[Any](total=total, desc="tiles", unit="tile")
+    progress = Progress[Any](total=sum(map(recipe.n_passes, flat)), desc="tiles", unit="tile")
     with progress as bar, ThreadPoolExecutor(_FIELDS_AT_ONCE) as pool:
         features_of = partial(_features_of, recipe, run=run, folder=folder, bar=bar)
         # This process goes through the sections one by one; a cluster gets work of several, so that none of it waits.
-        parts = (map if client is None else pool.map)(features_of, [boxes for each in fields for boxes in each])
-        for (section, _), each in zip(placed, fields, strict=True):
-            own = list(islice(parts, len(each)))
+        parts = (map if client is None else pool.map)(features_of, flat)
+        for section, fields in seen:
+            own = list(islice(parts, len(fields)))
             if views.neighbors:
                 own.append(ring_means(own[0], section.centres, views.neighbors))
             features[section.rows] = np.hstack(own)
     return features
 
 
-def _wider(section: Section, boxes: Boxes, tile_px: int, *, factor: float) -> Boxes:
-    """Boxes of a wider field of view around the same spots."""
-    return boxes_of(section, TileSpec(tile_px, factor * boxes.mpp), section.mpp(section.image_mpp), may_exceed=True)
+def _seen(section: Section, boxes: Boxes, *, recipe: Recipe, views: Views) -> list[Boxes | Fields]:
+    """The tiles of a section, then its wider fields of view around the same spots, each as tiles or by maps."""
+    image_mpp = section.mpp(section.image_mpp)
+    found: list[Boxes | Fields] = []
+    for factor in (1.0, *views.context):
+        spec = TileSpec(recipe.tile_px, factor * boxes.mpp)
+        if views.maps == "all" or (views.maps == "wider" and factor > 1):
+            found.append(fields_of(section, spec, recipe.encoder))
+        else:
+            found.append(boxes if factor == 1 else boxes_of(section, spec, image_mpp, may_exceed=True))
+    return found
 
 
-def _features_of(recipe: Recipe, boxes: Boxes, *, run: Run, folder: Path | None, bar: Progress[Any]) -> Float32Array:
-    """Features (n_boxes, n_features); blocks in the cache are read from there, the others computed and put there."""
-    shape = (len(boxes.origins), recipe.encoder.n_features)
+def _features_of(
+    recipe: Recipe, seen: Boxes | Fields, *, run: Run, folder: Path | None, bar: Progress[Any]
+) -> Float32Array:
+    """Features (n_spots, n_features); blocks in the cache are read from there, the others computed and put there."""
+    rows = recipe.rows(seen)
+    shape = (sum(map(len, rows)), recipe.n_features(seen))
     features = np.empty(shape, dtype=np.float32)
     if not len(features):
         return features
-    rows = block_rows(boxes)
     missing = set(range(len(rows)))
-    with nullcontext() if folder is None else FeatureCache(folder, _cache_key(recipe, boxes), shape) as cache:
+    told = _Told(recipe.n_passes(seen), len(features), bar)
+    with nullcontext() if folder is None else FeatureCache(folder, _cache_key(recipe, seen), shape) as cache:
         for block, values in cache.finished() if cache else ():
             features[rows[block]] = values
             missing.remove(block)
-            bar.update(len(values))
+            told.update(len(values))
         blocks = sorted(missing)
         if not blocks:
             return features
-        for block, values in run(boxes, blocks):
+        for block, values in run(seen, blocks):
             features[rows[block]] = values
             if cache:
                 cache.add(block, values)
-            bar.update(len(values))
+            told.update(len(values))
     return features
 
 
-def _cache_key(recipe: Recipe, boxes: Boxes) -> str:
-    """Digest of what the features of a set of tiles depend on: pixels, boxes, weights, transform and arithmetic."""
+@dataclass(slots=True)
+class _Told:
+    """Spots that are done, as the share of the work that they are."""
+
+    n_passes: int
+    n_spots: int
+    bar: Progress[Any]
+    n_done: int = 0
+
+    def update(self, n: int) -> None:
+        """So many more spots are done."""
+        before = self.n_done * self.n_passes // self.n_spots
+        self.n_done += n
+        self.bar.update(self.n_done * self.n_passes // self.n_spots - before)
+
+
+def _cache_key(recipe: Recipe, seen: Boxes | Fields) -> str:
+    """Digest of what features depend on: pixels, where they lie, weights, transform and arithmetic."""
     encoder = recipe.encoder
     transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.orientations)
-    way = (recipe.precision, recipe.compiled, BLOCK)
-    return hashlib.sha256(f"{_tiles_digest(boxes)} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]
+    way = (recipe.precision, recipe.compiled, BLOCK, "folded")
+    where = _tiles_digest(seen) if isinstance(seen, Boxes) else _fields_digest(recipe, seen)
+    return hashlib.sha256(f"{where} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]
+
+
+def _fields_digest(recipe: Recipe, fields: Fields) -> str:
+    maps = recipe.mapped
+    sha = hashlib.sha256(f"{fields.image.shape} {fields.side!r} {fields.ratio!r} {fields.overview_digest}".encode())
+    sha.update(f"{maps.window_px} {maps.halo_px} {CELL_PX} {maps.layers}".encode())
+    sha.update(fields.centres.tobytes())
+    return sha.hexdigest()
