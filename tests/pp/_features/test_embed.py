@@ -97,6 +97,7 @@ def test_only_the_declared_slots_are_written(
                 "neighbors",
                 "orientations",
                 "stages",
+                "maps",
                 "precision",
             ),
             *(f"{per_section}/section_2" for per_section in ("image_mpp", "images", "sections")),

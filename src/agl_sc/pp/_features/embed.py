@@ -236,7 +236,9 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
     )  # fmt: skip
     run = partial(encode, recipe, views=views, folder=cache_folder(study.sdata), client=asked.client)
     features = run(placed, n_obs=table.n_obs)
-    reference = reference_record(study, placed, features, spec=spec, views=views, encode=run)
+    n_own = network.n_features if recipe.maps is None or views.maps != "all" else recipe.maps.n_features
+    neighbors_from = features.shape[1] - n_own if views.neighbors else None
+    reference = reference_record(study, placed, features, spec=spec, neighbors_from=neighbors_from, encode=run)
     table.obsm[keys.features] = features
     remember(table, keys, made_from, tiles, reference)
     study.remember_images(study.imaged)

@@ -14,7 +14,6 @@ from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import off_tissue, region_of
 from agl_sc.core.arrays import Float32Array, FloatArray, Floats, IntArray
 from agl_sc.core.spots.scaling import section_means
-from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.placed import Placed
 from agl_sc.pp._features.tiles import TileSpec, boxes_of
 
@@ -39,7 +38,7 @@ class Encode(Protocol):
 
 
 def reference_record(
-    study: Study, placed: Placed, features: Float32Array, *, spec: TileSpec, views: Views, encode: Encode
+    study: Study, placed: Placed, features: Float32Array, *, spec: TileSpec, neighbors_from: int | None, encode: Encode
 ) -> ReferenceRecord:
     """The reference of every placed section, by its region.
 
@@ -56,12 +55,12 @@ def reference_record(
         Of the rows, (n_obs, n_features).
     spec
         Of these tiles.
-    views
-        What the features consist of.
+    neighbors_from
+        First of the columns of neighbours, of which there are as many as of the tiles themselves, which come first; None
+        where features have none.
     encode
         How further tiles are encoded.
     """
-    width = features.shape[1] // views.n_views
     chosen = [reference_spots(study, section) for section, _ in placed]
     further = _further(placed, chosen, spec)
     n_further = sum(len(section.rows) for section, _ in further)
@@ -76,8 +75,8 @@ def reference_record(
         n_own = int((~is_row).sum())
         own[is_row], own[~is_row] = features[rows[is_row]], encoded[start : start + n_own]
         start += n_own
-        if views.neighbors:  # their mean is that of the tiles themselves, but for the edge of the tissue
-            own[:, -width:] = own[:, :width]
+        if neighbors_from is not None:  # their mean is that of the tiles themselves, but for the edge of the tissue
+            own[:, neighbors_from:] = own[:, : own.shape[1] - neighbors_from]
         means[section.name] = own.mean(axis=0, dtype=float) if len(own) else np.zeros(own.shape[1])
         n_tiles[section.name] = len(own)
     return ReferenceRecord(means, n_tiles)

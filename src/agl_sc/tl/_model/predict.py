@@ -213,7 +213,7 @@ def _own_features(study: Study, model: Model, tiles: FeatureRequest) -> tuple[Fl
     placed = placed_again(study)
     features = encode(recipe, placed, n_obs=study.table.n_obs)
     spec = TileSpec(made_from.tile_px, made_from.mpp)
-    record = reference_record(study, placed, features, spec=spec, views=Views(), encode=partial(encode, recipe))
+    record = reference_record(study, placed, features, spec=spec, neighbors_from=None, encode=partial(encode, recipe))
     for name, n_tiles in record.n_tiles.items():
         check_enough_tissue(name, n_tiles)
     return features, record.means
