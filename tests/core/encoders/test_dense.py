@@ -109,7 +109,7 @@ def shared(low: float, high: float, edges: FloatArray) -> torch.Tensor:
 def by_brute_force(how: Pass, fields: Fields) -> Float32Array:
     """Every value of every window's core, times the area that it shares with the field."""
     grid = dense.Grid.of(how.maps, fields.ratio)
-    pixel, core = grid.side / how.maps.window_px, how.maps.core_px
+    pixel, core = grid.side / grid.window_px, grid.core_px
     features = []
     for centre in fields.centres:
         low, high = (centre - fields.side / 2) / pixel, (centre + fields.side / 2) / pixel
@@ -118,7 +118,7 @@ def by_brute_force(how: Pass, fields: Fields) -> Float32Array:
         for window in ((row, column) for row in rows for column in columns):
             boxes = replace(grid.boxes(fields, np.array([window])), within=np.zeros((0, 2), dtype=np.int64))
             tile = torch.from_numpy(next(iter(read_boxes(boxes, 1)))[1])
-            cells = dense.window_cells(how, resize(tile, how.maps.window_px))
+            cells = dense.window_cells(how, resize(tile, grid.window_px))
             for i, (layer, part) in enumerate(zip(how.maps.layers, cells, strict=True)):
                 edges = np.arange(0.0, core + 1, layer.cell_px)
                 y, x = (shared(low[k] - window[k] * core, high[k] - window[k] * core, edges) for k in (0, 1))
@@ -205,3 +205,12 @@ def test_a_field_wider_than_the_image_is_the_mean_of_image_and_background() -> N
     )
     share = (320 / 600) ** 2
     np.testing.assert_allclose(wide, share * inner + (1 - share) * empty, atol=1e-4)
+
+
+def test_windows_shrink_where_the_level_is_far_too_fine_and_are_refused_beyond() -> None:
+    maps = Maps(encoder().module, small(encoder()).layers, window_px=576, halo_px=64, local=True)
+    assert dense.Grid.of(maps, 8.0) == dense.Grid(4608, 3584.0, 512.0, 576, 448)
+    assert (dense.Grid.of(maps, 20.0).window_px, dense.Grid.of(maps, 20.0).core_px) == (304, 176)
+    assert dense.Grid.of(maps, 60.0).window_px == 144
+    with pytest.raises(ValueError, match=r"sees 100 pixels of the image as one.* pass maps='none' to agl_sc.pp.embed"):
+        dense.Grid.of(maps, 100.0)

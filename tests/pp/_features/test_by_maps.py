@@ -198,7 +198,7 @@ def test_a_full_disk_while_maps_are_passed_is_told(
 
 
 def test_a_field_wider_than_the_section_is_mostly_background(tissue: SpatialData, small: dict[str, Any]) -> None:
-    embed(tissue, context=(100,), **small)
+    embed(tissue, context=(20,), **small)
     features = features_of(tissue)[:, N_FEATURES:]
     assert np.isfinite(features).all()
     assert features.std(axis=0).max() < 0.05 * np.abs(features).max()

@@ -22,6 +22,10 @@ Cells = list[torch.Tensor]
 """Of one window's core: cells (y, n_sums, x) per layer."""
 Ways = Sequence[tuple[bool, int]]
 """Ways of laying a tile: whether it is mirrored, and quarter turns."""
+_MOST_PX = 6144
+"""Side of a window in pixels of the level, as far as windows of a local network can be made smaller: of a level without
+coarser ones a window of a wide field is many pixels."""
+_FAR_TOO_MANY_PX = 10_240
 _BAND = 32
 """Columns of windows that are gone through from top to bottom before the next ones: what is held is bounded by it."""
 
@@ -56,13 +60,28 @@ class Grid:
     """Between windows, in pixels of the level."""
     halo: float
     """What of a window is not kept, on every side, in pixels of the level."""
+    window_px: int
+    """Side of a window as the network sees it."""
+    core_px: int
+    """Side of what is kept of it."""
 
     @classmethod
     def of(cls, maps: Maps, ratio: float) -> "Grid":
         """The grid on which ``ratio`` pixels of the level are one of the windows, as far as whole pixels allow."""
-        side = max(1, round(maps.window_px * ratio))
-        pixel = side / maps.window_px
-        return cls(side, maps.core_px * pixel, maps.halo_px * pixel)
+        coarsest, window_px = max(layer.stride_px for layer in maps.layers), maps.window_px
+        if maps.local:
+            unit = max(coarsest, maps.layers[0].cell_px)
+            fits = 2 * maps.halo_px + int(_MOST_PX / ratio - 2 * maps.halo_px) // unit * unit
+            window_px = min(window_px, max(fits, 2 * maps.halo_px + unit))
+        side = max(1, round(window_px * ratio))
+        if side > _FAR_TOO_MANY_PX:
+            msg = (
+                f"A field of view by maps sees {ratio:.0f} pixels of the image as one, for which windows of {side} px would have "
+                "to be read; write the image with coarser scales too, narrow context=, or pass maps='none' to agl_sc.pp.embed."
+            )
+            raise ValueError(msg)
+        pixel, core_px = side / window_px, window_px - 2 * maps.halo_px
+        return cls(side, core_px * pixel, maps.halo_px * pixel, window_px, core_px)
 
     def spans(self, fields: Fields) -> IntArray:
         """First row, last row, first column and last column of the windows whose cores touch every field, (n_fields, 4)."""
@@ -97,6 +116,11 @@ def field_rows(maps: Maps, fields: Fields, size: int) -> list[IntArray]:
 def n_windows(maps: Maps, fields: Fields) -> int:
     """How many windows all fields need."""
     return len(_touched(Grid.of(maps, fields.ratio).spans(fields)))
+
+
+def n_pixels(maps: Maps, fields: Fields) -> int:
+    """How many pixels the network sees in one orientation of all windows that the fields need."""
+    return n_windows(maps, fields) * Grid.of(maps, fields.ratio).window_px ** 2
 
 
 def _touched(spans: IntArray) -> IntArray:
@@ -161,7 +185,7 @@ def field_blocks(
             users[window].append(block)
     lacking = {block: len(windows) for block, windows in needed.items()}
     held: dict[tuple[int, ...], Cells] = {}
-    for window, cells in _window_cells(how, grid.boxes(fields, np.array(sorted(uses))), sorted(uses)):
+    for window, cells in _window_cells(how, grid, fields, windows=sorted(uses)):
         held[window] = cells
         for block in users[window]:
             lacking[block] -= 1
@@ -176,11 +200,12 @@ def field_blocks(
 
 
 def _window_cells(
-    how: Pass, boxes: Boxes, windows: Sequence[tuple[int, ...]]
+    how: Pass, grid: Grid, fields: Fields, *, windows: Sequence[tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], Cells]]:
     """Every window with its cells, in the order that reads fastest."""
+    boxes = grid.boxes(fields, np.array(windows))
     autocast = torch.autocast(how.device.type, dtype=how.dtype) if how.dtype != torch.float32 else nullcontext()
-    for numbers, tiles in tile_batches(boxes, how.maps.window_px, how.at_once):
+    for numbers, tiles in tile_batches(boxes, grid.window_px, how.at_once):
         lacking = how.at_once - len(tiles)  # all batches of one size, so that each window comes out the same in any
         filled = torch.cat([tiles, tiles.new_zeros(lacking, *tiles.shape[1:])]) if lacking else tiles
         with torch.inference_mode(), autocast:
@@ -207,7 +232,8 @@ def window_cells(how: Pass, windows: torch.Tensor) -> Cells:
 
 def _cells(values: torch.Tensor, layer: Layer, maps: Maps) -> torch.Tensor:
     """Means, and means of squares, of the cells in the core of a map, (n, n_sums, y, x)."""
-    first, n = maps.halo_px // layer.stride_px, maps.core_px // layer.stride_px
+    first = maps.halo_px // layer.stride_px
+    n = values.shape[3] - 2 * first
     core = values[:, :, first : first + n, first : first + n].float()
     both = torch.cat([core, core * core], dim=1) if layer.squares else core
     factor = layer.cell_px // layer.stride_px
@@ -218,11 +244,11 @@ def _features(
     how: Pass, grid: Grid, fields: Fields, *, rows: IntArray, cells: dict[tuple[int, ...], Cells]
 ) -> Float32Array:
     """Features (n_rows, n_features) of fields, from the cells of all windows that touch them."""
-    pixel = grid.side / how.maps.window_px
+    pixel = grid.side / grid.window_px
     low, high = ((fields.centres[rows] + sign * fields.side / 2) / pixel for sign in (-1, 1))
     area = (fields.side / pixel) ** 2
     sums = [torch.zeros((len(rows), layer.n_sums), device=how.device) for layer in how.maps.layers]
-    core = how.maps.core_px
+    core = grid.core_px
     with torch.inference_mode():
         for window, parts in sorted(cells.items()):
             corner = np.array(window) * core

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from agl_sc.core.arrays import Float32Array, IntArray
-from agl_sc.core.encoders.dense import Fields, Pass, field_blocks, field_rows, n_windows
+from agl_sc.core.encoders.dense import Fields, Pass, field_blocks, field_rows, n_pixels
 from agl_sc.core.encoders.load import Encoder
 from agl_sc.core.encoders.maps import Maps
 from agl_sc.core.tiles.reader import Boxes, tile_batches
@@ -68,7 +68,7 @@ class Recipe:
         """Work in tiles: so many of them have as many pixels as what goes through the network in one orientation."""
         if isinstance(seen, Boxes):
             return len(seen.origins)
-        return math.ceil(n_windows(self.mapped, seen) * (self.mapped.window_px / self.tile_px) ** 2)
+        return math.ceil(n_pixels(self.mapped, seen) / self.tile_px**2)
 
     @property
     def mapped(self) -> Maps:
