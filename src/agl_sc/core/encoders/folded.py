@@ -8,6 +8,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from agl_sc.core.encoders.several import Several
+
 _SIDE_PX = 96
 _SAME = 1e-3
 _KINDS = (nn.BatchNorm2d, BatchNormAct2d)
@@ -16,7 +18,7 @@ _KINDS = (nn.BatchNorm2d, BatchNormAct2d)
 def folded(module: nn.Module, input_px: int | None = None) -> nn.Module:
     """A copy of a network on the CPU in which convolutions do what the batch normalisation after them did.
 
-    The module itself where there is nothing to fold, or where the copy's features are others, as when what a convolution
+    The module itself where it is of several encoders, where there is nothing to fold, or where the copy's features are others, as when what a convolution
     returns goes elsewhere too.
 
     Parameters
@@ -26,7 +28,7 @@ def folded(module: nn.Module, input_px: int | None = None) -> nn.Module:
     input_px
         Side of the tiles it takes, in pixels; None where it takes any.
     """
-    if not any(type(part) in _KINDS for part in module.modules()):
+    if isinstance(module, Several) or not any(type(part) in _KINDS for part in module.modules()):
         return module
     side = input_px or _SIDE_PX
     tile = torch.randn((1, 3, side, side), generator=torch.Generator().manual_seed(0))
