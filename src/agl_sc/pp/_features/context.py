@@ -37,6 +37,11 @@ class Views:
     """Which fields of view are means over maps of the tissue: none, those wider than the tile, or all; what suits the
     encoder if None."""
 
+    @property
+    def n_views(self) -> int:
+        """Fields of view, the neighbours' one of them."""
+        return 1 + len(self.context) + (self.neighbors > 0)
+
     def __post_init__(self) -> None:
         check_flag("stages", self.stages)
         factors = self.context
