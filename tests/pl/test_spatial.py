@@ -52,6 +52,45 @@ class TestValues:
             np.testing.assert_allclose(values(axes[row, 0]), measured[rows, gene], rtol=1e-5)
             np.testing.assert_array_equal(values(axes[row, 1]), predicted[rows, gene])
 
+    def test_spots_touch_by_default_and_keep_their_size_where_they_overlap(self, sdata: SpatialData) -> None:
+        drawn = [pl.spatial_pred(sdata, "ERBB2", sections="C2")[0, 0] for _ in range(2)]
+        np.testing.assert_allclose(np.asarray(spots(drawn[0]).get_widths()), 20.0)  # the pitch, where they are 10 wide
+        sdata.shapes["C2"]["radius"] = 12.0
+        overlapping = pl.spatial_pred(sdata, "ERBB2", sections="C2")[0, 0]
+        np.testing.assert_allclose(np.asarray(spots(overlapping).get_widths()), 24.0)
+
+    def test_scales_are_shared_or_own_and_their_limits_given(self, sdata: SpatialData) -> None:
+        measured, predicted = log1p_cp10k(sdata)[C6, 0], sdata.tables["table"].layers["agl"][C6, 0]
+        both = np.concatenate([measured, predicted])
+        for scale, limits_of in (("shared", (both, both)), ("own", (measured, predicted))):
+            axes = pl.spatial_pred(sdata, "ERBB2", sections="C6", scale=scale)  # type: ignore[arg-type]
+            for ax, values_of in zip(axes[0], limits_of, strict=True):
+                np.testing.assert_allclose(spots(ax).get_clim(), np.nanpercentile(values_of, (1, 99)), rtol=1e-5)
+            assert len(colour_bars(axes[0, 0])) == (1 if scale == "shared" else 2)
+        axes = pl.spatial_pred(sdata, "ERBB2", sections="C6", vmin=1, vmax=2.5, scale="own")
+        assert [spots(ax).get_clim() for ax in axes[0]] == [(1, 2.5), (1, 2.5)]
+
+    def test_the_image_stands_alone_in_a_panel_of_its_own(self, sdata: SpatialData) -> None:
+        axes = pl.spatial_pred(sdata, ["ERBB2", "KRT8"], image_panel=True, difference=True)
+        assert axes.shape == (4, 4)
+        for ax in axes[:, 0]:
+            assert not ax.collections
+            assert ax.images[0].get_alpha() == 1
+            assert ax.get_title().endswith("H&E")
+        assert [ax.get_title().split(" · ")[1].split()[0] for ax in axes[0, 1:]] == [
+            "measured",
+            "predicted",
+            "predicted",
+        ]
+
+    def test_genes_abreast(self, sdata: SpatialData) -> None:
+        def n_abreast(**options: int) -> int:
+            axes = pl.spatial_pred(sdata, ["ERBB2", "KRT8", "CD74"], sections="C6", **options)
+            axes[0, 0].figure.canvas.figure.draw_without_rendering()
+            return len({round(ax.get_window_extent().x0) for ax in axes[:, 0]})
+
+        assert [n_abreast(), n_abreast(ncols=1), n_abreast(ncols=3)] == [2, 1, 3]
+
     def test_spots_stand_at_their_centres_at_true_size(self, sdata: SpatialData) -> None:
         axes = pl.spatial_pred(sdata, "ERBB2", size=1.5)
         centres = sdata.tables["table"].obsm["spatial"]
@@ -226,7 +265,7 @@ class TestTissue:
             assert ax.get_aspect() == 1
 
     def test_crop_leaves_a_spot_diameter_and_y_runs_downwards(self, sdata: SpatialData) -> None:
-        ax = pl.spatial_pred(sdata, "ERBB2")[0, 0]
+        ax = pl.spatial_pred(sdata, "ERBB2", size=1)[0, 0]
         assert ax.get_xlim() == (20, 120)  # columns at 30 ... 110, radius 5
         assert ax.get_ylim() == (140, 20)  # rows at 30 ... 130
         assert ax.images[0].get_extent() == [20, 120, 140, 20]
@@ -275,6 +314,10 @@ class TestArguments:
             (ValueError, {"image_key": "C2_image"}, "No image shares a coordinate system with 'C6'"),
             (ValueError, {"cmap": "viridisch"}, "viridisch"),
             (ValueError, {"size": 0}, "size=0 is not a positive factor"),
+            (ValueError, {"scale": "gene"}, "scale='gene' is not one of 'shared', 'own'"),
+            (ValueError, {"vmin": "p1"}, "vmin='p1' is not a number in the units of the layer"),
+            (ValueError, {"vmin": 2, "vmax": 1.0}, r"vmin=2 is not below vmax=1\.0; give a smaller vmin="),
+            (ValueError, {"ncols": 0}, "ncols=0 is not a positive whole number of genes abreast"),
             (ValueError, {"size": float("nan")}, "size=nan is not a positive factor"),
             (ValueError, {"image_alpha": 1.5}, "image_alpha=1.5 is not between 0"),
         ],
@@ -346,7 +389,7 @@ class TestWithoutImage:
         matrix = [[2.0, 0.0, 10.0], [0.0, -2.0, 500.0], [0.0, 0.0, 1.0]]
         affine = Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))
         set_transformation(sdata.shapes["C2"], affine, "world")
-        ax = pl.spatial_pred(sdata, "ERBB2", sections="C2", coordinate_system="world")[0, 0]
+        ax = pl.spatial_pred(sdata, "ERBB2", sections="C2", coordinate_system="world", size=1)[0, 0]
         x, y = sdata.tables["table"].obsm["spatial"][C2].T
         np.testing.assert_allclose(np.asarray(spots(ax).get_offsets()), np.column_stack([2 * x + 10, 500 - 2 * y]))
         np.testing.assert_allclose(np.asarray(spots(ax).get_widths()), 2 * 2 * 5.0)

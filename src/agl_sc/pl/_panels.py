@@ -3,14 +3,17 @@
 import logging
 import textwrap
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 
 from agl_sc._sdata.sections import Section
+from agl_sc.core.arguments import is_number
 from agl_sc.core.arrays import FloatArray
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid
 from agl_sc.pl._style import DIVERGING, literal
@@ -25,6 +28,32 @@ _ROUNDING = 1e-5
 """Residuals of single-precision expression that vary no more are rounding."""
 _REACH_SD = 3.0
 """Half the scale of standardised residuals."""
+
+
+Scale = Literal["shared", "own"]
+Panel = Literal["image", "measured", "predicted", "difference"]
+
+
+def panels_of(*, image: bool, difference: bool) -> tuple[Panel, ...]:
+    """What a row of panels shows."""
+    first: tuple[Panel, ...] = ("image",) if image else ()
+    last: tuple[Panel, ...] = ("difference",) if difference else ()
+    return (*first, "measured", "predicted", *last)
+
+
+def check_scale(scale: str, vmin: float | None, vmax: float | None) -> tuple[float | None, float | None]:
+    """Limits of the scales of colours; refused where they are none."""
+    if scale not in ("shared", "own"):
+        msg = f"scale={scale!r} is not one of 'shared', 'own'."
+        raise ValueError(msg)
+    for name, value in (("vmin", vmin), ("vmax", vmax)):
+        if value is not None and not (is_number(value) and np.isfinite(value)):
+            msg = f"{name}={value!r} is not a number in the units of the layer, nor None for a percentile."
+            raise ValueError(msg)
+    if vmin is not None and vmax is not None and vmin >= vmax:
+        msg = f"vmin={vmin} is not below vmax={vmax}; give a smaller vmin= or a larger vmax=."
+        raise ValueError(msg)
+    return vmin, vmax
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,10 +76,14 @@ class Style:
     """Colours of measured and predicted expression."""
     units: str
     """What the colour bar calls the values."""
-    size: float
-    """Factor on the true size of the spots."""
+    size: float | None
+    """Factor on the true size of the spots; None for spots that touch."""
     image_alpha: float
     """Opacity of the H&E."""
+    scale: Scale = "shared"
+    """Whether measured and predicted have one scale of colours."""
+    limits: tuple[float | None, float | None] = (None, None)
+    """Of the scales of expression; None for percentiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +103,15 @@ class _Lettering:
         return "\n".join(textwrap.fill(line, n_letters) for line in lines)
 
 
-def draw_grid(shown: list[Shown], genes: list[str], *, n_panels: int, style: Style, grid: AxesGrid | None) -> AxesGrid:
+def draw_grid(
+    shown: list[Shown],
+    genes: list[str],
+    *,
+    columns: tuple[Panel, ...],
+    style: Style,
+    grid: AxesGrid | None,
+    n_abreast: int | None = None,
+) -> AxesGrid:
     """Draw every gene in every section.
 
     Parameters
@@ -79,33 +120,41 @@ def draw_grid(shown: list[Shown], genes: list[str], *, n_panels: int, style: Sty
         One entry per section.
     genes
         Names of the genes, in the order of the columns of the expression.
-    n_panels
-        2 for measured and predicted, 3 for the difference as well.
+    columns
+        Panels of a row, as :func:`panels_of` names them.
     style
         Colours and sizes.
     grid
         Axes to draw on, (n_genes * n_sections, n_panels); None makes a new figure.
+    n_abreast
+        Genes beside each other in a new figure.
 
     Returns
     -------
     The axes.
     """
-    lettering = _lettering_of(grid, _panel_in(len(genes), len(shown), n_panels))
+    n_panels = len(columns)
+    n_abreast = min(len(genes), n_abreast or (2 if n_panels == 2 else 1))
+    lettering = _lettering_of(grid, _panel_in(len(genes), len(shown), n_panels, n_abreast=n_abreast))
     titles = [
-        [lettering.fold(lines) for lines in _titles(section, gene, name)][:n_panels]
+        [lettering.fold(lines) for column, lines in _titles(section, gene, name).items() if column in columns]
         for gene, name in enumerate(genes)
         for section in shown
     ]
     if grid is None:
-        grid = _new_grid(shown, len(genes), n_panels, lettering=lettering, n_lines=_n_lines(titles))
+        blocks = -(-len(genes) // n_abreast), n_abreast
+        grid = _new_grid(shown, blocks, len(genes), n_panels=n_panels, lettering=lettering, n_lines=_n_lines(titles))
     _set_titles(grid, titles, lettering)
     for gene in range(len(genes)):
         block = grid[gene * len(shown) : (gene + 1) * len(shown)]
         for row, section in zip(block, shown, strict=True):
             _draw_tissue(row, section, style=style, lettering=lettering)
-        _draw_expression(block[:, :2], shown, gene, style=style, lettering=lettering)
-        if n_panels > 2:
-            _draw_difference(block[:, 2:], shown, gene, style=style, lettering=lettering)
+        first = columns.index("measured")
+        if first:
+            _draw_image(block[:, :first], shown, lettering=lettering)
+        _draw_expression(block[:, first : first + 2], shown, gene, style=style, lettering=lettering)
+        if "difference" in columns:
+            _draw_difference(block[:, first + 2 :], shown, gene, style=style, lettering=lettering)
     return grid
 
 
@@ -169,18 +218,25 @@ def _set_titles(grid: AxesGrid, titles: list[list[str]], lettering: _Lettering) 
             ax.set_title(title, fontsize=lettering.fontsize)
 
 
-def _panel_in(n_genes: int, n_sections: int, n_panels: int) -> float:
+def _panel_in(n_genes: int, n_sections: int, n_panels: int, *, n_abreast: int) -> float:
     """Width of a panel in a new figure: four abreast on the page where there is much to draw."""
     is_many = n_genes > 1 or n_sections > 2
-    return WIDTH_IN / (4 if n_panels == 2 and is_many else n_panels)
+    return WIDTH_IN / max(4 if n_panels == 2 and is_many else 0, n_panels * n_abreast)
 
 
-def _new_grid(shown: list[Shown], n_genes: int, n_panels: int, *, lettering: _Lettering, n_lines: int) -> AxesGrid:
-    """Axes in a new figure: a block per gene, two blocks abreast where they fit, with a row per section."""
+def _new_grid(
+    shown: list[Shown],
+    blocks_of_genes: tuple[int, int],
+    n_genes: int,
+    *,
+    n_panels: int,
+    lettering: _Lettering,
+    n_lines: int,
+) -> AxesGrid:
+    """Axes in a new figure: a block per gene, as many abreast as asked for, with a row per section."""
     import matplotlib.pyplot as plt
 
-    n_abreast = 2 if n_panels == 2 and n_genes > 1 else 1
-    n_rows = -(-n_genes // n_abreast)
+    n_rows, n_abreast = blocks_of_genes
     ratios = [section.view.height_per_width for section in shown]
     text_in = (1.3 * n_lines + 3) * lettering.fontsize / 72  # titles, scale bar and space
     height_in = sum(lettering.panel_in * ratio + text_in for ratio in ratios) + 0.6
@@ -205,15 +261,16 @@ def _new_rows(shown: list[Shown], n_genes: int, *, lettering: _Lettering, n_line
     return grid
 
 
-def _titles(shown: Shown, gene: int, name: str) -> list[list[str]]:
+def _titles(shown: Shown, gene: int, name: str) -> dict[Panel, list[str]]:
     """Lines of the titles of the panels of one gene in one section."""
     section, name = literal(shown.section.name), literal(name)
     first = f"measured {name}" if shown.expression.is_measured else "H&E"
-    return [
-        [f"{section} · {first}", f"{len(shown.section.rows):,} spots"],
-        [f"{section} · predicted {name}", *_agreement(shown.expression, gene)],
-        [f"{section} · {_DIFFERENCE} {name}"],
-    ]
+    return {
+        "image": [f"{section} · H&E"],
+        "measured": [f"{section} · {first}", f"{len(shown.section.rows):,} spots"],
+        "predicted": [f"{section} · predicted {name}", *_agreement(shown.expression, gene)],
+        "difference": [f"{section} · {_DIFFERENCE} {name}"],
+    }
 
 
 def _agreement(expression: Comparison, gene: int) -> list[str]:
@@ -271,15 +328,28 @@ def _draw_spots(
     draw_spots(ax, shown.section, values, size=style.size, cmap=cmap, norm=norm, edge=edge, cells=cells)
 
 
+def _draw_image(panels: AxesGrid, shown: list[Shown], *, lettering: _Lettering) -> None:
+    """H&E alone, with an empty colour bar below, for panels of one row to have one height."""
+    for (ax,), section in zip(panels, shown, strict=True):
+        draw_view(ax, section.view, image_alpha=1.0)
+    cmap = ListedColormap(["none"])
+    bar = _colour_bar(panels, " ", np.zeros(1), cmap=cmap, norm=Normalize(0, 1), lettering=lettering)
+    bar.set_ticks([0.5], labels=[" "])
+    bar.ax.tick_params(length=0)
+
+
 def _draw_expression(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: _Lettering) -> None:
-    """Spots of the measured and predicted panels of one gene, on one colour scale."""
+    """Spots of the measured and predicted panels of one gene, on one colour scale or on their own."""
     pairs = [(each.expression.measured[:, gene], each.expression.predicted[:, gene]) for each in shown]
-    pooled = np.concatenate([part for pair in pairs for part in pair])
-    norm = _robust_norm(pooled)
-    for row, section, pair in zip(panels, shown, pairs, strict=True):
-        for ax, part in zip(row, pair, strict=True):
-            _draw_spots(ax, section, part, style=style, cmap=style.cmap, norm=norm)
-    _colour_bar(panels, style.units, pooled, cmap=style.cmap, norm=norm, lettering=lettering)
+    for columns in [slice(0, 1), slice(1, 2)] if style.scale == "own" else [slice(0, 2)]:
+        pooled = np.concatenate([part for pair in pairs for part in pair[columns]])
+        if not np.isfinite(pooled).any():
+            continue
+        norm = _robust_norm(pooled, style.limits)
+        for row, section, pair in zip(panels, shown, pairs, strict=True):
+            for ax, part in zip(row[columns], pair[columns], strict=True):
+                _draw_spots(ax, section, part, style=style, cmap=style.cmap, norm=norm)
+        _colour_bar(panels[:, columns], style.units, pooled, cmap=style.cmap, norm=norm, lettering=lettering)
 
 
 def _draw_difference(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: _Lettering) -> None:
@@ -294,23 +364,24 @@ def _draw_difference(panels: AxesGrid, shown: list[Shown], gene: int, *, style: 
     _colour_bar(panels, _DIFFERENCE, pooled, cmap=cmap, norm=norm, lettering=lettering)
 
 
-def _robust_norm(values: FloatArray) -> Normalize:
+def _robust_norm(values: FloatArray, limits: tuple[float | None, float | None]) -> Normalize:
     low, high = np.nanpercentile(values, _PERCENTILES)
     if low == high:  # a rare gene is 0 in more than 99 % of the spots
         low, high = np.nanmin(values), np.nanmax(values)
+    low, high = (found if stated is None else stated for found, stated in zip((low, high), limits, strict=True))
     return Normalize(float(low), float(high) if high > low else float(low) + 1)
 
 
 def _colour_bar(
     panels: AxesGrid, label: str, values: FloatArray, *, cmap: Colormap, norm: Normalize, lettering: _Lettering
-) -> None:
+) -> Colorbar:
     """Colour bar under panels of one scale; a pointed end says that values lie beyond."""
     mappable = ScalarMappable(norm, cmap)
     low, high = mappable.get_clim()
     is_below, is_above = bool((values < low).any()), bool((values > high).any())
     extend = "both" if is_below and is_above else "min" if is_below else "max" if is_above else "neither"
     n_panels = panels.shape[1]
-    bar = panels[0, 0].figure.colorbar(
+    bar: Colorbar = panels[0, 0].figure.colorbar(
         mappable,
         ax=list(panels.ravel()),
         location="bottom",
@@ -321,3 +392,4 @@ def _colour_bar(
     bar.set_label(label, fontsize=lettering.fontsize)
     bar.ax.tick_params(labelsize=lettering.fontsize - 1, length=2)
     bar.outline.set_visible(False)
+    return bar

@@ -9,9 +9,9 @@ from matplotlib.colors import Colormap
 from agl_sc._sdata.predictions import Prediction
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc.core.arguments import check_flag
+from agl_sc.core.arguments import check_flag, is_whole
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
-from agl_sc.pl._panels import Shown, Style, draw_grid, draw_residuals
+from agl_sc.pl._panels import Scale, Shown, Style, check_scale, draw_grid, draw_residuals, panels_of
 from agl_sc.pl._style import DIVERGING, colours_of
 from agl_sc.pl._tissue import check_style, view_of
 from agl_sc.pl._values import check_genes, expression_of, parts_of, units_of
@@ -27,6 +27,11 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     sections: Names = None,
     prediction: Prediction = "model",
     difference: bool = False,
+    image_panel: bool = False,
+    scale: Scale = "shared",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    ncols: int | None = None,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
@@ -36,7 +41,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     key_added: str = "agl",
     cmap: str | Colormap = "viridis",
     image_alpha: float = 0.6,
-    size: float = 1.0,
+    size: float | None = None,
     ax: Any = None,
     show: bool | None = None,
     save: str | Path | None = None,
@@ -44,7 +49,9 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     """Draw measured beside predicted expression over the H&E of every section.
 
     A gene has one colour scale: the limits are the 1st and 99th percentile of its measured and predicted values
-    together, over all sections drawn, so that measured, predicted and sections can be compared by eye. The title of
+    together, over all sections drawn, so that measured, predicted and sections can be compared by eye. Predictions are
+    calibrated for the smallest squared error and vary less than measurements, often so much less that they look
+    uniform on a shared scale; ``scale="own"`` gives measured and predicted each its own, to compare patterns. The title of
     a predicted panel gives the Pearson correlation with the measured values over the spots of that section, and says
     when those spots were in training or validation. In a section that mixes test spots with others, the correlation
     is over the test spots alone; the others are drawn and counted in the title. A section without an image is drawn as
@@ -66,6 +73,16 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     difference
         Add a panel with predicted minus measured, on a diverging scale that is symmetric about 0 and reaches the
         99th percentile of the absolute difference.
+    image_panel
+        Begin every row with a panel of the H&E alone, at full strength.
+    scale
+        ``"shared"`` for one colour scale of measured and predicted, ``"own"`` for one of each.
+    vmin
+        Lower limit of the scales, in the units of the layer; the 1st percentile by default.
+    vmax
+        Upper limit of the scales; the 99th percentile by default.
+    ncols
+        Genes abreast in a new figure; two by default where there are several, with two panels each.
     table_key
         Table to use; the only one by default.
     image_key
@@ -86,8 +103,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     image_alpha
         Opacity of the H&E, from 0 (white) to 1.
     size
-        Factor on the true size of the spots. Bins of Visium HD, and more than 20,000 spots that tile a square lattice,
-        are drawn as the squares they are, whatever it is.
+        Factor on the true size of the spots, 1 for the size they have; by default they fill the pitch, so that neighbours
+        touch. Bins of Visium HD, and more than 20,000 spots that tile a square lattice, are drawn as the squares they are.
     ax
         Axes to draw on, as an array of the shape that is returned, best from a figure with ``layout="constrained"``,
         which makes room for the titles; a new figure of at most journal width (7 in) by default.
@@ -98,8 +115,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
 
     Returns
     -------
-    Axes, (n_genes * n_sections, 2), or 3 columns with ``difference``: gene by gene the sections, and in a row
-    measured, predicted and difference.
+    Axes, (n_genes * n_sections, 2), a column more with ``image_panel`` and with ``difference`` each: gene by gene the
+    sections, and in a row H&E, measured, predicted and difference.
 
     Raises
     ------
@@ -125,8 +142,13 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     """
     path = check_save(save, show)
     check_flag("difference", difference)
+    check_flag("image_panel", image_panel)
     colours = colours_of(cmap)
     check_style(size, image_alpha)
+    limits = check_scale(scale, vmin, vmax)
+    if ncols is not None and not (is_whole(ncols) and ncols > 0):
+        msg = f"ncols={ncols!r} is not a positive whole number of genes abreast, nor None for the usual."
+        raise ValueError(msg)
     address = Address(
         table_key=table_key,
         image_key=image_key,
@@ -139,10 +161,10 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     names, shown = _shown(
         study, genes, prediction=prediction, sections=sections, size=size, may_lack_counts=not difference
     )
-    n_panels = 3 if difference else 2
-    grid = None if ax is None else axes_grid(ax, shape=(len(names) * len(shown), n_panels))
-    style = Style(colours, units_of(study), size, image_alpha)
-    drawn = draw_grid(shown, names, n_panels=n_panels, style=style, grid=grid)
+    columns = panels_of(image=image_panel, difference=difference)
+    grid = None if ax is None else axes_grid(ax, shape=(len(names) * len(shown), len(columns)))
+    style = Style(colours, units_of(study), size, image_alpha, scale, limits)
+    drawn = draw_grid(shown, names, columns=columns, style=style, grid=grid, n_abreast=ncols)
     finish(drawn[0, 0], is_new=ax is None, show=show, path=path)
     return drawn
 
@@ -162,7 +184,7 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     key_added: str = "agl",
     cmap: str | Colormap = DIVERGING,
     image_alpha: float = 0.6,
-    size: float = 1.0,
+    size: float | None = None,
     ax: Any = None,
     show: bool | None = None,
     save: str | Path | None = None,
@@ -205,8 +227,8 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
     image_alpha
         Opacity of the H&E, from 0 (white) to 1.
     size
-        Factor on the true size of the spots. Bins of Visium HD, and more than 20,000 spots that tile a square lattice,
-        are drawn as the squares they are, whatever it is.
+        Factor on the true size of the spots, 1 for the size they have; by default they fill the pitch, so that neighbours
+        touch. Bins of Visium HD, and more than 20,000 spots that tile a square lattice, are drawn as the squares they are.
     ax
         Axes to draw on, as an array of the shape that is returned; a new figure of at most journal width (7 in) by default.
     show
@@ -266,7 +288,7 @@ def _shown(
     *,
     prediction: Prediction,
     sections: Names,
-    size: float,
+    size: float | None,
     may_lack_counts: bool = False,
 ) -> tuple[list[str], list[Shown]]:
     """Genes and sections to draw, the sections with their image where they have one."""

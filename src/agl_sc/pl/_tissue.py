@@ -11,6 +11,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from agl_sc._sdata.geometry import HD
 from agl_sc._sdata.sections import Section
@@ -47,17 +48,29 @@ class View:
         return float(height / width)
 
 
-def check_style(size: float, image_alpha: float) -> None:
+def check_style(size: float | None, image_alpha: float) -> None:
     """Refuse a size of spots or an opacity of the H&E that cannot be."""
-    if not (is_number(size) and 0 < size < np.inf):
-        msg = f"size={size!r} is not a positive factor on the spot size."
+    if not (size is None or (is_number(size) and 0 < size < np.inf)):
+        msg = f"size={size!r} is not a positive factor on the spot size, nor None for spots that touch."
         raise ValueError(msg)
     if not (is_number(image_alpha) and 0 <= image_alpha <= 1):
         msg = f"image_alpha={image_alpha!r} is not between 0 (white) and 1 (opaque)."
         raise ValueError(msg)
 
 
-def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
+def diameter_px(section: Section, size: float | None) -> float:
+    """Diameter that the spots of a section are drawn with: ``size`` times their own, or, by default, so that they touch."""
+    own = 2 * section.radius
+    if size is not None:
+        return own * size
+    points = section.centres[np.isfinite(section.centres).all(axis=1)]
+    if len(points) < 2:
+        return own
+    pitch = float(np.median(cKDTree(points).query(points, k=2)[0][:, 1]))
+    return max(own, pitch)
+
+
+def view_of(section: Section, *, size: float | None, margin_px: float = 0.0) -> View:
     """Crop a section to its spots.
 
     Parameters
@@ -65,7 +78,7 @@ def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
     section
         The section; its image is read at the coarsest level that still has 1,000 px along the crop.
     size
-        Factor on the spot radius. The crop leaves one spot diameter around the centres.
+        Factor on the spot radius; None for spots that touch. The crop leaves one spot diameter around the centres.
     margin_px
         What it leaves at least.
 
@@ -77,7 +90,7 @@ def view_of(section: Section, *, size: float, margin_px: float = 0.0) -> View:
     if not np.isfinite(section.centres).all(axis=1).any():
         msg = f"No spot of section {section.name!r} has a position; fix its shapes, or leave it out with sections=."
         raise ValueError(msg)
-    margin = max(2 * section.radius * max(size, 1.0), margin_px)
+    margin = max(diameter_px(section, size), 2 * section.radius, margin_px)
     low, high = np.nanmin(section.centres, axis=0) - margin, np.nanmax(section.centres, axis=0) + margin
     is_tiled = section.technology == HD or len(section.centres) > MANY_SPOTS
     cells = cells_of(section.centres, section.radius) if is_tiled else None
@@ -133,7 +146,7 @@ def draw_spots(
     section: Section,
     values: FloatArray,
     *,
-    size: float,
+    size: float | None,
     cmap: Colormap,
     norm: Normalize,
     edge: str = "none",
@@ -144,7 +157,7 @@ def draw_spots(
     if cells is not None:
         ax.add_image(_image(ax, cells, values, cmap=cmap, norm=norm))
         return
-    widths = np.full(len(values), 2 * section.radius * size)
+    widths = np.full(len(values), diameter_px(section, size))
     spots = EllipseCollection(
         widths,
         widths,
