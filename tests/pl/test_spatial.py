@@ -84,7 +84,7 @@ class TestValues:
         ]
 
     def test_genes_abreast(self, sdata: SpatialData) -> None:
-        def n_abreast(**options: int) -> int:
+        def n_abreast(**options: Any) -> int:
             axes = pl.spatial_pred(sdata, ["ERBB2", "KRT8", "CD74"], sections="C6", **options)
             axes[0, 0].figure.canvas.figure.draw_without_rendering()
             return len({round(ax.get_window_extent().x0) for ax in axes[:, 0]})

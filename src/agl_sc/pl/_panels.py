@@ -151,7 +151,7 @@ def draw_grid(
             _draw_tissue(row, section, style=style, lettering=lettering)
         first = columns.index("measured")
         if first:
-            _draw_image(block[:, :first], shown, lettering=lettering)
+            _draw_image(block[:, :first], lettering=lettering)
         _draw_expression(block[:, first : first + 2], shown, gene, style=style, lettering=lettering)
         if "difference" in columns:
             _draw_difference(block[:, first + 2 :], shown, gene, style=style, lettering=lettering)
@@ -328,10 +328,10 @@ def _draw_spots(
     draw_spots(ax, shown.section, values, size=style.size, cmap=cmap, norm=norm, edge=edge, cells=cells)
 
 
-def _draw_image(panels: AxesGrid, shown: list[Shown], *, lettering: _Lettering) -> None:
+def _draw_image(panels: AxesGrid, *, lettering: _Lettering) -> None:
     """H&E alone, with an empty colour bar below, for panels of one row to have one height."""
-    for (ax,), section in zip(panels, shown, strict=True):
-        draw_view(ax, section.view, image_alpha=1.0)
+    for image in (image for ax in panels.ravel() for image in ax.images):
+        image.set_alpha(1.0)
     cmap = ListedColormap(["none"])
     bar = _colour_bar(panels, " ", np.zeros(1), cmap=cmap, norm=Normalize(0, 1), lettering=lettering)
     bar.set_ticks([0.5], labels=[" "])
