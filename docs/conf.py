@@ -1,6 +1,8 @@
 """Sphinx: ``python -m sphinx -W -n -b html docs docs/_build``, from a clean clone, without network."""
 
+import inspect
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,32 @@ project = "agl-sc"
 author = "the agl-sc developers"
 copyright = f"2026, {author}"
 version = release = agl_sc.__version__
+SOURCE = "https://github.com/agl-sc/agl-sc"
 
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.linkcode",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_generated", "jupyter_execute", "benchmark", "tutorials/.ipynb_checkpoints"]
+autosummary_generate = False  # tables that lead to the entries below them
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 html_theme = "sphinx_book_theme"
-html_title = "agl-sc"
+html_title = f"agl-sc {release}"
 html_static_path = ["_static"]
 html_css_files = ["formulas.css"]
 html_math_renderer = "mathml"  # of setup(), below: every browser draws it, and no script is fetched
 html_theme_options = {
     "show_toc_level": 2,
     "home_page_in_toc": True,
+    "repository_url": SOURCE,
+    "use_repository_button": True,
+    "use_issues_button": True,
     "use_download_button": False,
     "navbar_persistent": [],
 }
@@ -98,6 +110,19 @@ def write_command_help() -> None:
     page, text = folder / "cli.md", "\n".join(sections)
     if not page.is_file() or page.read_text(encoding="utf-8") != text:  # another build may be reading it
         page.write_text(text, encoding="utf-8")
+
+
+def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
+    """Where the source of an entry lies in the repository, at this version."""
+    found: Any = sys.modules.get(info["module"]) if domain == "py" else None
+    for name in info["fullname"].split("."):
+        found = getattr(found, name, None)
+    found = inspect.unwrap(found) if callable(found) else None
+    if not (inspect.isfunction(found) or inspect.isclass(found)) or not found.__module__.startswith("agl_sc"):
+        return None
+    lines, first = inspect.getsourcelines(found)
+    path = Path(inspect.getsourcefile(found) or "").relative_to(Path(agl_sc.__file__).parents[2])
+    return f"{SOURCE}/blob/v{release}/{path.as_posix()}#L{first}-L{first + len(lines) - 1}"
 
 
 def visit_math(translator: Any, node: nodes.Element) -> None:

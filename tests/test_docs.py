@@ -47,6 +47,13 @@ def test_every_public_name_has_an_entry(site: Path) -> None:
         assert not missing
 
 
+def test_every_page_of_the_reference_begins_with_a_table_of_its_names() -> None:
+    for namespace in (agl_sc.io, agl_sc.datasets, agl_sc.pp, agl_sc.tl, agl_sc.pl):
+        page = (DOCS / "api" / f"{namespace.__name__.removeprefix('agl_sc.')}.md").read_text(encoding="utf-8")
+        listed = re.findall(r"^   (\w+)$", page.partition(".. automodule")[0], re.MULTILINE)
+        assert listed == namespace.__all__
+
+
 def test_site_is_sound(site: Path, checker: ModuleType) -> None:
     if checker.browser() is None:
         pytest.skip("no Chromium; apt-get install chromium")
