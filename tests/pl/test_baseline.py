@@ -53,7 +53,7 @@ def predicted(tissue: SpatialData) -> SpatialData:
 
 def spatial_pred(sdata: SpatialData) -> Any:
     axes = plt.subplots(1, 2, figsize=(6, 4))[1]
-    return pl.spatial_pred(sdata, sdata.tables["table"].var_names[0], sections="section_1", ax=axes)[0, 0]
+    return pl.spatial_pred(sdata, sdata.tables["table"].var_names[0], sections="section_1", size=1, ax=axes)[0, 0]
 
 
 def tiles(sdata: SpatialData) -> Any:
