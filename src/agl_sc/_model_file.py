@@ -194,6 +194,7 @@ _OF_CARD: dict[str, tuple[Check, str]] = {
     "versions": (_of(_text), "an object of names"),
     "fitted_on": (_of(_text), "an object of digests"),
     "split": (_optional(_text), "a digest"),
+    "scores": (_of(lambda _: True), "an object"),
 }
 _OF_FEATURES: dict[str, tuple[Check, str]] = {
     "encoder": (_text, "a name"),
@@ -227,6 +228,7 @@ def check_fields(fields: Mapping[str, Any], path: Path) -> None:
     _check_table(fields["history"], {"epoch", "validation_pearson"}, name="history", path=path)
     _check_table(fields["cutoff_trace"], set(TRACE_COLUMNS), name="cutoff_trace", path=path)
     _check_card(fields["card"], path)
+    _check_scores(fields["card"].get("scores"), n_genes, path)
 
 
 def _check_card(card: Mapping[str, Any], path: Path) -> None:
@@ -239,6 +241,19 @@ def _check_card(card: Mapping[str, Any], path: Path) -> None:
     for name, (check, legal) in _OF_FEATURES.items():
         if name in features or name in _NEEDED:  # type: ignore[operator]  # checked above
             _check(features.get(name), check, legal, name=f"card.features.{name}", path=path)  # type: ignore[union-attr]
+
+
+def _check_scores(scores: Mapping[str, Any] | None, n_genes: int, path: Path) -> None:
+    """Refuse scores that are not of every gene."""
+    if scores is None:
+        return
+    columns = scores.get("columns")
+    _check(columns, _of(_list_of(_optional(_number()))), "an object of lists", name="card.scores.columns", path=path)
+    for name, values in columns.items():  # type: ignore[union-attr]  # checked above
+        legal = f"{n_genes} numbers, one per gene"
+        _check(len(values), lambda n: n == n_genes, legal, name=f"len(card.scores.columns.{name})", path=path)
+    for name, check, legal in (("by", _text, "a name"), ("words", _text, "a text"), ("sections", _unique, "names")):
+        _check(scores.get(name), check, legal, name=f"card.scores.{name}", path=path)
 
 
 def _deep(card: Mapping[str, Any]) -> Any:
@@ -291,7 +306,7 @@ def _check(value: Any, check: Check, legal: str, *, name: str, path: Path) -> No
 def check_tensors(tensors: Mapping[str, torch.Tensor], n_predicted: int, path: Path) -> None:
     """Refuse parameters that are missing, of other shapes, not finite, or so large that a prediction would not be."""
     shapes = _shapes(tensors, n_predicted)
-    own = {name for name in tensors if name.startswith(("network.", "levels."))} | shapes.keys()
+    own = {name for name in tensors if name.startswith(("network.", "levels.", "domain."))} | shapes.keys()
     for name in sorted(own):
         tensor, shape = tensors.get(name), shapes.get(name)
         found = None if tensor is None else (*tensor.shape,)
@@ -304,9 +319,10 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], n_predicted: int, path: P
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             msg = f"{name!r} in {path} has values that are not finite; the file was altered: save the model again."
             raise ValueError(msg)
-    if not (tensors["feature_scale"] > 0).all():
-        msg = f"'feature_scale' in {path} is not positive; the file was altered: save the model again."
-        raise ValueError(msg)
+    for name in ("feature_scale", "domain.scale", "domain.spread", "domain.units", "domain.limit"):
+        if name in tensors and not (tensors[name] > 0).all():
+            msg = f"{name!r} in {path} is not positive; the file was altered: save the model again."
+            raise ValueError(msg)
     if not _largest(tensors) < float(torch.finfo(torch.float32).max):
         msg = f"The parameters in {path} are so large that predictions overflow; the file was altered: save the model again."
         raise ValueError(msg)
@@ -332,9 +348,16 @@ def _shapes(tensors: Mapping[str, torch.Tensor], n_predicted: int) -> dict[str, 
         "coefficients": (n_sections, n_predicted),
     }
     has_levels = any(name.startswith("levels.") for name in tensors)
+    n_axes, n_quantiles = first("domain.spread"), first("domain.held_out")
+    of_domain = {
+        "centre": (n_features,), "scale": (n_features,), "axes": (n_axes, n_features), "spread": (n_axes,), "units": (2,),
+        "held_out": (n_quantiles,), "limit": (1,),
+    }  # fmt: skip
+    knows_domain = any(name.startswith("domain.") for name in tensors)
     return {
         **{f"network.{name}": shape for name, shape in of_network.items()},
         **{f"levels.{name}": shape for name, shape in of_levels.items() if has_levels},
+        **{f"domain.{name}": shape for name, shape in of_domain.items() if knows_domain},
         "feature_scale": (n_features,),
         **dict.fromkeys(calibration, (n_predicted,)),
     }

@@ -113,6 +113,16 @@ class Model(OnHub):
         return int(self.selected.sum())
 
     @property
+    def scores(self) -> pd.DataFrame:
+        """Score of every modelled gene on training spots that were held out, by closed form, a row per gene.
+
+        Columns as :func:`agl_sc.tl.predictable_genes` has them; empty for a model that was trained without.
+        """
+        columns = self.card.get("scores", {}).get("columns", {})
+        index = pd.Index(self.genes if columns else [], name="gene")
+        return pd.DataFrame(columns, index=index).astype(float)
+
+    @property
     def finetuned(self) -> bool:
         """Whether the model brings an encoder of its own."""
         return any(name.startswith("encoder.") for name in self.tensors)

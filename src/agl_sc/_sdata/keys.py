@@ -73,6 +73,10 @@ class Keys:
         """Column of ``var`` that holds a test metric."""
         return f"{self.key_added}_{name}"
 
+    @property
+    def distance(self) -> str:
+        return f"{self.key_added}_distance"
+
     def held_out(self, name: str) -> str:
         """Column of ``var`` that holds a score of a gene on held-out spots of a model's training."""
         return f"{self.key_added}_held_out_{name}"

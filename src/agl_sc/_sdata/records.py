@@ -351,6 +351,13 @@ class CrossValidationRecord(MappingRecord):
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOutRecord(MappingRecord):
+    """How the held-out scores of a model's genes came about."""
+
+    entry: ClassVar[str] = "held_out"
+
+
+@dataclass(frozen=True, slots=True)
 class PredictableRecord(MappingRecord):
     """How :func:`agl_sc.tl.predictable_genes` held spots out."""
 

@@ -39,6 +39,9 @@ def predict(  # noqa: PLR0913 -- an entry point
     trust_encoder: Annotated[
         bool, typer.Option("--trust-encoder", help="Fetch the encoder that the model names, wherever it is.")
     ] = False,
+    min_r: Annotated[
+        float | None, typer.Option(help="Genes of a smaller held-out Pearson correlation are not written.")
+    ] = None,
     force: Force = False,
     spacing_um: Spacing = 100.0,
     lattice: LatticeOption = "hex",
@@ -79,7 +82,7 @@ def predict(  # noqa: PLR0913 -- an entry point
     image_mpp = None if is_slide else image_mpp  # the reader has taken it
     say("Predicting")
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
-    tl.predict(sdata, trained, **where, device=device, batch_size=batch_size, key_added=key_added)
+    tl.predict(sdata, trained, **where, device=device, batch_size=batch_size, min_r=min_r, key_added=key_added)
     found = predicted_of(Study.of(sdata, Address(table_key=table_key), key_added), "model")
     known = np.isfinite(found.values)
     say(f"Writing {place.path}")

@@ -279,7 +279,7 @@ def _agreement(expression: Comparison, gene: int) -> list[str]:
     if not known.any():
         return ["no prediction"]
     if not expression.is_measured:
-        return ["nothing measured here"]
+        return ["nothing measured here", *expression.held_out_text(gene)]
     spots, words = expression.scored(gene)
     score = pearson_text(expression.measured[spots, gene], expression.predicted[spots, gene])
     if expression.n_folds:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from agl_sc._sdata.genes import find_genes, near_genes, own_names
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.predictions import Prediction, genes_table, predicted_of
+from agl_sc._sdata.records import HeldOutRecord, remembered
 from agl_sc._sdata.sections import Names, Section
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import near_matches, region_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 SEEN = {"train": "training", "validation": "validation", "unused": "unused"}
 """Splits other than test, and what a title calls them."""
+_SHOWN = 3
 _UNITS = {"log1p_cp10k": "log1p(CP10k)", "log1p": "log1p(counts)"}
 
 
@@ -47,6 +49,10 @@ class Comparison:
     """Folds in which the spots were test, of out-of-fold predictions; 0 of those of one model."""
     method: str = ""
     """What out-of-fold predictions are of, where that is recorded."""
+    held_out: FloatArray | None = None
+    """Held-out Pearson correlation of every gene in the training of the model, (n_genes,); None where nobody knows."""
+    held_out_on: str = ""
+    """Sections that it is over, as a title says it."""
 
     @property
     def is_measured(self) -> bool:
@@ -58,6 +64,12 @@ class Comparison:
         """Words for spots that were all predicted by models that had not seen them, and for the method of these."""
         n_folds = f"{self.n_folds} folds" if self.n_folds > 1 else ""
         return ", ".join(part for part in ("out of fold", n_folds, self.method) if part)
+
+    def held_out_text(self, gene: int) -> list[str]:
+        """What is to be expected of a gene, as lines of a title; none where nobody knows."""
+        if self.held_out is None or not np.isfinite(self.held_out[gene]):
+            return []
+        return [f"held-out r = {round(float(self.held_out[gene]), 2) + 0.0:.2f} {self.held_out_on}".rstrip()]
 
     def scored(self, gene: int) -> tuple[BoolArray, str]:
         """Spots that a score of a gene is over, (n_spots,), and words for them: test spots where there are any."""
@@ -155,13 +167,27 @@ def expression_of(
     else:
         measured = _measured(study, table.var_names.get_indexer(genes))
     split, method = _split(table, keys), oof_method(study) if prediction == "oof" else ""
+    scores, scored_on = _held_out(study, genes) if prediction == "model" else (None, "")
     found = []
     for chosen in rows:
         values = predicted[chosen].astype(np.float64)
         is_known = np.isfinite(values).any(axis=1)
         folds = table.obs[keys.fold].to_numpy()[chosen[is_known]] if prediction == "oof" else []
-        found.append(Comparison(measured[chosen], values, split[chosen], n_folds=len(set(folds)), method=method))
+        n_folds = len(set(folds))
+        found.append(Comparison(measured[chosen], values, split[chosen], n_folds, method, scores, scored_on))
     return found
+
+
+def _held_out(study: Study, genes: list[str]) -> tuple[FloatArray | None, str]:
+    """Held-out correlation of every gene in the training of the model, and the sections that it is over."""
+    var, column = genes_table(study, "model").var, study.keys.held_out("pearson")
+    said = remembered(study.table, study.keys, HeldOutRecord)
+    if column not in var or said is None:
+        return None, ""
+    names = [str(name) for name in said.values["sections"]]
+    within = "within " if said.values["by"] == "block" else "on "
+    listed = ", ".join(names) if len(names) <= _SHOWN else f"{len(names)} training sections"
+    return var[column].reindex(genes).to_numpy(dtype=float), within + listed
 
 
 def _measured(study: Study, columns: NDArray[np.int64]) -> FloatArray:

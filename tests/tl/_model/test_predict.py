@@ -16,6 +16,7 @@ from anndata import AnnData
 from spatialdata import SpatialData, get_pyramid_levels, read_zarr
 
 from agl_sc.core.encoders.load import load_encoder
+from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.datasets import toy_tissue
 from agl_sc.io import from_anndata
 from agl_sc.model import Model
@@ -59,7 +60,8 @@ def test_only_the_declared_slots_are_written(trained: Trained, unseen: SpatialDa
     after = slots(unseen)
     assert {name: after[name] for name in before} == before
     added = {name for name in after.keys() - before.keys() if not name.startswith("uns/agl/")}
-    assert added == {"layers/agl", "obsm/agl_features", "obs/agl_split"}
+    scores = {f"var/agl_held_out_{name}" for name in COLUMNS}
+    assert added == {"layers/agl", "obsm/agl_features", "obs/agl_split", "obs/agl_distance"} | scores
 
 
 def test_sections_never_seen_are_test(trained: Trained, unseen: SpatialData, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.noise_ceiling import RawCounts
 from agl_sc.core.progress import Progress
 from agl_sc.core.spots.genes import normalize_counts
+from agl_sc.pp._genes.targets_and_ranks import positions_of
 from agl_sc.pp._splits.blocks import locate
 from agl_sc.pp._splits.units import ASSUMED_KEY, ATTRS_KEY, deal, patient_of
 
@@ -171,6 +172,17 @@ def score_genes(
             bar.update(measured.shape[1])
     scores.add_ceilings(counts, seed=seed)
     return scores.table([str(name) for name in study.table.var_names[columns]])
+
+
+def lattices_in(study: Study) -> dict[str, Lattice]:
+    """Lattice of all spots of every section that lies on one; none where positions are unknown."""
+    try:
+        centres, _ = positions_of(study)
+    except (KeyError, ValueError):
+        return {}
+    names = study.section_names
+    found = {name: Lattice.fitted(centres[names == name]) for name in sorted(set(names))}
+    return {name: lattice for name, lattice in found.items() if lattice is not None}
 
 
 def empty_scores(study: Study, spots: HeldOut, *, n_genes: int, lattices: Mapping[str, Lattice]) -> GeneScores:

@@ -15,6 +15,7 @@ from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import region_of
+from agl_sc.core.arguments import is_number
 from agl_sc.core.arrays import BoolArray, FloatArray, Floats, IntArray
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import without_path
@@ -28,6 +29,7 @@ from agl_sc.pp._features.tiles import TileSpec
 from agl_sc.pp._splits.split import split_hash
 from agl_sc.pp._splits.units import SETS
 from agl_sc.tl._model.belongs import seen_spots
+from agl_sc.tl._model.trust import below_gate, tell_gated, write_distance, write_scores
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,6 +55,7 @@ def predict(
     coordinate_system: str | None = None,
     image_mpp: Scales = None,
     write_to: WriteTo = "auto",
+    min_r: float | None = None,
     key_added: str = "agl",
 ) -> None:
     """Predict expression of sections the model has never seen.
@@ -84,6 +87,9 @@ def predict(
     write_to
         Where predictions go: ``"layer"``, ``"table"`` (one of their own, spots x predicted genes) or ``"auto"``, the layer
         where it takes no more memory than the counts do, or than 256 MB.
+    min_r
+        Genes whose held-out Pearson correlation in training is below this are not written, and the log says which; 0.1
+        keeps what may be worth a look. By default all genes are written. Genes without a score always are.
     key_added
         Prefix of all slots.
 
@@ -91,12 +97,16 @@ def predict(
     -------
     Nothing; writes ``layers["agl"]``, float32 in the units of the model's training layer, NaN for genes that are not
     predicted and spots without a tile, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene; and, where there is none yet, ``obs["agl_split"]``: train for spots of sections
-    the model was fitted on, test otherwise.
+    the model was fitted on, test otherwise. Of a model that knows them also ``var["agl_held_out_pearson"]``,
+    ``..._n_spots``, ``..._n_sections``, ``..._noise_ceiling``, ``..._pearson_of_ceiling`` and ``..._q_value``, scores of
+    its genes on training spots that were held out; and ``obs["agl_distance"]``, the share of held-out training spots that lie
+    nearer to the rest of the training tissue than the spot does, in [0, 1], NaN for spots that the model was fitted
+    among, and 1 for all spots of a section that lies beyond as a whole: above .99 a spot is beyond what the model knows, and a section most of which is, is named in the log.
 
     Raises
     ------
     ValueError
-        The table lacks more than half of the model's targets, the features come from another encoder or other tiles, the image is too
+        No gene has a held-out score of ``min_r``, the table lacks more than half of the model's targets, the features come from another encoder or other tiles, the image is too
         coarse for the model's tiles, or the table carries another split of sections that the model was fitted on.
 
     Examples
@@ -121,13 +131,17 @@ def predict(
         coordinate_system=coordinate_system,
         image_mpp=image_mpp,
     )
+    if min_r is not None and not (is_number(min_r) and -1 <= min_r <= 1):
+        msg = f"min_r={min_r!r} is not a correlation from -1 to 1; 0 leaves out what came out the wrong way round, None writes all genes."
+        raise ValueError(msg)
     study = replace(Study.of(sdata, address, key_added), write_to=write_to)
-    predict_study(study, model, FeatureRequest(device=device, batch_size=batch_size))
+    predict_study(study, model, FeatureRequest(device=device, batch_size=batch_size), min_r=min_r)
 
 
-def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
+def predict_study(study: Study, model: Model, tiles: FeatureRequest, *, min_r: float | None = None) -> None:
     """As :func:`predict`, of what is resolved already."""
     table, keys = study.table, study.keys
+    below = below_gate(model, min_r)
     check_place(study)
     if table.n_vars:
         check_genes(table, model)
@@ -136,7 +150,10 @@ def predict_study(study: Study, model: Model, tiles: FeatureRequest) -> None:
         seen = _seen(study, model)
         _write_split(study, seen)
         split = split_hash(study) if seen.any() else None
-        write_predictions(study, model, record=PredictionRecord(model.card["normalize"], split), tiles=tiles)
+        record = PredictionRecord(model.card["normalize"], split)
+        write_predictions(study, model, record=record, tiles=tiles, left_out=below)
+        tell_gated(model, below, min_r)
+        write_distance(study, model, seen)
         values = {**model.card["params"], "normalize": model.card["normalize"]}
         remember(table, keys, SettingsRecord(values, model.card["versions"]))
 
@@ -160,27 +177,36 @@ def features_of(study: Study, model: Model, tiles: FeatureRequest) -> tuple[Floa
     return _own_features(study, model, tiles) if model.finetuned else _features(study)
 
 
-def write_predictions(study: Study, model: Model, *, record: PredictionRecord, tiles: FeatureRequest) -> None:
-    """Write the prediction layer from the features in place."""
+def write_predictions(
+    study: Study,
+    model: Model,
+    *,
+    record: PredictionRecord,
+    tiles: FeatureRequest,
+    left_out: BoolArray | None = None,
+) -> None:
+    """Write predictions from the features in place, without the genes ``left_out``, (n_predicted,), and what is known of all."""
     table = study.table
     features, reference = features_of(study, model, tiles)
-    genes, known = written_genes(table, model)
+    genes, known = written_genes(table, model, left_out)
     blocks = model.predicted_blocks(features, region_of(table).to_numpy(dtype=str), reference)
     written = ((rows, genes, values[:, known]) for rows, values in blocks)
     slot = write_predicted(study, "model", genes=genes, blocks=written)
     remember(table, study.keys, record)
     forget_metrics(study)
+    write_scores(study, model)
     if model.levels is None:
         study.tell_written(logger, "Levels of sections are %s.", NO_LEVELS)
     study.tell_written(logger, "Wrote %s: %d genes of %d spots.", slot, known.sum(), table.n_obs)
 
 
-def written_genes(table: "AnnData", model: Model) -> tuple[list[str], BoolArray]:
+def written_genes(table: "AnnData", model: Model, left_out: BoolArray | None = None) -> tuple[list[str], BoolArray]:
     """The table's names of the predicted genes that it has, and which these are; all of them for a table without genes."""
+    wanted = np.ones(model.n_predicted, dtype=bool) if left_out is None else ~left_out
     if table.n_vars == 0:
-        return model.predicted_genes, np.ones(model.n_predicted, dtype=bool)
+        return [gene for gene, is_wanted in zip(model.predicted_genes, wanted, strict=True) if is_wanted], wanted
     columns = find_genes(table, model.predicted_genes, quiet=True)
-    known: BoolArray = columns >= 0
+    known: BoolArray = wanted & (columns >= 0)
     return [str(name) for name in table.var_names[columns[known]]], known
 
 

@@ -35,6 +35,7 @@ from agl_sc.tl._model.data import finetune_data, training_data
 from agl_sc.tl._model.kept import kept_on_failure
 from agl_sc.tl._model.levels import levels_of
 from agl_sc.tl._model.predict import forget_predictions, write_predictions
+from agl_sc.tl._model.trust import with_trust, write_distance
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -131,7 +132,9 @@ def train(  # noqa: PLR0913 -- the entry point
     -------
     The model. Writes ``layers["agl"]``, predicted expression of targets and selected auxiliary genes, float32, in the
     units of training (log1p CP10k by default), NaN elsewhere, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene; ``var["agl_role"]``, ``var["agl_prior_rank"]``,
-    ``var["agl_weight"]``, ``var["agl_selected"]``; ``obs["agl_split"]``; ``obsm["agl_features"]``; ``uns["agl"]``.
+    ``var["agl_weight"]``, ``var["agl_selected"]``; ``var["agl_held_out_pearson"]`` and so forth, held-out scores of all
+    modelled genes as :func:`agl_sc.tl.predictable_genes` has them, from training and validation spots by closed form;
+    ``obs["agl_distance"]``, as :func:`agl_sc.tl.predict` writes it; ``obs["agl_split"]``; ``obsm["agl_features"]``; ``uns["agl"]``.
     On an error or an interrupt every slot is as it was; after the model was trained, all but the predictions are written,
     and the error says where the model is.
 
@@ -239,6 +242,8 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             start=None if start is None else (start.choices, start.earlier),
         )
         model = describe(result=result)
+        if not study.is_scratch:  # of which no model is kept
+            model = with_trust(study, data, model, seed=asked.seed)
         if folder is not None and accelerator.is_main_process:
             model.save(folder / "model")
         _write(study, model)
@@ -250,6 +255,7 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             counts=counts_digest(study),
         )
         write_predictions(study, model, record=seen, tiles=asked.tiles)
+        write_distance(study, model, data.train | data.validation)
     if tracking:  # end_training() would end the processes' connection too, which the next training needs
         for tracker in accelerator.trackers:
             tracker.finish()

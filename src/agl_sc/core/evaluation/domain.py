@@ -1,0 +1,142 @@
+"""How far spots lie from the tissue that a model was trained on, measured by training spots that were held out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.utils.extmath import randomized_svd
+
+from agl_sc.core.arrays import FloatArray, Floats, IntArray
+from agl_sc.core.evaluation.held_out import HeldOutFold
+from agl_sc.core.linear.predictability import MOST_SPOTS
+
+BEYOND = 0.99
+"""A spot is beyond the training tissue if more than this share of held-out training spots lies nearer."""
+N_AXES = 32
+_SPOTS_PER_AXIS = 4
+_LEAST_SPREAD = 0.05
+"""Of the median feature's spread within sections; features that hardly vary would be worth hundreds of others."""
+_N_QUANTILES = 1000
+FEWEST_SPOTS = 20
+"""Of a section that is looked at as a whole."""
+_LEAST_LIMIT, _BEYOND_FARTHEST = 1.0, 1.5
+"""A section lies beyond if its mean is moved by more than a spread within sections, and by half as much again as any that was held out."""
+_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """Where training spots lie in the space of features, which are neither clipped nor centred per section."""
+
+    centre: FloatArray
+    """Mean over sections of their means, (n_features,)."""
+    scale: FloatArray
+    """Spread within sections, (n_features,)."""
+    axes: FloatArray
+    """Leading directions of what is centred and scaled so, between sections and within, (n_axes, n_features)."""
+    spread: FloatArray
+    """Root mean square along each, (n_axes,)."""
+
+    @classmethod
+    def fitted(cls, features: Floats, sections: IntArray) -> "Reference":
+        """Of some spots (n_spots, n_features) of several sections, of at most 4,096 of them."""
+        if len(features) > MOST_SPOTS:
+            rows = np.sort(np.random.default_rng(0).choice(len(features), MOST_SPOTS, replace=False))
+            features, sections = features[rows], sections[rows]
+        parts = [np.asarray(features[sections == code], dtype=float) for code in np.unique(sections)]
+        centre = np.mean([part.mean(axis=0) for part in parts], axis=0)
+        within = np.sqrt(np.mean([part.var(axis=0) for part in parts], axis=0))
+        varying = within[within > 0]
+        scale = np.maximum(within, _LEAST_SPREAD * (np.median(varying) if len(varying) else 1.0))
+        scaled = (np.concatenate(parts) - centre) / scale
+        n_axes = max(1, min(N_AXES, len(scaled) // _SPOTS_PER_AXIS, scaled.shape[1]))
+        _, singular, axes = randomized_svd(scaled, n_axes, random_state=0)
+        spread = singular / np.sqrt(len(scaled))
+        return cls(centre, scale, axes, np.maximum(spread, 1e-6 * spread[0] if spread[0] > 0 else 1.0))
+
+    def shift(self, features: Floats) -> float:
+        """How far the mean of some spots lies from the centre: root mean square over features, in spreads within sections."""
+        moved = (np.asarray(features, dtype=float).mean(axis=0) - self.centre) / self.scale
+        return float(np.sqrt((moved**2).mean()))
+
+    def parts(self, features: Floats) -> FloatArray:
+        """Mean squares along the axes, in units of their spread, and off them, (n_spots, 2)."""
+        found = np.empty((len(features), 2))
+        for start in range(0, len(features), _ROWS):
+            rows = slice(start, start + _ROWS)
+            scaled = (np.asarray(features[rows], dtype=float) - self.centre) / self.scale
+            along = scaled @ self.axes.T
+            found[rows, 0] = ((along / self.spread) ** 2).mean(axis=1)
+            off = (scaled**2).sum(axis=1) - (along**2).sum(axis=1)
+            found[rows, 1] = np.maximum(off, 0.0) / scaled.shape[1]
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Domain:
+    """The training tissue, and how far from it training spots lie that were held out."""
+
+    reference: Reference
+    """Of all training spots."""
+    units: FloatArray
+    """Median of both parts over held-out training spots, (2,)."""
+    held_out: FloatArray
+    """Distances of held-out training spots, as 1,000 quantiles in rising order; every section counts the same."""
+    limit: FloatArray
+    """Shift of its mean from which on a section lies beyond as a whole, (1,)."""
+
+    @classmethod
+    def fitted(cls, features: Floats, sections: IntArray, folds: Sequence[HeldOutFold]) -> "Domain":
+        """From training spots, every fold measured from the spots of the others.
+
+        The distance is the larger of two, each in units of its median: the mean square along the leading axes (of
+        Mahalanobis, or Hotelling's T2), and that of what lies off them (the squared prediction error), which finds what no
+        training spot varied in. Features are not centred per section: a slide of another stain lies elsewhere as a whole.
+
+        Parameters
+        ----------
+        features
+            (n_spots, n_features).
+        sections
+            Section of every spot, (n_spots,).
+        folds
+            What is held out together.
+
+        References
+        ----------
+        Jackson and Mudholkar, Control procedures for residuals associated with principal component analysis,
+        Technometrics 21, 1979.
+        """
+        parts, farthest = np.full((len(features), 2), np.nan), 0.0
+        for fold in folds:
+            reference = Reference.fitted(features[fold.fit], sections[fold.fit])
+            parts[fold.held] = reference.parts(features[fold.held])
+            for code in set(sections[fold.held].tolist()) - set(sections[fold.fit].tolist()):
+                inside = fold.held[sections[fold.held] == code]
+                farthest = max(farthest, reference.shift(features[inside]))
+        known = np.isfinite(parts).all(axis=1)
+        units = np.maximum(np.median(parts[known], axis=0), 1e-12)
+        distances, codes = (parts[known] / units).max(axis=1), sections[known]
+        order = np.argsort(distances, kind="stable")
+        weights = 1 / np.bincount(codes)[codes]
+        below = np.cumsum(weights[order])
+        wanted = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES * below[-1]
+        quantiles = distances[order][np.searchsorted(below, wanted)]
+        limit = np.array([max(_LEAST_LIMIT, _BEYOND_FARTHEST * farthest)])
+        return cls(Reference.fitted(features, sections), units, quantiles, limit)
+
+    def distance(self, features: Floats, sections: IntArray) -> FloatArray:
+        """Share of held-out training spots that lie nearer than each spot, in [0, 1], (n_spots,).
+
+        1 for all spots of a section that lies beyond as a whole: tissue varies so much that each spot of another stain may
+        look like some training spot, and all of them together like none. NaN for a spot without features.
+        """
+        share = np.full(len(features), np.nan)
+        known = np.isfinite(features).all(axis=1)
+        distances = (self.reference.parts(features[known]) / self.units).max(axis=1)
+        share[known] = np.searchsorted(self.held_out, distances, side="left") / len(self.held_out)
+        for code in np.unique(sections[known]):
+            inside = known & (sections == code)
+            if inside.sum() >= FEWEST_SPOTS and self.reference.shift(features[inside]) > self.limit[0]:
+                share[inside] = 1.0
+        return share

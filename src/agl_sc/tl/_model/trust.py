@@ -1,0 +1,156 @@
+"""What a model knows of its own reliability: held-out scores of genes, the training tissue, residuals of held-out spots."""
+
+import logging
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from agl_sc._sdata.genes import find_genes
+from agl_sc._sdata.predictions import genes_table
+from agl_sc._sdata.records import HeldOutRecord, forget, remember
+from agl_sc._sdata.study import Study
+from agl_sc.core.arrays import BoolArray, StrArray
+from agl_sc.core.evaluation.domain import BEYOND, Domain, Reference
+from agl_sc.core.evaluation.gene_scores import COLUMNS
+from agl_sc.core.numerics.tensors import part
+from agl_sc.core.training.recipe import TrainingData
+from agl_sc.model import Model
+from agl_sc.tl._model.held_out import HeldOut, held_out_of, lattices_in, score_genes
+
+logger = logging.getLogger(__name__)
+
+_DOMAIN, _OF_DOMAIN = "domain.", ("units", "held_out", "limit")
+_DIGITS = 5
+_MOSTLY = 0.5
+"""Share of a section's spots beyond the training tissue from which on the section is."""
+_SHOWN = 3
+
+
+def with_trust(study: Study, data: TrainingData, model: Model, *, seed: int) -> Model:
+    """The model with scores of all its genes and the place of its training tissue, from training and validation spots.
+
+    Where the spots are too few to hold any out, the model stays as it is, and the log says why.
+    """
+    try:
+        spots = held_out_of(study, data.train | data.validation)
+    except (KeyError, ValueError) as error:
+        logger.warning("The model has no held-out scores and does not know its training tissue: %s", error.args[0])
+        return model
+    columns = study.table.var_names.get_indexer(model.genes)
+    scores = score_genes(study, spots, columns, lattices=lattices_in(study), seed=seed)
+    said = {"by": spots.by, "sections": spots.names, "words": spots.words}
+    listed = {name: [round(float(value), _DIGITS) for value in scores[name]] for name in COLUMNS}
+    domain = _domain_tensors(_domain(study, spots))
+    return replace(
+        model, card={**model.card, "scores": {**said, "columns": listed}}, tensors={**model.tensors, **domain}
+    )
+
+
+def _domain(study: Study, spots: HeldOut) -> Domain:
+    features = np.asarray(study.table.obsm[study.keys.features])[spots.rows]
+    return Domain.fitted(features, spots.codes, spots.folds)
+
+
+def _domain_tensors(domain: Domain) -> dict[str, torch.Tensor]:
+    arrays: dict[str, Any] = {each.name: getattr(domain.reference, each.name) for each in fields(Reference)}
+    arrays |= {name: getattr(domain, name) for name in _OF_DOMAIN}
+    return {f"{_DOMAIN}{name}": torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}
+
+
+def domain_of(model: Model) -> Domain | None:
+    """Where the training tissue of a model lies; None of a model that does not know."""
+    arrays = {name: tensor.numpy().astype(float) for name, tensor in part(model.tensors, _DOMAIN).items()}
+    if not arrays:
+        return None
+    own = {name: arrays.pop(name) for name in _OF_DOMAIN}
+    return Domain(Reference(**arrays), **own)
+
+
+def below_gate(model: Model, min_r: float | None) -> BoolArray:
+    """Predicted genes whose held-out score is below ``min_r``, (n_predicted,); a gene without a score is not.
+
+    Raises
+    ------
+    ValueError
+        No gene is left.
+    """
+    if min_r is None or model.scores.empty:
+        return np.zeros(model.n_predicted, dtype=bool)
+    scores = model.scores["pearson"].reindex(model.predicted_genes)
+    below: BoolArray = (scores < min_r).to_numpy()
+    if below.all():
+        best = str(scores.idxmax())
+        msg = f"No gene of the model has a held-out r of min_r={min_r:g} or more, the best is {best} with {scores.max():.2f}; pass a smaller min_r, or min_r=None for all genes."
+        raise ValueError(msg)
+    return below
+
+
+def tell_gated(model: Model, below: BoolArray, min_r: float | None) -> None:
+    """Say which genes are not written, or should not have been."""
+    n_wrong = 0 if model.scores.empty else int((model.scores["pearson"].reindex(model.predicted_genes) < 0).sum())
+    if min_r is None and n_wrong:
+        logger.info(
+            "%d of %d genes have a held-out r below 0; min_r=0 would leave them out.", n_wrong, model.n_predicted
+        )
+    if below.any():
+        names = [gene for gene, is_below in zip(model.predicted_genes, below, strict=True) if is_below]
+        logger.warning(
+            "%d of %d genes have a held-out r below min_r=%g and are not written (%s); min_r=None writes them.",
+            len(names),
+            len(below),
+            min_r,
+            ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else ""),
+        )
+
+
+def write_scores(study: Study, model: Model) -> None:
+    """Write held-out scores to ``var``; those of an earlier model go."""
+    described = genes_table(study, "model")
+    for name in COLUMNS:
+        if study.keys.held_out(name) in described.var:
+            del described.var[study.keys.held_out(name)]
+    forget(study.table, study.keys, HeldOutRecord.entry)
+    scores = model.scores
+    if scores.empty:
+        return
+    columns = find_genes(described, scores.index, quiet=True)
+    known = columns >= 0
+    for name in COLUMNS:
+        values = np.full(described.n_vars, np.nan)
+        values[columns[known]] = scores[name].to_numpy(dtype=float)[known]
+        described.var[study.keys.held_out(name)] = values
+    said = model.card["scores"]
+    remember(study.table, study.keys, HeldOutRecord({name: said[name] for name in ("by", "sections", "words")}))
+
+
+def write_distance(study: Study, model: Model, seen: BoolArray) -> None:
+    """Write how far every spot lies from the training tissue, NaN for those that the model was fitted among."""
+    table, keys = study.table, study.keys
+    domain = domain_of(model)
+    if domain is None:
+        if keys.distance in table.obs:
+            del table.obs[keys.distance]
+        return
+    share = np.full(table.n_obs, np.nan)
+    codes = np.unique(study.section_names, return_inverse=True)[1].astype(np.int64)
+    share[~seen] = domain.distance(np.asarray(table.obsm[keys.features])[~seen], codes[~seen])
+    table.obs[keys.distance] = share
+    _tell_beyond(share, study.section_names, by=model.card["scores"]["by"])
+
+
+def _tell_beyond(share: "np.ndarray[Any, np.dtype[np.float64]]", sections: StrArray, *, by: str) -> None:
+    known = np.isfinite(share)
+    beyond = pd.Series(share[known] > BEYOND).groupby(sections[known]).mean()
+    for name, part_beyond in beyond[beyond > _MOSTLY].items():
+        held_out = "another place of its one training section" if by == "block" else f"a held-out training {by}"
+        logger.warning(
+            "%.0f %% of the spots of %s lie farther from the training tissue than %.0f %% of %s: another stain, scanner, scale, "
+            "focus or organ than the model knows; do not rely on predictions there.",
+            100 * part_beyond,
+            name,
+            100 * BEYOND,
+            held_out,
+        )
