@@ -15,7 +15,17 @@ from safetensors.torch import save as save_tensors
 
 from agl_sc._hub import OnHub
 from agl_sc._lazyslide import LazySlideModel
-from agl_sc._model_file import CARD, FORMAT, FORMAT_WITHOUT_LEVELS, WEIGHTS, checksum, in_order, read_model
+from agl_sc._model_file import (
+    CARD,
+    FORMAT,
+    FORMAT_WITHOUT_LEVELS,
+    WEIGHTS,
+    checksum,
+    in_order,
+    numeric_table,
+    read_model,
+    scores_in,
+)
 from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
@@ -114,13 +124,8 @@ class Model(OnHub):
 
     @property
     def scores(self) -> pd.DataFrame:
-        """Score of every modelled gene on training spots that were held out, by closed form, a row per gene.
-
-        Columns as :func:`agl_sc.tl.predictable_genes` has them; empty for a model that was trained without.
-        """
-        columns = self.card.get("scores", {}).get("columns", {})
-        index = pd.Index(self.genes if columns else [], name="gene")
-        return pd.DataFrame(columns, index=index).astype(float)
+        """Held-out score of every modelled gene, as :func:`agl_sc.tl.predictable_genes` has it; empty for an older model."""
+        return scores_in(self.card, self.genes)
 
     @property
     def finetuned(self) -> bool:
@@ -363,7 +368,7 @@ class Model(OnHub):
         True
         """
         fields, tensors = read_model(Path(path))
-        tables: dict[str, Any] = {name: _numeric_table(fields.pop(name)) for name in ("history", "cutoff_trace")}
+        tables: dict[str, Any] = {name: numeric_table(fields.pop(name)) for name in ("history", "cutoff_trace")}
         weights = np.array(fields.pop("weights"), dtype=float)
         selected = np.array(fields.pop("selected"), dtype=bool)
         return cls(
@@ -395,8 +400,3 @@ def check_model_path(path: str | Path) -> Path:
         msg = f"{path} exists and is not a model; choose another path."
         raise FileExistsError(msg)
     return path
-
-
-def _numeric_table(split: dict[str, Any]) -> pd.DataFrame:
-    """Table from its JSON, where a column of nothing but NaN is a column of nulls."""
-    return pd.DataFrame({name: pd.to_numeric(column) for name, column in pd.DataFrame(**split).items()})
