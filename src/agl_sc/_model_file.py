@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Never
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -373,15 +372,3 @@ def _largest(tensors: Mapping[str, torch.Tensor]) -> float:
     raw = at["head.weight"] @ shared + at["head.bias"] + at.get("base", torch.zeros(()))
     predicted = (raw + 1) * at["slope"] + at["intercept"]
     return float(torch.cat([hidden, shared, raw, predicted]).max())
-
-
-def numeric_table(split: dict[str, Any]) -> pd.DataFrame:
-    """Table from its JSON, where a column of nothing but NaN is a column of nulls."""
-    return pd.DataFrame({name: pd.to_numeric(column) for name, column in pd.DataFrame(**split).items()})
-
-
-def scores_in(card: Mapping[str, Any], genes: list[str]) -> pd.DataFrame:
-    """Held-out scores that a card holds, a row per gene; empty where it holds none."""
-    columns = card.get("scores", {}).get("columns", {})
-    index = pd.Index(genes if columns else [], name="gene")
-    return pd.DataFrame(columns, index=index).astype(float)

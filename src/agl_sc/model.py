@@ -15,17 +15,8 @@ from safetensors.torch import save as save_tensors
 
 from agl_sc._hub import OnHub
 from agl_sc._lazyslide import LazySlideModel
-from agl_sc._model_file import (
-    CARD,
-    FORMAT,
-    FORMAT_WITHOUT_LEVELS,
-    WEIGHTS,
-    checksum,
-    in_order,
-    numeric_table,
-    read_model,
-    scores_in,
-)
+from agl_sc._model_file import CARD, FORMAT, FORMAT_WITHOUT_LEVELS, WEIGHTS, checksum, in_order, read_model
+from agl_sc._model_tables import numeric_table, scores_in
 from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
