@@ -337,6 +337,7 @@ CALLS = (
     Call("pp.rank_auxiliary", 8, {"score": "truth_prior"}),
     Call("pp.rank_auxiliary", 1),
     Call("pp.embed", 0.5, TILES),
+    Call("pp.use_features", 4, {"encoder": "x", "tile_px": 32, "mpp": 1.0}),
     Call("pp.duplicates", 4),
     Call("tl.evaluate", 10, {"metrics": ["pearson", "mse"]}),
     Call("tl.evaluate", 4, {"prediction": "oof", "metrics": ["pearson"]}),
@@ -463,8 +464,9 @@ def _bound(
         options["spots"] = np.arange(0 if table is None else table.n_obs) % 3 == 0
     if call.name in ("tl.train", "tl.cross_validate", "tl.benchmark"):
         options["config"] = TrainConfig(batch_size=16, max_epochs=1, hidden=8)
-    if call.name == "tl.paper_benchmark":
-        options["encoder"] = subject.encoder
+    features = np.random.default_rng(0).normal(size=(0 if table is None else table.n_obs, 3))
+    own = {"tl.paper_benchmark": {"encoder": subject.encoder}, "pp.use_features": {"features": features}}
+    options |= own.get(call.name, {})
     if name in ("spatial_pred", "residual_map", "calibration"):
         options["genes"] = [table.var_names[0]] if table is not None and table.n_vars else "x"
     return function, options
