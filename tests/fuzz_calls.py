@@ -465,7 +465,10 @@ def _bound(
     if call.name in ("tl.train", "tl.cross_validate", "tl.benchmark"):
         options["config"] = TrainConfig(batch_size=16, max_epochs=1, hidden=8)
     features = np.random.default_rng(0).normal(size=(0 if table is None else table.n_obs, 3))
-    own = {"tl.paper_benchmark": {"encoder": subject.encoder}, "pp.use_features": {"features": features}}
+    own: dict[str, dict[str, Any]] = {
+        "tl.paper_benchmark": {"encoder": subject.encoder},
+        "pp.use_features": {"features": features},
+    }
     options |= own.get(call.name, {})
     if name in ("spatial_pred", "residual_map", "calibration"):
         options["genes"] = [table.var_names[0]] if table is not None and table.n_vars else "x"
