@@ -106,6 +106,7 @@ def draw_counts(
     visible: FloatArray,
     invisible: FloatArray,
     depth_offset: float = 0.0,
+    noise: float = 1.0,
 ) -> csr_matrix:
     """Negative-binomial counts of one section.
 
@@ -124,6 +125,8 @@ def draw_counts(
         Invisible field, (n_spots,).
     depth_offset
         Log factor on the library size of all spots.
+    noise
+        Factor on what nothing explains.
 
     Returns
     -------
@@ -132,7 +135,7 @@ def draw_counts(
     terms = _terms(visible, invisible)
     depth = np.exp(depth_offset + _DEPTH_SD * rng.standard_normal(len(terms)))
     scale = depth[:, None] * _closure(law, terms)
-    noise_sd = np.array([r.noise for r in _ROLES.values()])[law.role]
+    noise_sd = noise * np.array([r.noise for r in _ROLES.values()])[law.role]
     blocks = []
     for genes in _blocks(len(law.role)):
         expected = _expression(law, terms, genes) * scale[:, law.role[genes]]

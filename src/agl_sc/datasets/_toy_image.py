@@ -20,10 +20,11 @@ PITCH_PX = 100.0
 SPOT_RADIUS_PX = 27.5
 VISIBLE_FIELDS = ("epithelium", "lymphocytes", "collagen", "adipose", "haemorrhage")
 """Tissue fields that the drawing shows, in the order of the columns of :attr:`ToySection.fields`."""
+FIELD_SCALE_PX = 110.0
+"""Scale on which the tissue changes."""
 
 _HALF = 2
 _BLOCK = 1024
-_FIELD_SCALE_PX = 110.0
 _MARGIN_PX = 70.0
 _STAINS = np.array([[0.60, 0.74, 0.33], [0.10, 0.86, 0.44], [0.07, 0.84, 0.66]], dtype=np.float32)
 """Optical density in red, green and blue of one unit of haematoxylin, eosin and haemoglobin."""
@@ -66,7 +67,9 @@ class _Tissue:
     """Angle of the fibres, radians."""
 
 
-def draw_section(rng: np.random.Generator, n_spots_per_side: int, *, stain_offset: float = 0.0) -> ToySection:
+def draw_section(
+    rng: np.random.Generator, n_spots_per_side: int, *, stain_offset: float = 0.0, field_px: float = FIELD_SCALE_PX
+) -> ToySection:
     """Draw one section.
 
     Parameters
@@ -77,6 +80,8 @@ def draw_section(rng: np.random.Generator, n_spots_per_side: int, *, stain_offse
         Columns of the hexagonal grid across the image; the tissue covers about three quarters of the grid.
     stain_offset
         Log factor on haematoxylin; eosin gets the opposite.
+    field_px
+        Scale on which the tissue changes, in pixels.
 
     Returns
     -------
@@ -86,7 +91,7 @@ def draw_section(rng: np.random.Generator, n_spots_per_side: int, *, stain_offse
     level = _outline(rng, side)
     centres = _hexagonal_grid(n_spots_per_side, side)
     centres = centres[_at(level, centres) > 0.0]
-    maps, values = _fields(rng, side, centres)
+    maps, values = _fields(rng, side, centres, field_px=field_px)
     tissue = _tissue(rng, level, dict(zip(VISIBLE_FIELDS, maps, strict=True)))
     image = _render(rng, tissue, stain_offset)
     return ToySection(image, centres, values[:, :-1], values[:, -1])
@@ -148,7 +153,9 @@ def _hexagonal_grid(n_columns: int, side: int) -> FloatArray:
     return np.asarray(grid - grid.mean(axis=0) + side / 2)
 
 
-def _fields(rng: np.random.Generator, side: int, centres: FloatArray) -> tuple[list[Float32Array], FloatArray]:
+def _fields(
+    rng: np.random.Generator, side: int, centres: FloatArray, *, field_px: float
+) -> tuple[list[Float32Array], FloatArray]:
     """Draw the fields and decorrelate them over the spots.
 
     Returns
@@ -156,7 +163,7 @@ def _fields(rng: np.random.Generator, side: int, centres: FloatArray) -> tuple[l
     Maps of the visible fields at half resolution, and the values of all fields (the invisible one last) at the spots.
     """
     size = side // _HALF
-    raw = [_noise(rng, size, _FIELD_SCALE_PX / _HALF) for _ in range(len(VISIBLE_FIELDS) + 1)]
+    raw = [_noise(rng, size, field_px / _HALF) for _ in range(len(VISIBLE_FIELDS) + 1)]
     at_spots = np.column_stack([_at(field, centres) for field in raw]).astype(np.float64)
     mean = at_spots.mean(axis=0)
     _, r = np.linalg.qr(at_spots - mean)

@@ -1,6 +1,7 @@
 """Data to learn and to test with."""
 
 import logging
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,7 +13,14 @@ from spatialdata import SpatialData
 
 from agl_sc.datasets._hest1k import hest1k
 from agl_sc.datasets._toy_counts import ROLES, GeneLaw, draw_counts, draw_law
-from agl_sc.datasets._toy_image import IMAGE_MPP, SPOT_RADIUS_PX, VISIBLE_FIELDS, ToySection, draw_section
+from agl_sc.datasets._toy_image import (
+    FIELD_SCALE_PX,
+    IMAGE_MPP,
+    SPOT_RADIUS_PX,
+    VISIBLE_FIELDS,
+    ToySection,
+    draw_section,
+)
 from agl_sc.io._layout import TABLE_KEY, SectionData, assemble
 
 __all__ = ["hest1k", "toy_tissue"]
@@ -22,6 +30,18 @@ _MAX_SHIFT = 2.0
 _IMAGE_STREAM, _COUNT_STREAM = 0, 1
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How plainly the tissue shows."""
+
+    depth: float = 1.0
+    """Factor on all library sizes."""
+    noise: float = 1.0
+    """Factor on what nothing explains of a gene."""
+    field_px: float = FIELD_SCALE_PX
+    """Scale on which the tissue changes, in pixels."""
 
 
 def toy_tissue(
@@ -109,19 +129,39 @@ def toy_tissue(
     _check_count("seed", seed, minimum=0)
     _check_shift("stain_shift", stain_shift)
     _check_shift("depth_shift", depth_shift)
-
-    law = draw_law(
-        np.random.default_rng([seed, 0]), _role_sizes(n_targets, n_informative, n_auxiliary), len(VISIBLE_FIELDS)
+    sizes = _role_sizes(n_targets, n_informative, n_auxiliary)
+    return drawn_tissue(
+        n_sections, n_spots_per_side, sizes, stain_shift=stain_shift, depth_shift=depth_shift, seed=seed
     )
+
+
+def drawn_tissue(
+    n_sections: int,
+    n_spots_per_side: int,
+    sizes: dict[str, int],
+    *,
+    stain_shift: float = 0.0,
+    depth_shift: float = 0.0,
+    look: Look | None = None,
+    seed: int = 0,
+) -> SpatialData:
+    """As :func:`toy_tissue`, of genes counted by role, and of another look."""
+    look = look or Look()
+    law = draw_law(np.random.default_rng([seed, 0]), sizes, len(VISIBLE_FIELDS))
     genes = _gene_names(len(law.role))
     tissues, sections = [], []
     for number, offset in enumerate(_offsets(n_sections), start=1):
         image_rng, count_rng = (
             np.random.default_rng([seed, number, stream]) for stream in (_IMAGE_STREAM, _COUNT_STREAM)
         )
-        tissue = draw_section(image_rng, n_spots_per_side, stain_offset=offset * stain_shift)
+        tissue = draw_section(image_rng, n_spots_per_side, stain_offset=offset * stain_shift, field_px=look.field_px)
         counts = draw_counts(
-            count_rng, law, visible=tissue.fields, invisible=tissue.invisible, depth_offset=offset * depth_shift
+            count_rng,
+            law,
+            visible=tissue.fields,
+            invisible=tissue.invisible,
+            depth_offset=np.log(look.depth) + offset * depth_shift,
+            noise=look.noise,
         )
         tissues.append(tissue)
         sections.append(
