@@ -5,6 +5,7 @@ which the model has not seen, to predict. The image is the one that Space Ranger
 """
 
 import argparse
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -38,9 +39,8 @@ def main() -> None:
     )
     scores = ", ".join(f"{row.gene} {row.pearson:.2f}" for row in metrics[metrics["gene"].isin(GENES)].itertuples())
     seconds = f"{embedded - start:.0f} s to read and embed, {time.perf_counter() - embedded:.0f} s to train and draw"
-    print(
-        f"{sdata['table'].n_obs} spots: {seconds}; {len(metrics)} genes, mean Pearson {metrics['pearson'].mean():.3f}; {scores}"
-    )  # noqa: T201
+    found = f"{len(metrics)} genes, mean Pearson {metrics['pearson'].mean():.3f}; {scores}"
+    sys.stdout.write(f"{sdata['table'].n_obs} spots: {seconds}; {found}\n")
 
 
 if __name__ == "__main__":
