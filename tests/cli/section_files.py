@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scipy.io
 import scipy.sparse
 import tifffile
+import zarr
 from anndata import AnnData
 from numpy.typing import NDArray
+from ome_zarr.writer import write_multiscale
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -25,6 +27,16 @@ def write_tiff(sdata: "SpatialData", section: str, path: Path) -> Path:
     tifffile.imwrite(
         path, pixels_of(sdata, section), photometric="rgb", tile=(256, 256), resolution=(1e4, 1e4), resolutionunit=3
     )
+    return path
+
+
+def write_ome_zarr(sdata: "SpatialData", section: str, path: Path) -> Path:
+    """The same as OME-Zarr, of which the axes state the unit."""
+    axes = [{"name": "c", "type": "channel"}, *({"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx")]
+    group = zarr.open_group(path, mode="w")
+    scale: list[list[dict[str, Any]]] = [[{"type": "scale", "scale": [1, 1, 1]}]]
+    pixels = pixels_of(sdata, section).transpose(2, 0, 1)
+    write_multiscale([pixels], group, axes=axes, coordinate_transformations=scale)  # type: ignore[arg-type]
     return path
 
 

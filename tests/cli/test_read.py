@@ -12,7 +12,7 @@ import spatialdata
 from PIL import Image
 from spatialdata import SpatialData
 from tests.cli.conftest import QUICK
-from tests.cli.section_files import write_h5ad, write_outs, write_tiff
+from tests.cli.section_files import write_h5ad, write_ome_zarr, write_outs, write_tiff
 from typer.testing import Result
 
 from agl_sc._sdata.predictions import predicted_of
@@ -65,8 +65,11 @@ def test_story_of_two_visium_folders(run: Run, tissue: SpatialData, tmp_path: Pa
     _is_drawn(figure)
 
 
-def test_story_of_a_bare_slide(run: Run, *, tissue: SpatialData, results: Path, tmp_path: Path) -> None:
-    slide = write_tiff(tissue, "section_3", tmp_path / "slide.tif")
+@pytest.mark.parametrize(("name", "write"), [("slide.tif", write_tiff), ("slide.ome.zarr", write_ome_zarr)])
+def test_story_of_a_bare_slide(
+    run: Run, name: str, write: Callable[..., Path], *, tissue: SpatialData, results: Path, tmp_path: Path
+) -> None:
+    slide = write(tissue, "section_3", tmp_path / name)
     out, figure = tmp_path / "out.zarr", tmp_path / "figure.png"
     found = _done(
         run("predict", slide, "--model", results / "model", "--output", out, "--h5ad", tmp_path / "out.h5ad", "--json")

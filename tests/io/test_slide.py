@@ -138,7 +138,7 @@ def test_lattices_that_cannot_be_are_refused(svs: Path, changed: dict[str, Any],
 def test_paths_that_lead_nowhere_are_refused(svs: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"The slide '.*none\.svs' does not exist"):
         read_slide(tmp_path / "none.svs")
-    with pytest.raises(ValueError, match=r"is a folder, not a slide; give the file"):
+    with pytest.raises(ValueError, match=r"is a folder, not a slide, and no OME-Zarr .*; give the file"):
         read_slide(tmp_path)
     with pytest.raises(ValueError, match=r"name='A' is for one slide; the keys of path name the sections \(B\)"):
         read_slide({"B": svs}, name="A")

@@ -68,12 +68,13 @@ def predict(  # noqa: PLR0913 -- an entry point
     from agl_sc import Model, tl
     from agl_sc._sdata.predictions import predicted_of
     from agl_sc._sdata.study import Address, Study
+    from agl_sc.io._ngff import is_ome_zarr
 
     place = free_destination(output, force=force)
     beside = [] if h5ad is None else [free_destination(h5ad, force=force)]
     trained = Model.load(_model_of(folder, model), trust_encoder=trust_encoder)
     say(f"Reading {source}")
-    is_slide = source.is_file()
+    is_slide = source.is_file() or is_ome_zarr(source)
     sdata = (
         read_slides([str(source)], spacing_um, lattice, image_mpp=image_mpp, distrust_file=distrust_file)
         if is_slide

@@ -31,9 +31,9 @@ _UNITS_UM = {
     **dict.fromkeys(("mm", "millimeter"), 1e3),
     **dict.fromkeys(("cm", "centimeter"), 1e4),
     **dict.fromkeys(("inch", "in"), 25400.0),
-    "å": 1e-4,
-    "pm": 1e-6,
-    "m": 1e6,
+    **dict.fromkeys(("å", "angstrom"), 1e-4),
+    **dict.fromkeys(("pm", "picometer"), 1e-6),
+    **dict.fromkeys(("m", "meter"), 1e6),
 }
 _TIFF_UNITS_UM = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}
 """Length of the units that ResolutionUnit numbers."""
@@ -148,6 +148,12 @@ def scale_of_properties(properties: Mapping[str, str]) -> FileScale | None:
     sides = [_number(properties.get(f"openslide.mpp-{axis}"), math.nan) for axis in "xy"]
     magnification = _number(properties.get("openslide.objective-power"), math.nan)
     return _scale(*sides, source="openslide.mpp-x and openslide.mpp-y", magnification=magnification)
+
+
+def scale_of_units(x: tuple[float, Any], y: tuple[float, Any], *, source: str) -> FileScale | None:
+    """Microns per pixel of sides with their units of length; None where a unit is missing or none of length."""
+    sides = [side * _UNITS_UM.get(str(unit or "none").strip().lower(), math.nan) for side, unit in (x, y)]
+    return _scale(*sides, source=source)
 
 
 def _scale(x: float, y: float, *, source: str, magnification: float = math.nan) -> FileScale | None:

@@ -30,6 +30,7 @@ from agl_sc.io._layout import (
     scale_attrs,
     spot_circles,
 )
+from agl_sc.io._ngff import open_ome_zarr
 from agl_sc.io._openslide import open_slide_levels, refuse_without_openslide, slide_properties, vendor_of
 from agl_sc.io._scale import FileScale, agreed_mpp, scale_of_properties, scale_of_tiff
 from agl_sc.io._tissue import Tissue, find_tissue, given_tissue
@@ -58,13 +59,13 @@ def read_slide(
     """Read slides of H&E alone, find their tissue, and lay spots on it to predict at.
 
     With the extra ``slides`` (``pip install 'agl-sc[slides]'``) everything that OpenSlide opens is read: SVS, NDPI, MRXS, SCN,
-    BIF, DICOM, Zeiss CZI, and tiled TIFF; without it TIFF, SVS and OME-TIFF, JPEG and PNG. Pixels stay in the file until they
-    are asked for, tile by tile. Microns per pixel are read from the file and checked.
+    BIF, DICOM, Zeiss CZI, and tiled TIFF; without it TIFF, SVS and OME-TIFF, OME-Zarr, JPEG and PNG. Pixels stay in the
+    file until they are asked for, tile by tile. Microns per pixel are read from the file and checked.
 
     Parameters
     ----------
     path
-        The slide, or a mapping from section name to slides.
+        The slide, a file or the folder of an OME-Zarr, or a mapping from section name to slides.
     name
         Name of the section when ``path`` is one slide. None takes the file's name up to its first dot.
     spacing_um
@@ -155,8 +156,7 @@ def open_slide(whole: Path) -> tuple[list[da.Array], FileScale | None]:
     """Levels of a slide, finest first, and its scale as the file states it; an image of a TIFF may be named behind ``#``."""
     path, image = split_name(whole)
     if path.is_dir():
-        msg = f"'{path}' is a folder, not a slide; give the file of the slide."
-        raise ValueError(msg)
+        return open_ome_zarr(path)
     if not path.is_file():
         msg = f"The slide '{path}' does not exist."
         raise FileNotFoundError(msg)
