@@ -36,7 +36,7 @@ def write_ome_zarr(sdata: "SpatialData", section: str, path: Path) -> Path:
     group = zarr.open_group(path, mode="w")
     scale: list[list[dict[str, Any]]] = [[{"type": "scale", "scale": [1, 1, 1]}]]
     pixels = pixels_of(sdata, section).transpose(2, 0, 1)
-    write_multiscale([pixels], group, axes=axes, coordinate_transformations=scale)  # type: ignore[arg-type]
+    write_multiscale([pixels], group, axes=axes, coordinate_transformations=scale)
     return path
 
 

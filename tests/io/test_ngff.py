@@ -35,7 +35,7 @@ def write(
     scales = [
         [{"type": "scale", "scale": [sides.get(axis, 1.0) * 2**index for axis in axes]}] for index in range(len(levels))
     ]
-    write_multiscale(levels, zarr.open_group(path, mode="w"), axes=stated, coordinate_transformations=scales)  # type: ignore[arg-type]
+    write_multiscale(levels, zarr.open_group(path, mode="w"), axes=stated, coordinate_transformations=scales)
     return path
 
 
