@@ -32,6 +32,8 @@ class LazySlideModel:
         more = [entry for entry in ("context", "neighbors", "stages") if made_from.get(entry)]
         if made_from.get("orientations", 1) != 1:
             more.append("orientations")
+        if made_from.get("maps", "none") != "none":
+            more.append("maps")
         if more or model.finetuned:
             taken = f"takes features with {', '.join(more)} of agl_sc.pp.embed"
             msg = (

@@ -134,3 +134,22 @@ def test_readers_compare_the_scale_of_the_file_with_the_spots(tmp_path: Path, ca
         from_anndata(adata, image=tmp_path / "C5.tif", image_mpp=2.0)
     told = [record.getMessage() for record in caplog.records if "which is taken" in record.getMessage()]
     assert [message.split(":")[0] for message in told] == ["C5", "L"]
+
+
+def test_of_several_images_the_scale_is_that_of_the_one_named(tmp_path: Path) -> None:
+    file = tmp_path / "several.ome.tif"
+    with tifffile.TiffWriter(file, ome=True) as tiff:
+        for side, mpp in ((64, 0.5), (32, 2.0)):
+            sides = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+            tiff.write(np.zeros((side, side, 3), np.uint8), photometric="rgb", metadata={"axes": "YXS", **sides})
+    sides = [scale_of_tiff(file, name) for name in ("", "0", "1")]
+    assert [each and each.mpp for each in sides] == [0.5, 0.5, 2.0]
+
+
+def test_images_of_one_size_and_several_scales_tell_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "several.ome.tif"
+    with tifffile.TiffWriter(file, ome=True) as tiff:
+        for mpp in (0.5, 2.0):
+            sides = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+            tiff.write(PIXELS, photometric="rgb", metadata={"axes": "YXS", **sides})
+    assert scale_of_tiff(file, "1") is None

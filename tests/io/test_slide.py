@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -142,3 +142,23 @@ def test_paths_that_lead_nowhere_are_refused(svs: Path, tmp_path: Path) -> None:
         read_slide(tmp_path)
     with pytest.raises(ValueError, match=r"name='A' is for one slide; the keys of path name the sections \(B\)"):
         read_slide({"B": svs}, name="A")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"patient": True}, r"patient=True of 'slide' is a bool, not a name"),
+        ({"name": 3}, r"name=3"),
+        ({"trust_file": "no"}, r"trust_file='no'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(svs: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        read_slide(svs, tissue=MASK, **changed)
+    with pytest.raises(TypeError, match=r"path=None is a NoneType, not a path"):
+        read_slide(cast("Any", None))
+
+
+def test_patients_may_be_numbers(svs: Path) -> None:
+    sdata = read_slide(svs, tissue=MASK, patient=cast("Any", 0))
+    assert set(sdata["table"].obs["patient"]) == {"0"}

@@ -102,7 +102,7 @@ def test_a_model_of_several_fields_of_view_is_not_lent(tissue: "SpatialData", co
     pp.split(tissue, test=["section_3"], validation=["section_2"])
     model = tl.train(tissue, config=config)
     with pytest.raises(
-        ValueError, match=r"takes features with context, orientations of agl_sc\.pp\.embed, which LazySlide"
+        ValueError, match=r"takes features with context, orientations, maps of agl_sc\.pp\.embed, which LazySlide"
     ):
         model.as_lazyslide()
 

@@ -185,7 +185,7 @@ def check_place(study: "Study") -> None:
     ------
     ValueError
         A layer is asked for of a table without genes, or would not fit into memory; or there is a table of that name that
-        is not agl_sc's.
+        is not agl_sc's, or of another table's spots.
     """
     table, keys = study.table, study.keys
     check_choice("write_to", study.write_to, get_args(WriteTo))
@@ -198,6 +198,10 @@ def check_place(study: "Study") -> None:
     for name in (keys.prediction_table, keys.oof_table):
         if name in study.sdata.tables and IS_OF not in study.sdata.tables[name].uns:
             msg = f"sdata.tables[{name!r}] is not agl_sc's and would be overwritten by predictions; pass another key_added."
+            raise ValueError(msg)
+        if name in study.sdata.tables and study.sdata.tables[name].uns[IS_OF] != study.table_key:
+            of = study.sdata.tables[name].uns[IS_OF]
+            msg = f"sdata.tables[{name!r}] holds predictions of the table {of!r}, which would be lost; pass another key_added."
             raise ValueError(msg)
 
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 X = "X"
+"""What ``layer=`` calls X itself, where another layer was named earlier."""
 _YES = ("1", "1.0", "true", "t", "yes", "y")
 _NO = ("0", "0.0", "false", "f", "no", "n")
 _UNSAID = ("", "nan", "na", "none", "<na>")
 """Spellings of a column that says yes or no, in lower case."""
 _FEW = 100
 """Rows of a matrix that are looked at to see whether it may hold counts."""
-"""What ``layer=`` calls X itself, where another layer was named earlier."""
 IS_OF = "agl_sc_predictions_of"
 """Entry of ``uns`` by which a table of predictions is known: the name of the table whose spots they are of."""
 

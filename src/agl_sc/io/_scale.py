@@ -83,9 +83,11 @@ def scale_of_tiff(path: Path, name: str = "") -> FileScale | None:
     """
     number = series_of(path, name)
     with tifffile.TiffFile(path) as tiff:
-        page, description = tiff.series[number].keyframe, str(tiff.pages.first.description or "")
+        series = tiff.series[number]
+        page, sizes = series.keyframe, dict(zip(series.axes, series.shape, strict=True))
+        description = str(page.description or "")
         if tiff.is_ome and tiff.ome_metadata:
-            found = _of_ome(tiff.ome_metadata)
+            found = _of_ome(tiff.ome_metadata, (sizes.get("X", 0), sizes.get("Y", 0)))
             if found is not None:
                 return found
         if tiff.is_svs or description.startswith("Aperio"):
@@ -95,19 +97,25 @@ def scale_of_tiff(path: Path, name: str = "") -> FileScale | None:
         return _of_tags(tiff, page)
 
 
-def _of_ome(xml: str) -> FileScale | None:
-    """Of the image with the most pixels."""
+def _of_ome(xml: str, size: tuple[int, int]) -> FileScale | None:
+    """Of the image of that size (x, y), or else of the one with the most pixels; None where images of the size differ."""
     pixels = [
         dict(re.findall(r"""(\w+)\s*=\s*["']([^"']*)["']""", tag))
         for tag in re.findall(r"<(?:\w+:)?Pixels\b([^>]*)>", xml)
     ]
     if not pixels:
         return None
-    largest = max(pixels, key=lambda entry: _number(entry.get("SizeX"), 0) * _number(entry.get("SizeY"), 0))
+    sizes = [(_number(entry.get("SizeX"), 0), _number(entry.get("SizeY"), 0)) for entry in pixels]
+    taken = size if size in sizes else max(sizes, key=math.prod)
+    found = {_ome_scale(entry) for entry, own in zip(pixels, sizes, strict=True) if own == taken}
+    return found.pop() if len(found) == 1 else None
+
+
+def _ome_scale(pixels: Mapping[str, str]) -> FileScale | None:
     sides = []
     for axis in "XY":
-        side = _number(largest.get(f"PhysicalSize{axis}"), math.nan)
-        unit = _UNITS_UM.get(str(largest.get(f"PhysicalSize{axis}Unit", "")).strip().lower(), math.nan)
+        side = _number(pixels.get(f"PhysicalSize{axis}"), math.nan)
+        unit = _UNITS_UM.get(str(pixels.get(f"PhysicalSize{axis}Unit", "")).strip().lower(), math.nan)
         sides.append(side * unit)
     return _scale(*sides, source="OME PhysicalSizeX and PhysicalSizeY")
 

@@ -18,6 +18,7 @@ from spatialdata.transformations import Scale
 
 from agl_sc._sdata.geometry import is_positive_number
 from agl_sc._sdata.mask import mask_key_of
+from agl_sc.core.arguments import check_flag, check_name, path_of
 from agl_sc.core.arrays import Float32Array, FloatArray
 from agl_sc.io._image import image_element, is_tiff, open_levels, split_name
 from agl_sc.io._layout import (
@@ -26,6 +27,7 @@ from agl_sc.io._layout import (
     TABLE_KEY,
     check_section_names,
     image_key_of,
+    patients_of,
     per_section,
     scale_attrs,
     spot_circles,
@@ -96,6 +98,8 @@ def read_slide(
         There is no such file.
     KeyError
         A section has no entry in a mapping.
+    TypeError
+        A path, name or patient is none.
     ValueError
         The file is damaged, or of no format that is read; microns per pixel are unknown, outside .1 to 20, unequal in x and y, off
         the magnification, or contradict ``image_mpp``; there is no tissue, or nothing else; no spot fits on it.
@@ -111,15 +115,16 @@ def read_slide(
     >>> sdata["table"].shape[1], bool((sdata["table"].obs["tissue_share"] >= 0.5).all())
     (0, True)
     """
+    check_flag("trust_file", trust_file)
     files = _files(path, name)
     _check_lattice(spacing_um, lattice)
     names = list(files)
     stated = per_section(image_mpp, names, argument="image_mpp")
-    patients = per_section(patient, names, argument="patient")
+    patients = patients_of(patient, names)
     masks = per_section(tissue, names, argument="tissue")
     slides = [_open(section, files[section], stated[section], trust_file=trust_file) for section in names]
     laid = [_lay(slide, masks[slide.name], spacing_um=float(spacing_um), lattice=lattice) for slide in slides]
-    return assemble_slides(laid, {section: patients[section] for section in names})
+    return assemble_slides(laid, patients)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,9 +177,11 @@ def _files(path: str | Path | Mapping[str, str | Path], name: str | None) -> dic
         if name is not None:
             msg = f"name={name!r} is for one slide; the keys of path name the sections ({', '.join(path)})."
             raise ValueError(msg)
-        files = {section: Path(file) for section, file in path.items()}
+        files = {section: path_of("path", file) for section, file in path.items()}
     else:
-        files = {Path(path).name.split(".")[0] if name is None else name: Path(path)}
+        check_name("name", name)
+        file = path_of("path", path)
+        files = {file.name.split(".")[0] if name is None else name: file}
     check_section_names(list(files))
     return files
 

@@ -11,7 +11,7 @@ import shapely
 from skimage.draw import polygon2mask
 
 from agl_sc.core.arrays import BoolArray
-from agl_sc.io._layout import check_section_names, refuse_duplicates
+from agl_sc.io._layout import check_section_names, patients_of, refuse_duplicates
 from agl_sc.io._scale import FileScale, agreed_mpp
 from agl_sc.io._slide import LaidSlide, Slide, assemble_slides, open_slide
 from agl_sc.io._tissue import WORK_UM, Tissue
@@ -60,7 +60,7 @@ def from_wsidata(
     KeyError
         There are no such tiles.
     TypeError
-        ``wsi`` is something else.
+        ``wsi`` is something else; ``patient`` is no name.
     ValueError
         Microns per pixel are unknown or cannot be true; the tiles' ids repeat.
 
@@ -88,6 +88,7 @@ def from_wsidata(
     path = Path(reader.file)
     section = path.name.split(".")[0] if name is None else name
     check_section_names([section])
+    patients = patients_of(patient, [section])
     levels, _ = open_slide(path)
     slide = Slide(section, levels, _mpp(properties, path, section))
     tiles = wsi.shapes[tile_key]
@@ -106,7 +107,7 @@ def from_wsidata(
         radius_px=radius,
         shares=None if tissue is None else tissue.shares(centres, radius),
     )
-    sdata = assemble_slides([laid], {section: patient})
+    sdata = assemble_slides([laid], patients)
     if "tissue_id" in tiles:
         sdata["table"].obs["tissue_id"] = tiles["tissue_id"].to_numpy()
     logger.info("%s: %d tiles of LazySlide", section, len(spots))

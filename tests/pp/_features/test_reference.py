@@ -191,3 +191,26 @@ def test_it_goes_with_tables_that_are_put_together(prepared: SpatialData) -> Non
 
 def _only(record: dict[str, dict[str, Any]], region: str) -> dict[str, dict[str, Any]]:
     return {name: {region: values[region]} for name, values in record.items()}
+
+
+def test_features_older_than_it_get_it_without_being_computed_again(prepared: SpatialData) -> None:
+    before, features = means_in(prepared), prepared["table"].obsm["agl_features"].copy()
+    del prepared["table"].uns["agl"]["reference"]
+    embed(prepared, **TILES)
+    np.testing.assert_array_equal(prepared["table"].obsm["agl_features"], features)
+    assert all(np.array_equal(mean, means_in(prepared)[name]) for name, mean in before.items())
+
+
+def test_tissue_that_is_added_to_a_small_region_is_taken(prepared: SpatialData) -> None:
+    few = cut(prepared, rows_of(prepared, "section_1")[:7])
+    whole = few.shapes["section_1"]
+    few.shapes["section_1"] = whole.loc[few["table"].obs["spot_id"]]
+    embed(few, **TILES, key_added="other")
+    with pytest.raises(
+        ValueError, match=r"add spots over the rest of its tissue to sdata.shapes\['section_1'\] and run"
+    ):
+        reference_of(Study.of(few, key_added="other"))
+    few.shapes["section_1"] = whole
+    embed(few, **TILES, key_added="other")
+    found = reference_of(Study.of(few, key_added="other"))["section_1"]
+    np.testing.assert_allclose(found, means_in(prepared)["section_1"], atol=1e-5)

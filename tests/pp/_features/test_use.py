@@ -10,7 +10,9 @@ import scipy.sparse
 from anndata import AnnData
 
 from agl_sc import pp, tl
+from agl_sc._sdata.study import Study
 from agl_sc.core.arrays import FloatArray
+from agl_sc.pp._features.reference import reference_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -187,3 +189,67 @@ def test_it_is_told_how_many_spots_have_features(tissue: "SpatialData", caplog: 
     with caplog.at_level(logging.INFO):
         pp.use_features(tissue, features, **DECLARED)
     assert "12 features of uni for 150 of 159 spots" in caplog.text
+
+
+def test_features_that_were_here_before_leave_no_reference(prepared: "SpatialData") -> None:
+    assert "reference" in prepared["table"].uns["agl"]
+    features = _features(prepared, prepared["table"].obsm["agl_features"].shape[1])
+    pp.use_features(prepared, features, **DECLARED)
+    rows = (prepared["table"].obs["region"] == "section_1").to_numpy()
+    found = reference_of(Study.of(prepared))["section_1"]
+    np.testing.assert_allclose(found, features[rows].mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["anndata", "barcodes"])
+def test_barcodes_that_spots_of_several_slides_have_are_taken_slide_by_slide(
+    tissue: "SpatialData", tmp_path: Path, kind: str
+) -> None:
+    table = tissue["table"]
+    regions = table.obs["region"].astype(str).to_numpy()
+    barcodes = np.array([f"b{number}" for number in table.obs.groupby("region", observed=True).cumcount()])
+    table.obs[table.uns["spatialdata_attrs"]["instance_key"]] = barcodes
+    tissue.shapes.clear()
+    features = _features(tissue)
+
+    def of(region: str) -> Any:
+        rows = regions == region
+        if kind == "anndata":
+            return AnnData(features[rows], obs=pd.DataFrame(index=barcodes[rows]))
+        with h5py.File(tmp_path / f"{region}.h5", "w") as file:
+            file["embeddings"], file["barcodes"] = features[rows], np.array(barcodes[rows], dtype="S")
+        return tmp_path / f"{region}.h5"
+
+    with pytest.raises(
+        ValueError, match=r"spots of several regions \(section_1, section_2, section_3\); pass shapes_key="
+    ):
+        pp.use_features(tissue, of("section_1"), **DECLARED)
+    for region in ("section_1", "section_2"):
+        pp.use_features(tissue, of(region), **DECLARED, shapes_key=region)
+    taken = table.obsm["agl_features"]
+    both = regions != "section_3"
+    np.testing.assert_array_equal(taken[both], features[both].astype(np.float32))
+    assert np.isnan(taken[~both]).all()
+    pp.use_features(tissue, of("section_3"), **{**DECLARED, "mpp": 1.0}, shapes_key="section_3")
+    assert np.isnan(table.obsm["agl_features"][both]).all()
+
+
+def test_rows_of_spots_elsewhere_are_refused(tissue: "SpatialData") -> None:
+    features = _features(tissue)
+    features = np.where((tissue["table"].obs["region"] == "section_1").to_numpy()[:, None], features, np.nan)
+    pp.use_features(tissue, features, **DECLARED, shapes_key="section_1")
+    names = tissue["table"].obs_names[:3]
+    with pytest.raises(ValueError, match=r"No row of features is named like a spot"):
+        pp.use_features(
+            tissue, AnnData(np.ones((3, 2)), obs=pd.DataFrame(index=names)), **DECLARED, shapes_key="section_3"
+        )
+
+
+def test_a_model_of_features_of_nobody_knows_what_computes_none(tissue: "SpatialData", config: "TrainConfig") -> None:
+    pp.use_features(tissue, _features(tissue), **DECLARED)
+    pp.split(tissue, test=["section_3"], validation=["section_2"])
+    model = tl.train(tissue, config=config)
+    del tissue["table"].obsm["agl_features"]
+    with pytest.raises(
+        ValueError, match=r"'uni' that were computed elsewhere \(weights: not stated\); .* agl_sc.pp.use_features"
+    ):
+        tl.predict(tissue, model)

@@ -149,6 +149,10 @@ def test_refusals(trained: Trained, unchanged: Unchanged) -> None:
     message = r"sdata.tables\['agl_prediction'\] is not agl_sc's .*; pass another key_added"
     with unchanged(sdata), pytest.raises(ValueError, match=message):
         predict(sdata, model, write_to="table", table_key="table")
+    foreign.uns["agl_sc_predictions_of"] = "other"
+    message = r"sdata.tables\['agl_prediction'\] holds predictions of the table 'other', which would be lost; pass another key_added"
+    with unchanged(sdata), pytest.raises(ValueError, match=message):
+        predict(sdata, model, write_to="table")
 
 
 def test_an_earlier_table_outlives_a_failure(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from agl_sc.pp._features.cache import FeatureCache, cache_folder
 from agl_sc.pp._features.context import WIDER, MapsOf, Views, ring_means
 from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tile_record
 from agl_sc.pp._features.placed import Placed, place_section
-from agl_sc.pp._features.reference import reference_record
+from agl_sc.pp._features.reference import has_reference, reference_record
 from agl_sc.pp._features.tiles import Mpp, TileSpec, boxes_of
 
 if TYPE_CHECKING:
@@ -225,7 +225,8 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         feature_record(network, spec, placed, views=views, precision=precision),
         tile_record(study, placed),
     )
-    if keys.features in table.obsm and is_made_from(study, made_from, tiles, placed=placed):
+    is_there = keys.features in table.obsm and is_made_from(study, made_from, tiles, placed=placed)
+    if is_there and has_reference(study, placed):
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         study.remember_images(study.imaged)
         return
@@ -235,7 +236,7 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         maps=None if maps is None else maps_of(network),
     )  # fmt: skip
     run = partial(encode, recipe, views=views, folder=cache_folder(study.sdata), client=asked.client)
-    features = run(placed, n_obs=table.n_obs)
+    features = np.asarray(table.obsm[keys.features]) if is_there else run(placed, n_obs=table.n_obs)
     n_own = network.n_features if recipe.maps is None or views.maps != "all" else recipe.maps.n_features
     neighbors_from = features.shape[1] - n_own if views.neighbors else None
     reference = reference_record(study, placed, features, spec=spec, neighbors_from=neighbors_from, encode=run)

@@ -169,6 +169,15 @@ def reference_of(study: Study, features: Floats | None = None) -> dict[str, Floa
     return {**dict.fromkeys(regions.tolist(), np.zeros(values.shape[1])), **means}
 
 
+def has_reference(study: Study, placed: Placed) -> bool:
+    """Whether the reference of every placed section is recorded, over as much tissue as it takes or as there is."""
+    found = remembered(study.table, study.keys, ReferenceRecord)
+    if found is None:
+        return False
+    n_tiles = [(section, found.n_tiles.get(section.name, 0)) for section, _ in placed]
+    return all(n >= FEWEST_TILES or n == len(reference_spots(study, section)[0]) for section, n in n_tiles)
+
+
 def record_of_rows(study: Study, features: Floats, names: list[str]) -> ReferenceRecord:
     """The reference of some regions over the spots that the table holds, those off the tissue left out."""
     regions, off = region_of(study.table).to_numpy(dtype=str), off_tissue(study.table.obs)

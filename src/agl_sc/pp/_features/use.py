@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from agl_sc._sdata.records import FeatureRecord, forget, remember
-from agl_sc._sdata.sections import Names
+from agl_sc._sdata.sections import REGIONS, Names, subset
 from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import region_of
 from agl_sc.core.arguments import check_name
-from agl_sc.core.arrays import Float32Array, StrArray
+from agl_sc.core.arrays import BoolArray, Float32Array, StrArray
 from agl_sc.pp._features.elsewhere import features_of_file
 from agl_sc.pp._features.tiles import TileSpec
 
@@ -61,14 +63,15 @@ def use_features(
     table_key
         Table to use; the only one by default.
     shapes_key
-        Regions to use; all by default.
+        Regions to use; all by default. Files of several slides are taken one by one, each with its region.
     key_added
         Prefix of all slots.
 
     Returns
     -------
     Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN for spots without a row; and
-    ``uns["agl"]["features"]``, what was declared.
+    ``uns["agl"]["features"]``, what was declared. Features of regions that ``shapes_key`` leaves out stay where the same was
+    declared of them, and are NaN otherwise.
 
     Raises
     ------
@@ -97,8 +100,8 @@ def use_features(
         msg = "mpp='image' declares nothing; pass the microns per pixel of the tiles that the encoder saw, such as 0.5."
         raise ValueError(msg)
     study = Study.of(sdata, Address(table_key=table_key, shapes_key=shapes_key), key_added)
-    found = _placed(study, features, side_um=spec.tile_px * float(spec.mpp))
-    study.table.obsm[study.keys.features] = found
+    inside = _in_regions(study)
+    found = _placed(study, features, inside, side_um=spec.tile_px * float(spec.mpp))
     made_from = FeatureRecord(
         encoder=encoder,
         weights_digest=NOT_STATED if weights is None else weights,
@@ -108,8 +111,13 @@ def use_features(
         images={},
         sections={},
     )
+    before = study.table.obsm.get(study.keys.features)
+    if before is not None and study.features == made_from and before.shape == found.shape:
+        found[~inside] = np.asarray(before)[~inside]
+    study.table.obsm[study.keys.features] = found
     remember(study.table, study.keys, made_from)
-    forget(study.table, study.keys, "tiles")  # of features that were here before
+    for entry in ("tiles", "reference"):  # of features that were here before
+        forget(study.table, study.keys, entry)
     n_with = int(np.isfinite(found[:, 0]).sum())
     logger.info(
         'Wrote obsm["%s"]: %d features of %s for %d of %d spots.',
@@ -121,13 +129,20 @@ def use_features(
     )
 
 
-def _placed(study: Study, features: Any, *, side_um: float) -> Float32Array:
-    """Features (n_obs, n_features), NaN where there are none."""
+def _in_regions(study: Study) -> BoolArray:
+    """Spots of the regions to use, (n_obs,)."""
+    regions = region_of(study.table).to_numpy(dtype=str)
+    names = subset(sorted(set(regions)), study.address.shapes_key, argument="shapes_key", what=REGIONS)
+    return np.isin(regions, names)
+
+
+def _placed(study: Study, features: Any, inside: BoolArray, *, side_um: float) -> Float32Array:
+    """Features (n_obs, n_features) of the spots ``inside``, (n_obs,); NaN where there are none."""
     table = study.table
     if isinstance(features, str) and features in study.sdata.tables:
         features = study.sdata.tables[features]
     if hasattr(features, "obs_names") and hasattr(features, "X"):
-        rows, values = _rows_by_name(study, features), _checked(_dense(features.X), "features.X")
+        rows, values = _rows_by_name(study, features, inside), _checked(_dense(features.X), "features.X")
     elif isinstance(features, str | Path):
         path = Path(features)
         if not path.is_file():
@@ -143,14 +158,35 @@ def _placed(study: Study, features: Any, *, side_um: float) -> Float32Array:
     else:
         msg = f"features is a {type(features).__name__}; pass an array, an AnnData, the name of a table, or the path of an HDF5 file."
         raise TypeError(msg)
+    rows = np.where(inside, rows, -1)
+    _check_one_region(study, rows)
     placed = np.full((table.n_obs, values.shape[1]), np.nan, dtype=np.float32)
     known = rows >= 0
     placed[known] = values[rows[known]]
     return placed
 
 
-def _rows_by_name(study: Study, other: "AnnData") -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Row of every spot in another table, -1 without one: by the names of the rows, or of the instances that both annotate."""
+def _check_one_region(study: Study, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+    """Refuse rows of features that are of nobody, or whose names are those of spots on several slides, as barcodes are."""
+    regions = region_of(study.table).to_numpy(dtype=str)
+    pairs = pd.DataFrame({"row": rows, "region": regions})[rows >= 0].drop_duplicates()
+    if pairs.empty:
+        msg = "No row of features is of a spot of these regions; pass shapes_key= with the region that they are of."
+        raise ValueError(msg)
+    shared = pairs["region"][pairs["row"].duplicated(keep=False)]
+    if len(shared):
+        msg = (
+            f"Rows of features are named like spots of several regions ({', '.join(sorted(set(shared)))}); pass shapes_key= with the "
+            "region that they are of, and the others in calls of their own."
+        )
+        raise ValueError(msg)
+
+
+def _rows_by_name(study: Study, other: "AnnData", inside: BoolArray) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Row of every spot in another table, -1 without one: by the names of the rows, or of the instances that both annotate.
+
+    Of these the way by which the spots ``inside`` have most rows.
+    """
     table = study.table
     names = [table.obs_names.astype(str).to_numpy(), _instances(table)]
     others = [
@@ -162,7 +198,7 @@ def _rows_by_name(study: Study, other: "AnnData") -> "np.ndarray[Any, np.dtype[n
         for each in others:
             index = {name: row for row, name in enumerate(each)}
             rows = np.array([index.get(name, -1) for name in own])
-            if len(index) == len(each) and (rows >= 0).sum() > (best >= 0).sum():
+            if len(index) == len(each) and _n_known(rows[inside]) > _n_known(best[inside]):
                 best = rows
     if not (best >= 0).any():
         msg = (
@@ -171,6 +207,10 @@ def _rows_by_name(study: Study, other: "AnnData") -> "np.ndarray[Any, np.dtype[n
         )
         raise ValueError(msg)
     return best
+
+
+def _n_known(rows: "np.ndarray[Any, np.dtype[np.int64]]") -> int:
+    return len(np.unique(rows[rows >= 0]))
 
 
 def _instances(table: "AnnData") -> StrArray:

@@ -1,6 +1,7 @@
 """Predict expression of sections from their images and write it."""
 
 import logging
+import re
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 MOST_MISSING = 0.5
 """Share of a model's target genes that a table may lack; with more missing, it is another panel or another naming."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
 """Names of missing genes in a message."""
 
@@ -165,11 +167,22 @@ def prepare_features(study: Study, model: Model, tiles: FeatureRequest) -> None:
         check_tiles(study)
         return
     made_from = FeatureRecord.read(model.card["features"])
+    _check_embeddable(made_from)
     views = Views.of(made_from)
     own = replace(tiles, encoder=made_from.encoder, tile_px=made_from.tile_px, mpp=made_from.mpp, views=views)
     check_encoder_is_trusted(model)
     embed_study(study, own)
     _check_features(study, model)
+
+
+def _check_embeddable(made_from: FeatureRecord) -> None:
+    """Refuse to compute features that a model knows by a declaration alone, which none that are computed here would meet."""
+    if not made_from.images and not _DIGEST.fullmatch(made_from.weights_digest):
+        msg = (
+            f"The model takes features of {made_from.encoder!r} that were computed elsewhere (weights: {made_from.weights_digest}); "
+            "compute them there for these spots too, and pass them to agl_sc.pp.use_features first."
+        )
+        raise ValueError(msg)
 
 
 def features_of(study: Study, model: Model, tiles: FeatureRequest) -> tuple[Floats, dict[str, FloatArray]]:
