@@ -142,8 +142,8 @@ def test_of_several_images_the_scale_is_that_of_the_one_named(tmp_path: Path) ->
         for side, mpp in ((64, 0.5), (32, 2.0)):
             sides = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
             tiff.write(np.zeros((side, side, 3), np.uint8), photometric="rgb", metadata={"axes": "YXS", **sides})
-    sides = [scale_of_tiff(file, name) for name in ("", "0", "1")]
-    assert [each and each.mpp for each in sides] == [0.5, 0.5, 2.0]
+    found = [scale_of_tiff(file, name) for name in ("", "0", "1")]
+    assert [each and each.mpp for each in found] == [0.5, 0.5, 2.0]
 
 
 def test_images_of_one_size_and_several_scales_tell_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from agl_sc._sdata.geometry import HD, Bins, bin_side_um, check_mpp
 from agl_sc._sdata.records import AddressRecord
 from agl_sc._sdata.shapes import element_of, points_of
 from agl_sc._sdata.table import near_matches, region_of, section_of
-from agl_sc.core.arrays import FloatArray, IntArray
+from agl_sc.core.arrays import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -220,6 +220,13 @@ def _section(
         patch_px=metadata.get("patch_px", {}).get(key),
         to_image=affine,
     )
+
+
+def in_regions(table: "AnnData", shapes_key: Names) -> BoolArray:
+    """Spots of the regions that are asked for, all by default, (n_obs,)."""
+    regions = region_of(table).to_numpy(dtype=str)
+    wanted: BoolArray = np.isin(regions, subset(sorted(set(regions)), shapes_key, argument="shapes_key", what=REGIONS))
+    return wanted
 
 
 def subset(available: list[str], wanted: Names, *, argument: str, what: str) -> list[str]:

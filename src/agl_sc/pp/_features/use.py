@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from agl_sc._sdata.records import FeatureRecord, forget, remember
-from agl_sc._sdata.sections import REGIONS, Names, subset
+from agl_sc._sdata.sections import Names, in_regions
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import region_of
 from agl_sc.core.arguments import check_name
@@ -100,7 +100,7 @@ def use_features(
         msg = "mpp='image' declares nothing; pass the microns per pixel of the tiles that the encoder saw, such as 0.5."
         raise ValueError(msg)
     study = Study.of(sdata, Address(table_key=table_key, shapes_key=shapes_key), key_added)
-    inside = _in_regions(study)
+    inside = in_regions(study.table, shapes_key)
     found = _placed(study, features, inside, side_um=spec.tile_px * float(spec.mpp))
     made_from = FeatureRecord(
         encoder=encoder,
@@ -127,13 +127,6 @@ def use_features(
         n_with,
         len(found),
     )
-
-
-def _in_regions(study: Study) -> BoolArray:
-    """Spots of the regions to use, (n_obs,)."""
-    regions = region_of(study.table).to_numpy(dtype=str)
-    names = subset(sorted(set(regions)), study.address.shapes_key, argument="shapes_key", what=REGIONS)
-    return np.isin(regions, names)
 
 
 def _placed(study: Study, features: Any, inside: BoolArray, *, side_um: float) -> Float32Array:

@@ -10,7 +10,7 @@ import numpy as np
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.predictions import Prediction, predicted_of
 from agl_sc._sdata.records import CrossValidationRecord, PredictionRecord, remembered
-from agl_sc._sdata.sections import REGIONS, Names, subset
+from agl_sc._sdata.sections import Names, in_regions
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X, near_matches, region_of
 from agl_sc.core.arrays import BoolArray, IntArray
@@ -39,10 +39,7 @@ def chosen_sections(study: Study, sections: Names) -> list[tuple[str, IntArray]]
     A section is what ``obs["section"]`` names, else a region; a region's own name is taken too where no section has it.
     """
     names, regions = study.section_names, region_of(study.table).to_numpy(dtype=str)
-    within = np.ones(len(names), dtype=bool)
-    if study.address.shapes_key is not None:
-        known_regions = sorted(set(regions.tolist()))
-        within = np.isin(regions, subset(known_regions, study.address.shapes_key, argument="shapes_key", what=REGIONS))
+    within = in_regions(study.table, study.address.shapes_key)
     known = sorted(set(names[within].tolist()))
     if sections is None:
         return [(name, np.flatnonzero(within & (names == name))) for name in known]
