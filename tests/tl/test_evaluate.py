@@ -91,7 +91,8 @@ def test_only_the_test_spots_of_a_section_count(sdata: SpatialData) -> None:
 def test_means_over_sections_are_kept_in_var(sdata: SpatialData, trained: Trained) -> None:
     result = evaluate(sdata)
     var = sdata["table"].var
-    for metric in sorted(set(METRICS) - {"p_value", "fdr"}):
+    assert var["agl_pearson_between"].isna().all()  # of two sections there is none
+    for metric in sorted(set(METRICS) - {"p_value", "fdr", "pearson_between"}):
         column = var[f"agl_{metric}"]
         assert set(column.index[column.notna()]) == set(trained[1].targets)
         for gene in trained[1].targets:

@@ -253,3 +253,20 @@ def test_a_model_of_features_of_nobody_knows_what_computes_none(tissue: "Spatial
         ValueError, match=r"'uni' that were computed elsewhere \(weights: not stated\); .* agl_sc.pp.use_features"
     ):
         tl.predict(tissue, model)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_a_model_knows_the_sections_whose_features_it_was_fitted_on(
+    tissue: "SpatialData", config: "TrainConfig", *, with_images: bool
+) -> None:
+    if not with_images:
+        tissue.images.clear()
+    pp.use_features(tissue, _features(tissue), **DECLARED)
+    pp.split(tissue, test=["section_3"], validation=["section_2"])
+    model = tl.train(tissue, config=config)
+    assert sorted(model.card["fitted_on"]) == ["section_1", "section_2"]
+    pp.use_features(tissue, _features(tissue), **DECLARED, key_added="again")
+    tl.predict(tissue, model, key_added="again")
+    obs = tissue["table"].obs
+    assert set(obs["again_split"][obs["section"] != "section_3"]) == {"train"}
+    assert set(obs["again_split"][obs["section"] == "section_3"]) == {"test"}

@@ -1,6 +1,8 @@
 """Features that were computed elsewhere, with what they were made of declared."""
 
+import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from agl_sc._sdata.table import region_of
 from agl_sc.core.arguments import check_name
 from agl_sc.core.arrays import BoolArray, Float32Array, StrArray
 from agl_sc.pp._features.elsewhere import features_of_file
-from agl_sc.pp._features.tiles import TileSpec
+from agl_sc.pp._features.tiles import TileSpec, overview
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,7 +41,7 @@ def use_features(
 ) -> None:
     """Take features that were computed elsewhere, by LazySlide, TRIDENT or HEST, in place of those of :func:`agl_sc.pp.embed`.
 
-    No image is needed. What the features were made of has to be declared, is recorded, and is compared when a model predicts:
+    No image is needed; where there is one, it tells a model which sections it was fitted on. What the features were made of has to be declared, is recorded, and is compared when a model predicts:
     a model trained on features of one encoder, tile and weights takes no others.
 
     Parameters
@@ -112,10 +114,10 @@ def use_features(
         sections={},
     )
     before = study.table.obsm.get(study.keys.features)
-    if before is not None and study.features == made_from and before.shape == found.shape:
+    if before is not None and before.shape == found.shape and _same_declared(study, made_from):
         found[~inside] = np.asarray(before)[~inside]
     study.table.obsm[study.keys.features] = found
-    remember(study.table, study.keys, made_from)
+    remember(study.table, study.keys, replace(made_from, images=_digests(study, found)))
     for entry in ("tiles", "reference"):  # of features that were here before
         forget(study.table, study.keys, entry)
     n_with = int(np.isfinite(found[:, 0]).sum())
@@ -127,6 +129,24 @@ def use_features(
         n_with,
         len(found),
     )
+
+
+def _same_declared(study: Study, made_from: FeatureRecord) -> bool:
+    """Whether the features in place were declared to be made as these."""
+    before = study.features
+    return before is not None and replace(before, images={}) == made_from
+
+
+def _digests(study: Study, found: Float32Array) -> dict[str, str]:
+    """What every region with features is known by, so that a model knows those it was fitted on: its image, else its features."""
+    regions = region_of(study.table).to_numpy(dtype=str)
+    names = sorted(set(regions[np.isfinite(found[:, 0])].tolist()))
+    digests = {name: hashlib.sha256(found[regions == name].tobytes()).hexdigest() for name in names}
+    try:
+        sections = study.of_regions(names).positioned
+    except (KeyError, ValueError):  # nobody says where the spots lie
+        sections = []
+    return digests | {section.name: overview(section)[1] for section in sections if section.levels}
 
 
 def _placed(study: Study, features: Any, inside: BoolArray, *, side_um: float) -> Float32Array:

@@ -177,7 +177,7 @@ def prepare_features(study: Study, model: Model, tiles: FeatureRequest) -> None:
 
 def _check_embeddable(made_from: FeatureRecord) -> None:
     """Refuse to compute features that a model knows by a declaration alone, which none that are computed here would meet."""
-    if not made_from.images and not _DIGEST.fullmatch(made_from.weights_digest):
+    if not made_from.sections and not _DIGEST.fullmatch(made_from.weights_digest):
         msg = (
             f"The model takes features of {made_from.encoder!r} that were computed elsewhere (weights: {made_from.weights_digest}); "
             "compute them there for these spots too, and pass them to agl_sc.pp.use_features first."
