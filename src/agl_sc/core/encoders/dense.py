@@ -26,6 +26,8 @@ _MOST_PX = 6144
 """Side of a window in pixels of the level, as far as windows of a local network can be made smaller: of a level without
 coarser ones a window of a wide field is many pixels."""
 _FAR_TOO_MANY_PX = 10_240
+_FEWEST_ROWS = 32
+"""Products of fewer rows are summed in another order, so that a field's features would depend on how many others there are."""
 _BAND = 32
 """Columns of windows that are gone through from top to bottom before the next ones: what is held is bounded by it."""
 
@@ -261,8 +263,8 @@ def _features(
                     for i in (0, 1)
                 )
                 total.index_add_(0, place, box_sums(part, y.to(how.device), x.to(how.device)))
-        means = [total / area for total in sums]
-        features: Float32Array = how.maps.features(means).float().cpu().numpy()
+        means = [_at_least(total / area, _FEWEST_ROWS) for total in sums]
+        features: Float32Array = how.maps.features(means)[: len(rows)].float().cpu().numpy()
     return features
 
 
@@ -275,5 +277,11 @@ def overlaps(low: FloatArray, high: FloatArray, edges: FloatArray) -> Float32Arr
 
 def box_sums(cells: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Sums (n, n_sums) of cells (n_y, n_sums, n_x) weighted by y (n, n_y) times x (n, n_x)."""
-    rows = (y @ cells.flatten(1)).view(len(y), *cells.shape[1:])
-    return torch.bmm(rows, x[:, :, None])[:, :, 0]
+    filled_y, filled_x = (_at_least(each, _FEWEST_ROWS) for each in (y, x))
+    rows = (filled_y @ cells.flatten(1)).view(len(filled_y), *cells.shape[1:])
+    return torch.bmm(rows, filled_x[:, :, None])[: len(y), :, 0]
+
+
+def _at_least(values: torch.Tensor, n: int) -> torch.Tensor:
+    """Values (n_rows, n_columns) and rows of zeros behind them, n rows in all or more."""
+    return torch.nn.functional.pad(values, (0, 0, 0, max(0, n - len(values))))

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 256
 """Tiles, or fields of view, of a block, the unit of resuming and of spreading."""
+_CPU_BATCH = 8
+"""Tiles per forward pass on the CPU at most: more fit its caches less well, and are computed by other kernels, so that a
+tile's features would depend on how many others there are."""
 _PARTS_PER_THREAD = 4
 _USUAL_PX = 224
 _ATTEMPTS = 4
@@ -40,7 +43,7 @@ class Recipe:
     orientations: int = 1
     """Ways of laying every tile that are averaged over: 1 as it is, 2 half turns too, 4 quarter turns, 8 mirrored ones."""
     batch_size: int = 32
-    """Tiles per forward pass."""
+    """Tiles per forward pass; on the CPU at most 8."""
     device: str | None = None
     """The fastest there is where None."""
     compiled: bool = False
@@ -283,14 +286,15 @@ def _features(recipe: Recipe, tiles: torch.Tensor, device: torch.device) -> Floa
     """Features of a block's tiles, batch by batch."""
     dtype = _dtype(device)
     with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype):
-        batches = [_batch(recipe, batch.to(device)).float().cpu() for batch in torch.split(tiles, recipe.batch_size)]
+        size = min(recipe.batch_size, _CPU_BATCH) if device.type == "cpu" else recipe.batch_size
+        batches = [_batch(recipe, batch.to(device), size).float().cpu() for batch in torch.split(tiles, size)]
     features: Float32Array = torch.cat(batches).numpy()
     return features
 
 
-def _batch(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
+def _batch(recipe: Recipe, tiles: torch.Tensor, size: int) -> torch.Tensor:
     """Features of one batch; a compiled network sees all batches in one size, as it is compiled anew for every other."""
-    n_lacking = recipe.batch_size - len(tiles) if recipe.compiled else 0
+    n_lacking = size - len(tiles) if recipe.compiled else 0
     filled = torch.cat([tiles, tiles.new_zeros(n_lacking, *tiles.shape[1:])]) if n_lacking else tiles
     return _views(recipe, filled)[: len(tiles)]
 
