@@ -18,6 +18,7 @@ from tests.conftest import duplicate
 from agl_sc._sdata.study import Study
 from agl_sc.pp import embed
 from agl_sc.pp._features import reference as module
+from agl_sc.pp._features.context import MapsOf
 from agl_sc.pp._features.reference import FEWEST_TILES, reference_of, reference_spots, spread_over
 
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
@@ -214,3 +215,18 @@ def test_tissue_that_is_added_to_a_small_region_is_taken(prepared: SpatialData) 
     embed(few, **TILES, key_added="other")
     found = reference_of(Study.of(few, key_added="other"))["section_1"]
     np.testing.assert_allclose(found, means_in(prepared)["section_1"], atol=1e-5)
+
+
+@pytest.mark.parametrize("maps", ["none", "wider", "all"])
+@pytest.mark.parametrize("n_rows", [1, 3, 9])
+def test_features_of_a_part_are_the_same_bytes_as_those_of_the_whole(
+    prepared: SpatialData, maps: MapsOf, n_rows: int
+) -> None:
+    tiles: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (2,), "orientations": 1, "maps": maps}
+    rows = rows_of(prepared, "section_1")
+    whole, part = cut(prepared, rows), cut(prepared, rows[::2][:n_rows])
+    for each in (whole, part):
+        del each["table"].obsm["agl_features"], each["table"].uns["agl"]
+        embed(each, **tiles)
+    expected = whole["table"][part["table"].obs_names].obsm["agl_features"]
+    np.testing.assert_array_equal(part["table"].obsm["agl_features"], expected)
