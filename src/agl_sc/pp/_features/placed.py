@@ -7,7 +7,8 @@ import numpy as np
 
 from agl_sc._sdata.sections import Section
 from agl_sc.core.tiles.reader import Boxes
-from agl_sc.pp._features.tiles import TileSpec, boxes_of
+from agl_sc.pp._features.glass import on_glass
+from agl_sc.pp._features.tiles import TileSpec, boxes_of, overview
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ Placed = list[tuple[Section, Boxes]]
 
 
 def place_section(section: Section, spec: TileSpec, image_mpp: float | None = None) -> tuple[Section, Boxes]:
-    """A section reduced to the spots with a position, its scale resolved, and its boxes; tells of padded tiles."""
+    """A section reduced to the spots with a position, its scale resolved, and its boxes; tells of padded tiles and of glass."""
     section, boxes, n_nowhere = placed_quietly(section, spec, image_mpp)
     if n_nowhere:
         logger.warning(
@@ -36,6 +37,15 @@ def place_section(section: Section, spec: TileSpec, image_mpp: float | None = No
         logger.warning(
             "%d of %d tiles of %s reach beyond the image and are padded with its background.",
             n_padded,
+            len(section.rows),
+            section.name,
+        )
+    n_glass = int(on_glass(section, boxes, overview(section).glass).sum())
+    if n_glass:
+        logger.warning(
+            "%d of %d spots of %s lie on glass: 9 tenths of their tile or more have the colour of the background, and what is predicted "
+            "there means nothing. Drop them from the table.",
+            n_glass,
             len(section.rows),
             section.name,
         )

@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from agl_sc._sdata.sections import Section
-from agl_sc.core.arrays import UInt8Array
+from agl_sc.core.arrays import BoolArray, UInt8Array
 from agl_sc.core.tiles.chunks import Chunks
 from agl_sc.core.tiles.reader import Boxes
+from agl_sc.pp._features.glass import glass_of
 
 Mpp = float | Literal["image"]
 TILE_PX, TILE_UM = 224, 112.0
@@ -21,7 +22,22 @@ _MAX_UPSAMPLING = 2.0
 _SLACK = 1.01
 _OVERVIEW_BYTES = 64 * 2**20
 _MOST_OVERVIEWS = 1024
-_overviews: dict[str, tuple[UInt8Array, str]] = {}
+_MOST_GLASS_PX = 2**21
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overview:
+    """What the coarsest level of an image tells."""
+
+    background: UInt8Array
+    """Colour of the background, (3,)."""
+    digest: str
+    """SHA-256 of its pixels; of some of its chunks where it is large."""
+    glass: BoolArray | None
+    """Which pixels have that colour, (y, x); None where the background is no glass, or the level is large."""
+
+
+_overviews: dict[str, Overview] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +111,14 @@ def boxes_of(section: Section, spec: TileSpec, image_mpp: float, *, may_exceed: 
         raise ValueError(msg)
     corners = section.centres[:, ::-1] / scale - side / 2
     _check_patch(section, side_um=spec.tile_px * mpp, image_mpp=image_mpp)
-    background, digest = overview(section)
+    seen = overview(section)
     return Boxes(
         image=level,
         origins=np.round(corners).astype(np.int64),
         side=side,
         mpp=mpp,
-        background=background,
-        overview_digest=digest,
+        background=seen.background,
+        overview_digest=seen.digest,
         name=_name(section, index),
     )
 
@@ -121,8 +137,8 @@ def _name(section: Section, level: int) -> str:
     return f"image {section.image_key!r} (level {level})"
 
 
-def overview(section: Section) -> tuple[UInt8Array, str]:
-    """Colour of the background and SHA-256 of the pixels of the coarsest level; of some of its chunks where it is large.
+def overview(section: Section) -> Overview:
+    """What the coarsest level of a section's image tells.
 
     Computed once for a lazy array: its name stands for its content.
     """
@@ -134,7 +150,7 @@ def overview(section: Section) -> tuple[UInt8Array, str]:
     return _overviews[name]
 
 
-def _overview(section: Section) -> tuple[UInt8Array, str]:
+def _overview(section: Section) -> Overview:
     level = section.levels[-1]
     chunks = Chunks(level, _name(section, len(section.levels) - 1))
     grid = list(np.ndindex(chunks.n_bytes.shape))
@@ -148,4 +164,6 @@ def _overview(section: Section) -> tuple[UInt8Array, str]:
         some = [grid[i] for i in np.linspace(0, len(grid) - 1, n_chunks + 2, dtype=int)[1:-1]]
         pixels = np.concatenate([decoded.reshape(3, 1, -1) for decoded in chunks.decode(some)], axis=2)
     background = np.percentile(pixels, 95, axis=(1, 2)).astype(np.uint8)
-    return background, hashlib.sha256(pixels.tobytes()).hexdigest()
+    is_small = pixels.shape == level.shape and pixels[0].size <= _MOST_GLASS_PX
+    glass = glass_of(pixels, background) if is_small else None
+    return Overview(background, hashlib.sha256(pixels.tobytes()).hexdigest(), glass)

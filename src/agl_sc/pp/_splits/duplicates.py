@@ -92,7 +92,7 @@ def duplicates(
     rows: list[tuple[str, str, str, float]] = [
         (a, b, "expression", share) for a, b, share in same_profiles(counts, names)
     ]
-    digests = {section.image_key: overview(section)[1] for section in {s.image_key: s for s in found}.values()}
+    digests = {section.image_key: overview(section).digest for section in {s.image_key: s for s in found}.values()}
     for first, second in combinations(found, 2):
         pair = sorted(str(names[section.rows[0]]) for section in (first, second))
         if first.image_key != second.image_key and digests[first.image_key] == digests[second.image_key]:
