@@ -18,7 +18,7 @@ def section(*, background: int = 240, far: int = 100) -> Section:
     pixels[:, :, :200] = far
     pixels[:, 200:, ::8] = far + 40
     pixels[:, 200:, 1::8] = far + 40
-    level = da.from_array(pixels.clip(0, 255).astype(np.uint8), chunks=(3, 200, 200))
+    level = da.from_array(pixels.clip(0, 255).astype(np.uint8), chunks=(3, 200, 200))  # type: ignore[no-untyped-call]
     centres = np.array([[100.0, 100.0], [300.0, 100.0], [300.0, 300.0], [200.0, 100.0], [330.0, 60.0]])
     return Section("A", np.arange(5), "A_image", (level, level[:, ::4, ::4]), centres, 10.0, 1.0, None)
 

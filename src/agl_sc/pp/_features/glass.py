@@ -22,7 +22,7 @@ def glass_of(pixels: UInt8Array, background: UInt8Array) -> BoolArray | None:
     if background.min() < _BRIGHT:
         return None
     away = np.maximum(pixels, background[:, None, None]) - np.minimum(pixels, background[:, None, None])
-    glass: BoolArray = (away <= NEAR).all(axis=0)
+    glass: BoolArray = np.all(away <= NEAR, axis=0)
     return glass
 
 

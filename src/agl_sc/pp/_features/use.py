@@ -146,7 +146,7 @@ def _digests(study: Study, found: Float32Array) -> dict[str, str]:
         sections = study.of_regions(names).positioned
     except (KeyError, ValueError):  # nobody says where the spots lie
         sections = []
-    return digests | {section.name: overview(section)[1] for section in sections if section.levels}
+    return digests | {section.name: overview(section).digest for section in sections if section.levels}
 
 
 def _placed(study: Study, features: Any, inside: BoolArray, *, side_um: float) -> Float32Array:
