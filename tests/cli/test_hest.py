@@ -72,7 +72,7 @@ def test_three_commands(invoke: Invoke, hest: Path, tmp_path: Path) -> None:
     told = "The paper's protocol is now the command `agl-sc paper`; --protocol paper goes in the next version."
     assert told in old.stderr
     header, *rows = (row.split() for row in again.stdout.splitlines()[:3])
-    assert header == ["MSE", "Pearson", "Spearman"]
+    assert header == ["MSE", "Pearson", "Pearson", "beyond", "depth", "Spearman"]
     assert [row[0] for row in rows] == ["pgl", "dkgsb"]
     by_fold = results[(results["method"] == "pgl") & (results["metric"] == "mse")].groupby("fold")["value"].mean()
     assert rows[0][1:4] == [f"{by_fold.mean():.3f}", "±", f"{by_fold.std():.3f}"]

@@ -156,7 +156,7 @@ def test_a_wider_field_takes_the_tiles_own_features_from_it(
 ) -> None:
     features_of(store)
     done = count(monkeypatch)
-    features = features_of(store, context=(2,), neighbors=1)
+    features = features_of(store, context=(2,), neighbors=1, maps="none")
     assert sum(done) == 53
     np.testing.assert_array_equal(features[:, :1280], expected)
 

@@ -17,6 +17,7 @@ from spatialdata import SpatialData
 
 from agl_sc._sdata.study import Study
 from agl_sc.core.config import Method
+from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.core.spots.scaling import calibrate, held_out_slope
 from agl_sc.model import Model
@@ -45,7 +46,8 @@ def test_only_the_declared_slots_are_written(
     after = slots(prepared)
     assert {name: after[name] for name in before} == before
     added = {name for name in after.keys() - before.keys() if not name.startswith("uns/agl/")}
-    assert added == {"layers/agl", "var/agl_weight", "var/agl_selected"}
+    scores = {f"var/agl_held_out_{name}" for name in COLUMNS}
+    assert added == {"layers/agl", "var/agl_weight", "var/agl_selected", "obs/agl_distance", *scores}
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)

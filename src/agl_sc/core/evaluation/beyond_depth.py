@@ -26,11 +26,12 @@ def pearson_beyond_depth(measured: FloatArray, predicted: FloatArray, library: F
     predicted
         (n_spots, n_genes).
     library
-        Total counts of every spot, positive, (n_spots,).
+        Total counts of every spot, (n_spots,); a spot without any does not count.
     """
-    depth = np.log(library)
-    of_measured, some_measured = _beyond(measured, depth)
-    of_predicted, some_predicted = _beyond(predicted, depth)
+    known = library > 0
+    depth = np.log(library[known])
+    of_measured, some_measured = _beyond(measured[known], depth)
+    of_predicted, some_predicted = _beyond(predicted[known], depth)
     return np.where(some_measured & some_predicted, pearson(of_measured, of_predicted), np.nan)
 
 

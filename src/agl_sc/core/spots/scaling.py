@@ -69,6 +69,9 @@ def section_means(values: Floats, codes: NDArray[np.int64], *, n_rows: int | Non
 
 def means_of(reference: Mapping[Any, NDArray[np.floating[Any]]], names: NDArray[Any], n_features: int) -> FloatArray:
     """Means (n_sections, n_features) of some sections, refused where one is missing or of another shape."""
+    if not isinstance(reference, Mapping):
+        msg = f"reference is a {type(reference).__name__}; pass a mapping from section to its mean features."
+        raise TypeError(msg)
     missing = [name for name in names if name not in reference]
     if missing:
         listed = ", ".join(map(str, reference)) or "none"

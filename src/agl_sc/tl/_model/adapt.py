@@ -140,7 +140,6 @@ def adapt_study(study: Study, model: Model, spots: Any, *, tiles: FeatureRequest
     with unchanged_on_failure(study.table, study.keys, study.sdata):
         prepare_features(study, model, tiles)
         data, rows, known = _measured_spots(study, model, measured, tiles=tiles)
-        _check_enough(rows, chosen)
         found = adapted_to(data, residual="base" not in model.tensors, seed=seed)
         _mark(study, model, rows)
         forget_predictions(study)
@@ -189,15 +188,15 @@ def _measured_spots(
     """Measured and predicted expression of the genes that the table has, the spots they are of, and which genes these are."""
     features, reference = features_of(study, model, tiles)
     regions = region_of(study.table).to_numpy(dtype=str)
-    rows = np.flatnonzero(measured & np.isfinite(features).all(axis=1))
+    inside = measured & np.isfinite(features).all(axis=1)
+    _check_enough(inside, measured)
+    rows = np.flatnonzero(inside)
     own, of = np.asarray(features)[rows], regions[rows]
     genes, known = written_genes(study.table, model)
     predicted = _stacked(model, own, of, reference=reference)[:, known]
     basis = _stacked(_trunk_alone(model), own, of, reference=reference)
     columns = study.table.var_names.get_indexer(pd.Index(genes))
     expression = normalize_counts(study.counts[rows], model.card["normalize"])[:, columns].toarray()
-    inside = np.zeros(study.table.n_obs, dtype=bool)
-    inside[rows] = True
     return MeasuredSpots(expression.astype(float), predicted, basis), inside, known
 
 
