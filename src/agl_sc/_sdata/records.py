@@ -356,18 +356,6 @@ class HeldOutRecord(MappingRecord):
 
     entry: ClassVar[str] = "held_out"
 
-    @classmethod
-    def of(cls, entries: Mapping[str, Any]) -> Self | None:
-        """None where there is no such entry, or something else is in its place."""
-        found = entries.get(cls.entry)
-        if (
-            not isinstance(found, Mapping)
-            or not isinstance(found.get("by"), str)
-            or np.ndim(found.get("sections")) != 1
-        ):
-            return None
-        return cls(dict(found))
-
 
 @dataclass(frozen=True, slots=True)
 class PredictableRecord(MappingRecord):

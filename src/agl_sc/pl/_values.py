@@ -182,10 +182,11 @@ def _held_out(study: Study, genes: list[str]) -> tuple[FloatArray | None, str]:
     """Held-out correlation of every gene in the training of the model, and the sections that it is over."""
     var, column = genes_table(study, "model").var, study.keys.held_out("pearson")
     said = remembered(study.table, study.keys, HeldOutRecord)
-    if column not in var or said is None:
+    listed_in = None if said is None else said.values.get("sections")
+    if said is None or column not in var or not isinstance(listed_in, list | np.ndarray):
         return None, ""
-    names = [str(name) for name in said.values["sections"]]
-    within = "within " if said.values["by"] == "block" else "on "
+    names = [str(name) for name in listed_in]
+    within = "within " if said.values.get("by") == "block" else "on "
     listed = ", ".join(names) if len(names) <= _SHOWN else f"{len(names)} training sections"
     return var[column].reindex(genes).to_numpy(dtype=float), within + listed
 
