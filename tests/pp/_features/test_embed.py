@@ -186,7 +186,7 @@ def test_spots_beyond_the_image_are_padded_counted_and_told(
     move_spot(tissue, "section_1", (3.0, 400.0))
     with caplog.at_level(logging.WARNING):
         embed(tissue, **TILES)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records if "on glass" not in record.getMessage()] == [
         "1 of 53 tiles of section_1 reach beyond the image and are padded with its background."
     ]
     image = tissue["section_1_image"]["scale0"]["image"].to_numpy()
