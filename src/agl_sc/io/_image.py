@@ -17,7 +17,7 @@ from spatialdata.transformations import Identity, set_transformation
 from xarray import DataArray, Dataset, DataTree
 
 from agl_sc.io._readable import COMPLETE, readable, refuse_beyond_memory
-from agl_sc.io._tiff import CHUNK_PX, count_levels, open_tiff, stamp, without_alpha
+from agl_sc.io._tiff import CHUNK_PX, LazyPixels, count_levels, open_tiff, stamp, without_alpha
 
 _SMALLEST_LEVEL_PX = 1024
 _META = np.empty((0, 0, 0), np.uint8)
@@ -243,7 +243,7 @@ def _scale_factors(longest_px: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _PillowImage:
+class _PillowImage(LazyPixels):
     """What dask slices: pixels of a JPEG or PNG file, decoded when first asked for."""
 
     path: Path
@@ -254,14 +254,6 @@ class _PillowImage:
     """Modification time and size of the file: a replaced file is another image."""
     shape: tuple[int, int, int]
     """(c, y, x), with three channels or four."""
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8]:
-        return np.dtype(np.uint8)
-
-    @property
-    def ndim(self) -> int:
-        return 3
 
     def __getitem__(self, index: Any) -> NDArray[np.uint8]:
         # A copy, so that a chunk kept by somebody does not keep the whole slide.

@@ -13,7 +13,7 @@ import numpy as np
 
 from agl_sc.core.arrays import UInt8Array
 from agl_sc.io._readable import COMPLETE
-from agl_sc.io._tiff import CHUNK_PX, stamp
+from agl_sc.io._tiff import CHUNK_PX, LazyPixels, stamp
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
@@ -102,7 +102,7 @@ def _opened(path: str, _stamp: tuple[int, int], _process: int) -> "OpenSlide":
 
 
 @dataclass(frozen=True, slots=True)
-class _SlideLevel:
+class _SlideLevel(LazyPixels):
     """What dask slices: pixels of a level, of which only the tiles in question are decoded."""
 
     path: Path
@@ -115,14 +115,6 @@ class _SlideLevel:
     """(3, y, x)."""
     factor: float
     """Pixels of the finest level per pixel."""
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8]:
-        return np.dtype(np.uint8)
-
-    @property
-    def ndim(self) -> int:
-        return 3
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> UInt8Array:
         channels, *sides = index

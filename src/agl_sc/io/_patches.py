@@ -14,7 +14,7 @@ from agl_sc._sdata.geometry import is_positive_number
 from agl_sc.core.arrays import FloatArray, IntArray
 from agl_sc.io._layout import refuse_duplicates
 from agl_sc.io._readable import readable
-from agl_sc.io._tiff import CHUNK_PX
+from agl_sc.io._tiff import CHUNK_PX, LazyPixels
 
 DOWNLOAD_AGAIN = "the download may have stopped half-way: delete the file and download it again."
 """What mends a file of HEST-1k."""
@@ -134,7 +134,7 @@ def slide_of(patches: Patches, rows: IntArray, centres_px: FloatArray) -> tuple[
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _PatchedSlide:
+class _PatchedSlide(LazyPixels):
     """What dask slices: only the patches that a chunk touches are read."""
 
     path: Path
@@ -149,14 +149,6 @@ class _PatchedSlide:
     """Patches of the file, (n,)."""
     corners: IntArray
     """Their top left corners as (x, y), (n, 2)."""
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8]:
-        return np.dtype(np.uint8)
-
-    @property
-    def ndim(self) -> int:
-        return 3
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
         channels, down, across = index

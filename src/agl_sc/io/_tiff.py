@@ -181,8 +181,22 @@ def stamp(path: Path) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
+class LazyPixels:
+    """What every image has that dask slices: three axes of uint8."""
+
+    __slots__ = ()
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        return np.dtype(np.uint8)
+
+    @property
+    def ndim(self) -> int:
+        return 3
+
+
 @dataclass(frozen=True, slots=True)
-class _TiffImage:
+class _TiffImage(LazyPixels):
     """What dask slices: pixels of a TIFF file, of which only the tiles or strips in question are decoded."""
 
     path: Path
@@ -199,14 +213,6 @@ class _TiffImage:
     """Which image of the series, where that is a stack."""
     level: int
     """Level of the image's pyramid; 0 is the finest."""
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8]:
-        return np.dtype(np.uint8)
-
-    @property
-    def ndim(self) -> int:
-        return 3
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> UInt8Array:
         order = [self.axes.index(axis) for axis in ("S" if "S" in self.axes else "C", "Y", "X")]
