@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from agl_sc.core.config import LossName
+from agl_sc.core.config import LIKELIHOODS, LossName
 from agl_sc.core.network.bilevel import Bilevel, Problem
 from agl_sc.core.network.network import Network
 from agl_sc.core.network.objective import Objective
@@ -56,7 +56,7 @@ def bilevel(
     values = scipy.sparse.csr_matrix(rng.poisson(np.exp(signal[training] / 2 + 1)).astype(float))
     library = np.asarray(values.sum(axis=1)).ravel() + 10.0
     counts = Counts(values, library, float(library.mean()))
-    counted = loss in ("poisson", "negative_binomial")
+    counted = loss in LIKELIHOODS
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Network(N_FEATURES, n_genes, rank=2, hidden=4, dropout=dropout).to(dtype)

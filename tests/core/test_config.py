@@ -34,7 +34,7 @@ BAD = [
     ("warmup_epochs", -1, r"warmup_epochs=-1 is not at least 0\."),
     ("search_patience", 0, r"search_patience=0 is not at least 1\."),
     ("hard_limit", 0.0, r"hard_limit=0\.0 is not in \(0, 1\]\."),
-    ("loss", "l1", r"loss='l1' is not one of 'pearson', 'mse', 'poisson', 'negative_binomial'\."),
+    ("loss", "l1", r"loss='l1' is not one of 'pearson', 'mse', 'poisson', 'negative_binomial', 'multinomial'\."),
     ("start", "warm", r"start='warm' is not one of 'closed_form', 'random', 'agl'\."),
 ]
 

@@ -13,7 +13,7 @@ from agl_sc.core.arguments import check_choice, check_flag, is_number, is_whole
 Method = Literal["pgl", "agl", "dkgsb", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"]
 Search = Literal["path", "gradient", "race"]
 Preset = Literal["paper", "released", "warmstart"]
-LossName = Literal["pearson", "mse", "poisson", "negative_binomial"]
+LossName = Literal["pearson", "mse", "poisson", "negative_binomial", "multinomial"]
 Start = Literal["closed_form", "random", "agl"]
 _Class = TypeVar("_Class", bound=type)
 
@@ -21,6 +21,10 @@ TEMPERATURE = 0.01
 """Width of the soft edge on the rank axis, as in the paper."""
 _LR_FEATURES = 1280
 """Features up to which the learning rate is the one that is set: those of one tile through the offline encoder."""
+LIKELIHOODS: tuple[LossName, ...] = ("poisson", "negative_binomial", "multinomial")
+"""Losses of raw counts."""
+LEVEL_FREE: tuple[LossName, ...] = ("pearson", "multinomial")
+"""Losses that do not change where a constant is added to all predictions of a gene."""
 MIN_BATCH = 8
 """A smaller last batch is dropped: Pearson over a few spots is noise."""
 
@@ -180,7 +184,8 @@ class TrainConfig:
 
     loss: LossName = "pearson"
     """``"pearson"``, 1 - Pearson within every section of a batch; ``"mse"``, squared error of scaled expression;
-    ``"poisson"`` or ``"negative_binomial"``, likelihood of the raw counts with library size."""
+    ``"poisson"`` or ``"negative_binomial"``, likelihood of the raw counts with library size; ``"multinomial"``, likelihood of
+    how a gene's counts are shared among the spots of a section, a list-wise ranking loss."""
     search: Search = "path"
     """How ``dkgsb`` learns its cutoff: ``"path"``, the closed form at every cutoff (seconds, deterministic);
     ``"gradient"``, the paper's hyper-gradient through unrolled steps; ``"race"``, a few cutoffs trained side by side, the

@@ -81,7 +81,7 @@ def test_pearson_is_taken_within_sections_and_averaged() -> None:
     assert not torch.allclose(found, pearson_loss(predicted, everything.measured), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["mse", "poisson", "negative_binomial"])
+@pytest.mark.parametrize("name", ["mse", "poisson", "negative_binomial", "multinomial"])
 def test_what_a_section_has_not_measured_does_not_count(name: LossName) -> None:
     everything = batch(name, EVERYTHING)
     hidden = draw(N_SPOTS, RANK, seed=8)

@@ -87,7 +87,7 @@ SEARCHES: list[tuple[Method, dict[str, Any]]] = [
     ("dkgsb", {"search": "race"}),
     ("agl", {"start": "random"}),
     ("agl", {"rank": 5}),
-    *(("agl", {"loss": loss}) for loss in ("mse", "poisson", "negative_binomial")),
+    *(("agl", {"loss": loss}) for loss in ("mse", "poisson", "negative_binomial", "multinomial")),
 ]
 
 

@@ -66,7 +66,7 @@ def test_training_sees_denoised_targets_and_validation_and_calibration_measured_
     np.testing.assert_allclose(tensors["intercept"][: data.n_targets], intercept, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["poisson", "negative_binomial"])
+@pytest.mark.parametrize("loss", ["poisson", "negative_binomial", "multinomial"])
 def test_a_likelihood_is_of_what_was_measured(data: TrainingData, config: TrainConfig, loss: str) -> None:
     own = TrainConfig.from_plain({**config.plain(), "loss": loss, **FORCED.plain()})
     assert data.denoising(data.spots(data.train), own) is NOT_DENOISED

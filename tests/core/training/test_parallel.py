@@ -31,7 +31,7 @@ def gradients(training: Bilevel, weighting: Weighting, n_accumulated: int) -> tu
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=n_accumulated)
     own = [*training.problem.network.parameters(), *weighting.trained()]
     loss = train_epoch(training, weighting, stepper=torch.optim.SGD(own, lr=0.0), accelerator=accelerator)
-    assert sum(p.grad is None for p in own) <= 1, "Pearson gives the biases of the head no gradient"
+    assert sum(p.grad is None for p in own) <= 1, "a loss without a level gives the biases of the head no gradient"
     return loss, [p.grad.clone() for p in own if p.grad is not None]
 
 
@@ -44,7 +44,7 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
 
 @pytest.mark.parametrize("n_spots", [40, 33], ids=["even", "odd"])
 @pytest.mark.parametrize("n_sections", [1, 3])
-@pytest.mark.parametrize("loss", ["pearson", "mse", "poisson", "negative_binomial"])
+@pytest.mark.parametrize("loss", ["pearson", "mse", "poisson", "negative_binomial", "multinomial"])
 @pytest.mark.parametrize("kind", WEIGHTINGS)
 def test_accumulated_gradient_is_that_of_the_whole_batch(
     make_bilevel: Make, *, kind: str, loss: LossName, n_sections: int, n_spots: int

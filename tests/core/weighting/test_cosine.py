@@ -27,9 +27,9 @@ def gene_by_gene(training: Bilevel) -> torch.Tensor:
     return torch.stack([torch.nn.functional.cosine_similarity(g, towards, dim=0) for g in gradients])
 
 
-@pytest.mark.parametrize("loss", ["pearson", "mse", "poisson", "negative_binomial"])
+@pytest.mark.parametrize("loss", ["pearson", "mse", "poisson", "negative_binomial", "multinomial"])
 def test_cosines_equal_those_of_gradients_gene_by_gene(
-    make_bilevel: Make, loss: Literal["pearson", "mse", "poisson", "negative_binomial"]
+    make_bilevel: Make, loss: Literal["pearson", "mse", "poisson", "negative_binomial", "multinomial"]
 ) -> None:
     training = make_bilevel(loss=loss)
     found = GradientCosine(3, 15).cosines(training, INDEX)

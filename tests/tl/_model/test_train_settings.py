@@ -27,7 +27,7 @@ def training_pearson(sdata: SpatialData, model: Model) -> float:
     return float(np.nanmean(metrics.pearson(measured[rows], table.layers["agl"][rows][:, columns].astype(float))))
 
 
-@pytest.mark.parametrize("loss", ["mse", "poisson", "negative_binomial"])
+@pytest.mark.parametrize("loss", ["mse", "poisson", "negative_binomial", "multinomial"])
 def test_losses_predict_in_the_units_of_the_layer(
     prepared: SpatialData, config: TrainConfig, tmp_path: Path, *, loss: Any
 ) -> None:
@@ -41,7 +41,7 @@ def test_losses_predict_in_the_units_of_the_layer(
     np.testing.assert_allclose(prepared["table"].layers["again"], layer, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["poisson", "negative_binomial"])
+@pytest.mark.parametrize("loss", ["poisson", "negative_binomial", "multinomial"])
 def test_likelihoods_without_library_size(prepared: SpatialData, config: TrainConfig, *, loss: Any) -> None:
     target_genes(prepared, genes=4, normalize="log1p")
     rank_auxiliary(prepared)

@@ -8,6 +8,7 @@ import torch
 from agl_sc.core.config import LossName
 from agl_sc.core.numerics.linear_pearson import linear_moments
 from agl_sc.core.numerics.losses import mse_loss, negative_binomial_loss, poisson_loss
+from agl_sc.core.numerics.multinomial import loss_of_shared, shared
 from agl_sc.core.numerics.pearson import Moments, correlation, merge, moments
 
 
@@ -57,6 +58,9 @@ class Objective:
         if self.name == "pearson":
             return moments(predicted, batch.measured, **batch.groups()).stacked()
         mask = None if self.panels is None else self.panels[batch.sections, : predicted.shape[1]]
+        if self.name == "multinomial":
+            counts = batch.measured if mask is None else torch.where(mask, batch.measured, 0.0)
+            return shared(predicted, counts, log_library=batch.log_library, **batch.groups()).stacked()
         if mask is None and not len(predicted):  # a piece without spots: the mean would be NaN
             mask = torch.ones_like(predicted, dtype=torch.bool)
         losses = self._means(predicted, batch, mask)
@@ -79,6 +83,8 @@ class Objective:
         """Losses of the pieces together, (n_genes,), from their ``parts`` (n_pieces, n_sums, n_groups, n_genes)."""
         if self.name == "pearson":
             return 1 - correlation(merge([Moments(*part) for part in parts]))
+        if self.name == "multinomial":
+            return loss_of_shared(parts)
         count, total = parts.sum(dim=(0, 2)).unbind()
         return total / count.clamp(min=1)
 

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from agl_sc.core.arrays import FloatArray
-from agl_sc.core.config import TrainConfig
+from agl_sc.core.config import LEVEL_FREE, TrainConfig
 from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.bilevel import Problem
 from agl_sc.core.network.network import Network, load_closed_form
@@ -48,7 +48,9 @@ def make_problem(
         torch.manual_seed(seed)
         network = Network(n_features, start.head.shape[1], rank=rank, hidden=hidden, dropout=config.dropout)
     objective, base, stretch = _objective(spots, config, device)
-    if config.loss == "pearson":  # which no bias changes: its gradient is rounding, that Adam would make whole steps of
+    if (
+        config.loss in LEVEL_FREE
+    ):  # which no bias changes: its gradient is rounding, that Adam would make whole steps of
         network.head.bias.requires_grad_(False)  # noqa: FBT003 -- torch's signature
     if config.start == "closed_form" and state is None:
         load_closed_form(network, LowRank(start.trunk, start.head * stretch))

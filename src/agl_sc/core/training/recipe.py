@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agl_sc.core.arrays import BoolArray, FloatArray
 from agl_sc.core.choices import Choices, Earlier
-from agl_sc.core.config import TrainConfig
+from agl_sc.core.config import LIKELIHOODS, TrainConfig
 from agl_sc.core.encoders.load import weights_digest
 from agl_sc.core.linear.choose_denoising import NOT_DENOISED, DenoisingChoice, choose_denoising, denoised
 from agl_sc.core.network.network import calibration, network_from
@@ -84,7 +84,7 @@ class TrainingData:
 
     def denoising(self, training: Spots, config: TrainConfig) -> DenoisingChoice:
         """How far the targets of the training spots are denoised; not at all where the counts themselves are modelled."""
-        if config.denoise is None or config.loss in ("poisson", "negative_binomial"):
+        if config.denoise is None or config.loss in LIKELIHOODS:
             return NOT_DENOISED
         centres = None if self.centres is None else self.centres[self.train]
         return choose_denoising(training, self.n_targets, config.denoise, centres=centres)
@@ -129,7 +129,7 @@ class TrainingData:
 
     def _base(self, genes: BoolArray, config: TrainConfig) -> torch.Tensor | None:
         """Log of the mean count of these genes in a training spot of ``units`` counts, where the loss is a likelihood."""
-        if config.loss not in ("poisson", "negative_binomial"):
+        if config.loss not in LIKELIHOODS:
             return None
         counts = Counts(self.counts[self.train], self.library[self.train], self.units)
         base = count_law(counts, self.sections[self.train]).base
