@@ -13,6 +13,7 @@ from PIL import Image
 from spatialdata import SpatialData
 from tests.cli.conftest import QUICK
 from tests.cli.section_files import write_h5ad, write_ome_zarr, write_outs, write_tiff
+from tests.io.hd_files import write_hd
 from typer.testing import Result
 
 from agl_sc._sdata.predictions import predicted_of
@@ -146,3 +147,29 @@ def test_a_model_is_named_once(run: Run, store: Path, tmp_path: Path) -> None:
     assert "The model is named nowhere; name its folder once, such as --model my_model" in refused.stderr
     refused = run("predict", store, "a", "--model", "b", "--output", tmp_path / "out.zarr")
     assert "The model is named twice, as a and as --model b" in refused.stderr
+
+
+def test_bins_of_visium_hd(run: Run, tmp_path: Path) -> None:
+    """Genes alone, symbols that repeat are told, and a side that is not there is refused with those that are."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (200, 200, 3)).astype(np.uint8)
+    counts = rng.poisson(3, (64, 5))
+    kinds = ["Gene Expression"] * 4 + ["Antibody Capture"]
+    image = write_hd(tmp_path / "S1/outs", pixels, counts, symbols=["A", "B", "A", "C", "CD3"], kinds=kinds)
+    args = ["read", "visium-hd", tmp_path / "S1/outs", "--image", image, "--output", tmp_path / "hd.zarr", "--json"]
+    refused = run(*args, "--bin", "2")
+    assert refused.exit_code == 2
+    assert "has no bins of 2 um; those of these sides are there: 8; pass one with --bin" in refused.stderr
+    assert _done(run(*args))["tables"] == {"square_008um": [64, 4]}
+    table = spatialdata.read_zarr(tmp_path / "hd.zarr")["square_008um"]
+    assert table.var_names.tolist() == ["A", "B", "A-1", "C"]
+    np.testing.assert_array_equal(table.X.toarray(), counts[:, :4])
+    assert table.obs["region"].iloc[0] == "S1_square_008um"
+
+
+def test_damaged_folder_of_visium_hd_is_named(run: Run, tmp_path: Path) -> None:
+    image = write_hd(tmp_path / "S1", np.zeros((200, 200, 3), np.uint8), np.ones((64, 1)), symbols=["A"])
+    (tmp_path / "S1/feature_slice.h5").write_bytes(b"")
+    refused = run("read", "visium-hd", tmp_path / "S1", "--image", image, "--output", tmp_path / "hd.zarr")
+    assert refused.exit_code == 2
+    assert f"'{tmp_path / 'S1'}' cannot be read by spatialdata_io.visium_hd" in refused.stderr

@@ -62,6 +62,23 @@ def visium_hd() -> SpatialData:
     return SpatialData(images=images, shapes=shapes, tables=tables)
 
 
+def bins_as_labels() -> SpatialData:
+    """What ``annotate_table_by_labels=True`` gives: a pixel for every bin."""
+    picture, _, counts = tissue()
+    numbers = np.arange(1, SIDE**2 + 1, dtype=np.int32).reshape(SIDE, SIDE)
+    to_image = Affine(
+        np.array([[PITCH, 0, PITCH], [0, PITCH, PITCH], [0, 0, 1.0]]), input_axes=("x", "y"), output_axes=("x", "y")
+    )
+    name = "S1_square_020um_labels"
+    adata = table(counts, name, key="location_id", instances=numbers.ravel())
+    adata.obs["array_row"], adata.obs["array_col"] = np.divmod(np.arange(SIDE**2), SIDE)
+    return SpatialData(
+        images={"S1_full_image": picture_of(picture, {"S1": Identity()})},
+        labels={name: Labels2DModel.parse(numbers, dims=("y", "x"), transformations={"S1": to_image})},
+        tables={"square_020um": adata},
+    )
+
+
 def xenium(kind: str) -> SpatialData:
     """Cells in microns or as labels, a morphology image of other channels, and an H&E that was aligned."""
     picture, centres, counts = tissue()
@@ -91,10 +108,13 @@ def xenium(kind: str) -> SpatialData:
     )
 
 
-@pytest.mark.parametrize("layout", ["visium_hd", "circles", "boundaries", "labels"])
+LAYOUTS = {"visium_hd": visium_hd, "bins as labels": bins_as_labels}
+
+
+@pytest.mark.parametrize("layout", ["visium_hd", "bins as labels", "circles", "boundaries", "labels"])
 def test_named_once_it_works_to_the_figure(layout: str) -> None:
-    sdata = visium_hd() if layout == "visium_hd" else xenium(layout)
-    if layout == "visium_hd":
+    sdata = LAYOUTS[layout]() if layout in LAYOUTS else xenium(layout)
+    if layout in LAYOUTS:
         pp.embed(sdata, table_key="square_020um", image_key="S1_full_image", **TILES)
     else:
         pp.embed(sdata, image_key="he_image", image_mpp=1.0, **TILES)
@@ -108,3 +128,13 @@ def test_named_once_it_works_to_the_figure(layout: str) -> None:
     assert drawn[0, 0].images
     out_of_fold = tl.cross_validate(sdata, methods="ridge", by="block", block_um=60, buffer_um=0, genes=5)
     assert out_of_fold.results["value"].notna().any()
+
+
+def test_sections_smaller_than_a_block_are_divided_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """320 um of cells: blocks of 500 um with a buffer of 150 um would leave one set."""
+    sdata = xenium("circles")
+    pp.embed(sdata, image_key="he_image", image_mpp=1.0, **TILES)
+    tl.train(sdata, method="pgl", config=TrainConfig(batch_size=16, max_epochs=1, hidden=16))
+    assert "The sections are too small for blocks of 500 um and a buffer of 150 um" in caplog.text
+    assert set(sdata["table"].obs["agl_split"]) >= {"train", "validation", "test"}
+    assert sdata["table"].uns["agl"]["split"]["block_um"] < 320

@@ -69,6 +69,7 @@ def all_points(element: Any) -> tuple["pd.Index[Any]", FloatArray]:
 
 def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[FloatArray, float, float | None]:
     """Centres (n_spots, 2), median radius, and median side of the square each one would be; None of points."""
+    is_mask = not hasattr(shapes, "columns")
     shapes = shapes_of(shapes)
     if not hasattr(shapes, "geometry"):  # a points element, lazy
         shapes = shapes[["x", "y"]].compute()
@@ -93,6 +94,6 @@ def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[Floa
         if not radius > 0:
             msg = f"The median radius of shapes {name!r} is {radius}, which is not positive; mend sdata.shapes[{name!r}]['radius']."
             raise ValueError(msg)
-        return centres, radius, 2 * radius
+        return centres, radius, radius * np.sqrt(np.pi) if is_mask else 2 * radius  # of a mask the circle has its area
     area = float(np.nanmedian(rows.geometry.area))
     return centres, float(np.sqrt(area / np.pi)), float(np.sqrt(area))

@@ -1,5 +1,7 @@
 """``agl-sc read``: files of every kind into a store."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,10 @@ from agl_sc.cli._frame import Force, OneLine, Result, command, say
 from agl_sc.cli._store import free_destination, written
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     cls=OneLine, no_args_is_help=True, help="Read sections or slides, and write them as a SpatialData store."
@@ -64,21 +69,48 @@ def visium_hd(
     name: Annotated[str | None, typer.Option(help="Name of the section; the folder's without.")] = None,
     force: Force = False,
 ) -> Result:
-    """Read a Space Ranger folder of Visium HD, by spatialdata-io.
+    """Read bins of one side, genes alone, from a Space Ranger folder of Visium HD, by spatialdata-io.
 
     For example:
       agl-sc read visium-hd outs --bin 8 --image slide.tif --output hd.zarr
     """
     from spatialdata_io import visium_hd as read
 
+    from agl_sc.io._readable import readable
+
     place = free_destination(output, force=force)
     if not folder.is_dir():
         msg = f"The folder '{folder}' does not exist; name Space Ranger's outs."
         raise FileNotFoundError(msg)
+    _check_bins(folder, bin_um)
     own = {} if image is None else {"fullres_image_file": image}
-    sdata = read(folder, dataset_id=name or folder.resolve().name, bin_size=bin_um, **own)
-    sdata.tables[f"square_{bin_um:03d}um"].var_names_make_unique()
+    whole = folder.resolve()
+    section = name or (whole.parent.name if whole.name == "outs" else whole.name)
+    options = {"bin_size": bin_um, "load_segmentations_only": False, "gex_only": True, "var_names_make_unique": False}
+    with readable(folder, kind=" by spatialdata_io.visium_hd"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique", category=UserWarning)  # they will be
+        sdata = read(folder, dataset_id=section, **options, **own)
+    _tell_unique_names(sdata.tables[f"square_{bin_um:03d}um"])
     return _write(context, place, sdata)
+
+
+def _check_bins(folder: Path, bin_um: int) -> None:
+    """Refuse bins of a side that the folder does not have."""
+    there = sorted({each.name for each in (*folder.glob("square_*um"), *folder.glob("*/square_*um"))})
+    if f"square_{bin_um:03d}um" not in there:
+        sides = ", ".join(str(int(each[7:10])) for each in there) or "none"
+        msg = f"'{folder}' has no bins of {bin_um} um; those of these sides are there: {sides}; pass one with --bin, or name Space Ranger's outs."
+        raise ValueError(msg)
+
+
+def _tell_unique_names(table: "AnnData") -> None:
+    """Number the symbols that several genes share, as spatialdata-io does, and say so."""
+    n_shared = int(table.var_names.duplicated().sum())
+    if n_shared:
+        table.var_names_make_unique()
+        logger.warning(
+            "%d genes share their symbol with an earlier gene and were named SYMBOL-1, SYMBOL-2 and so on.", n_shared
+        )
 
 
 def st(

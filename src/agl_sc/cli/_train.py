@@ -64,6 +64,10 @@ def train(  # noqa: PLR0913 -- an entry point
     by: By = None,
     test: Units = None,
     validation: Units = None,
+    block_um: Annotated[float | None, typer.Option(help="Side of a block in microns; 500 without.")] = None,
+    buffer_um: Annotated[
+        float | None, typer.Option(help="Distance that sets of blocks keep, in microns; 150 without.")
+    ] = None,
     targets: Targets = None,
     score: PriorScore = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder, see agl-sc encoders.")] = None,
@@ -93,8 +97,8 @@ def train(  # noqa: PLR0913 -- an entry point
 ) -> Result:
     """Learn to predict expression from H&E, and save the model.
 
-    What the store lacks is prepared: split, target genes, prior ranks and features of the tiles. With --by, --test or
-    --validation the split is made anew. The store itself is not changed.
+    What the store lacks is prepared: split, target genes, prior ranks and features of the tiles. With --by, --test,
+    --validation, --block-um or --buffer-um the split is made anew. The store itself is not changed.
 
     For example:
       agl-sc train STORE.zarr --by section --test C6 --validation C5 --output model
@@ -109,7 +113,7 @@ def train(  # noqa: PLR0913 -- an entry point
         *([free_destination(write, force=force)] if write else []),
     ]
     config = train_config(settings or [], preset)
-    split = given(by=by, test=_units(test), validation=_units(validation))
+    split = given(by=by, test=_units(test), validation=_units(validation), block_um=block_um, buffer_um=buffer_um)
     tiles = given(
         encoder=encoder, tile_px=tile_px, mpp=tile_mpp(mpp) if mpp else None, neighbors=neighbors,
         context=tuple(factor for factor in wider if factor != 1) if wider else None,
@@ -241,7 +245,8 @@ def _prepare(
     from agl_sc.pp._features.context import WIDER, Views
     from agl_sc.pp._features.embed import FeatureRequest, embed_study
     from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study
-    from agl_sc.pp._splits.split import SplitRequest, split_study
+    from agl_sc.pp._splits.drawn import SplitRequest
+    from agl_sc.pp._splits.split import split_study
     from agl_sc.tl._model.train import N_TARGETS, split_if_missing
 
     split, genes, tiles = options

@@ -1,6 +1,7 @@
 """Sets that share nothing they should not."""
 
 import logging
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -242,8 +243,10 @@ BAD: list[Any] = [
     pytest.param({"test": "section_1", "validation": ["section_1"]}, ValueError, "Section 'section_1' is named for both", id="named twice"),
     pytest.param({"test": ["section_1", "section_2"], "validation": "section_3"}, ValueError, "No spot is left for train", id="no training"),
     pytest.param({"by": "block", "test": "section_1"}, ValueError, "test='section_1' names sections, but by='block'", id="names for blocks"),
-    pytest.param({"by": "block", "test": 0.1, "validation": 0.4, "block_um": 2000.0}, ValueError, "No spot is left for test", id="no test block"),
-    pytest.param({"by": "block", "block_um": 3000.0, "validation": 0.1}, ValueError, "No spot is left for validation", id="no validation block"),
+    pytest.param({"by": "block", "test": 0.1, "validation": 0.4, "block_um": 2000.0}, ValueError, r"No spot is left for test by blocks of 2000 um .* pass block_um=\d+ and buffer_um=\d+ to agl_sc.pp.split", id="no test block"),
+    pytest.param({"by": "block", "block_um": 3000.0, "validation": 0.1}, ValueError, r"No spot is left for validation by blocks of 3000 um", id="no validation block"),
+    pytest.param({"by": "block", "block_um": 0.0}, ValueError, "block_um=0.0 is not a positive number of microns", id="no block"),
+    pytest.param({"by": "block", "buffer_um": -1.0}, ValueError, "buffer_um=-1.0 is not a number of microns from 0", id="negative buffer"),
     pytest.param({"by": "block", "image_mpp": 2.0}, ValueError, "image_mpp=2 .* contradicts the visium spot pitch", id="scale"),
     pytest.param({"table_key": "tables"}, KeyError, "table_key='tables' is not in sdata", id="table"),
 ]  # fmt: skip
@@ -255,6 +258,21 @@ def test_bad_input_is_refused_and_nothing_changed(
 ) -> None:
     with pytest.raises(error, match=match), unchanged(tissue):
         split(tissue, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"by": "block", "validation": 0.1}, {"by": "section", "test": ["section_1", "section_2"], "validation": 0.3}],
+)
+@pytest.mark.parametrize("microns", [(2000.0, 600.0), (5000.0, 0.0), (3000.0, 1900.0)])
+def test_the_blocks_that_a_refusal_names_fill_every_set(
+    tissue: SpatialData, options: dict[str, Any], microns: tuple[float, float]
+) -> None:
+    with pytest.raises(ValueError, match="No spot is left for") as refused:
+        split(tissue, **options, block_um=microns[0], buffer_um=microns[1])
+    block_um, buffer_um = re.findall(r"pass block_um=(\S+) and buffer_um=(\S+) to", str(refused.value))[0]
+    split(tissue, **options, block_um=float(block_um), buffer_um=float(buffer_um))
+    assert set(tissue["table"].obs["agl_split"]) >= {"train", "validation", "test"}
 
 
 def test_one_section_cannot_be_training_and_test(one_section: SpatialData, unchanged: Unchanged) -> None:

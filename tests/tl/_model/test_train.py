@@ -22,7 +22,8 @@ from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.core.spots.scaling import calibrate, held_out_slope
 from agl_sc.model import Model
 from agl_sc.pp import embed, rank_auxiliary, split, target_genes
-from agl_sc.pp._splits.split import SplitRequest, split_study
+from agl_sc.pp._splits.drawn import SplitRequest
+from agl_sc.pp._splits.split import split_study
 from agl_sc.tl import GradientSearch, TrainConfig, train
 
 Trained = tuple[SpatialData, Model]

@@ -9,9 +9,20 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from agl_sc._sdata.study import Study
+from agl_sc.core.arguments import is_number
 from agl_sc.core.arrays import BoolArray, FloatArray, StrArray
 
 _STRONGER = (("train", ("validation", "test")), ("validation", ("test",)))
+
+
+def check_microns(block_um: float, buffer_um: float) -> None:
+    """Refuse what is no side of a block, or no buffer."""
+    if not is_number(block_um) or not 0 < block_um < np.inf:
+        msg = f"block_um={block_um!r} is not a positive number of microns; 500 is usual."
+        raise ValueError(msg)
+    if not is_number(buffer_um) or not 0 <= buffer_um < np.inf:
+        msg = f"buffer_um={buffer_um!r} is not a number of microns from 0; 150 is usual."
+        raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

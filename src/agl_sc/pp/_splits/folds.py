@@ -15,7 +15,7 @@ from agl_sc._sdata.records import SplitRecord, remember
 from agl_sc._sdata.study import Study, known_positions
 from agl_sc.core.arguments import check_choice, check_seed, is_whole
 from agl_sc.core.arrays import BoolArray, StrArray
-from agl_sc.pp._splits.blocks import Positions, locate
+from agl_sc.pp._splits.blocks import Positions, check_microns, locate
 from agl_sc.pp._splits.leaks import tell_duplicates, tell_patients
 from agl_sc.pp._splits.manifest import checked_manifest, hash_of
 from agl_sc.pp._splits.units import (
@@ -75,12 +75,7 @@ class FoldPlan:
         if not isinstance(self.validation, Real) or not 0 <= self.validation < 1:
             msg = f"validation={self.validation!r} is not a fraction in [0, 1); 0 leaves validation out."
             raise ValueError(msg)
-        if not isinstance(self.block_um, Real) or not 0 < self.block_um < np.inf:
-            msg = f"block_um={self.block_um!r} is not a positive number of microns; 500 is usual."
-            raise ValueError(msg)
-        if not isinstance(self.buffer_um, Real) or not 0 <= self.buffer_um < np.inf:
-            msg = f"buffer_um={self.buffer_um!r} is not a number of microns from 0; 150 is usual."
-            raise ValueError(msg)
+        check_microns(self.block_um, self.buffer_um)
         check_seed(self.seed)
 
 

@@ -1,9 +1,8 @@
 """Training, validation and test spots that share nothing they should not."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,22 +12,18 @@ from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import FittedRecord, SplitRecord, remember, remembered
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc._sdata.table import near_matches
-from agl_sc.core.arguments import check_choice, check_names, check_seed, is_number
-from agl_sc.core.arrays import StrArray
-from agl_sc.pp._splits.blocks import Positions, locate
+from agl_sc.core.arguments import is_number
+from agl_sc.pp._splits.drawn import SHARE, SplitRequest, Units, filled
 from agl_sc.pp._splits.folds import FoldPlan, make_folds, write_folds
 from agl_sc.pp._splits.given import given_sets
 from agl_sc.pp._splits.leaks import count_shared_pixels, tell_duplicates, tell_patients
 from agl_sc.pp._splits.manifest import checked_manifest, hash_of
-from agl_sc.pp._splits.units import FINER, SETS, SPOTS_WARNING, By, among_sets, check_patients_named, draw, units_of
+from agl_sc.pp._splits.units import SETS, By, check_patients_named
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-Units = float | str | Sequence[str]
-_SHARE = 0.2
 _SPLIT, _HASH = "split", "split hash"
 """Of the memo of a study."""
 
@@ -39,8 +34,8 @@ def split(  # noqa: PLR0913 -- an entry point
     sdata: "SpatialData",
     *,
     by: By = "section",
-    test: Units = _SHARE,
-    validation: Units = _SHARE,
+    test: Units = SHARE,
+    validation: Units = SHARE,
     n_folds: int | None = None,
     assignments: Mapping[str, str] | str | None = None,
     block_um: float = 500.0,
@@ -137,57 +132,24 @@ def split(  # noqa: PLR0913 -- an entry point
     split_study(study, asked)
 
 
-@dataclass(frozen=True, slots=True)
-class SplitRequest:
-    """What :func:`split` is asked for."""
-
-    by: By = "section"
-    """What is divided."""
-    test: Units = _SHARE
-    """Fraction or names."""
-    validation: Units = _SHARE
-    """Fraction or names."""
-    n_folds: int | None = None
-    """Number of folds, where folds are made instead of one split."""
-    assignments: Mapping[str, str] | str | None = None
-    """Sets of the user's own."""
-    block_um: float = 500.0
-    """Side of a block in microns."""
-    buffer_um: float = 150.0
-    """Distance that sets of blocks keep, in microns."""
-    seed: int = 0
-    """Seed of the draw."""
-
-    def __post_init__(self) -> None:
-        check_choice("by", self.by, get_args(By))
-        check_seed(self.seed)
-        for argument in ("test", "validation"):  # an array has no truth of its own
-            value = getattr(self, argument)
-            if isinstance(value, np.ndarray | pd.Series | pd.Index):
-                object.__setattr__(self, argument, value.tolist())
-
-
-def split_study(study: Study, asked: SplitRequest) -> None:
-    """As :func:`split`, of what is resolved already."""
+def split_study(study: Study, asked: SplitRequest, *, may_fit: bool = False) -> None:
+    """As :func:`split`, of what is resolved already; with smaller blocks than asked for where it may, and others leave a set empty."""
     table, by, test, validation = study.table, asked.by, asked.test, asked.validation
     if by == "patient":
         check_patients_named(study)
     for name in (_SPLIT, _HASH):
         study.memo.pop(name, None)
-    settings: dict[str, Any] = {
-        "by": by, "seed": asked.seed, "block_um": asked.block_um, "buffer_um": asked.buffer_um
-    }  # fmt: skip
     if asked.n_folds is not None:
         _check_unused(f"n_folds={asked.n_folds}", test=test, assignments=asked.assignments)
-        plan = FoldPlan(n_folds=asked.n_folds, validation=validation, **settings)  # type: ignore[arg-type]  # refuses names
+        plan = FoldPlan(n_folds=asked.n_folds, validation=validation, **_settings(asked))  # type: ignore[arg-type]  # refuses names
         folds = make_folds(study, plan)
         seen = count_shared_pixels(study, splits=[fold.assigned for fold in folds], by=by)
         write_folds(table, study.keys, folds=folds, plan=plan, seen=seen)
         return
     _check(by, test, validation)
     if asked.assignments is None:
-        assigned = _drawn(study, test, validation=validation, settings=settings)
-        _check_sets(assigned, test=test, validation=validation)
+        assigned, asked = filled(study, asked, may_fit=may_fit)
+        settings = _settings(asked)
     else:
         _check_unused("assignments", test=test, validation=validation)
         assigned = given_sets(table, asked.assignments, by)
@@ -197,6 +159,10 @@ def split_study(study: Study, asked: SplitRequest) -> None:
     tell_duplicates(table, [assigned])
     seen = count_shared_pixels(study, splits=[assigned], by=by)
     _write(table, study.keys, assigned=assigned, settings={**settings, **seen})
+
+
+def _settings(asked: SplitRequest) -> dict[str, Any]:
+    return {"by": asked.by, "seed": asked.seed, "block_um": asked.block_um, "buffer_um": asked.buffer_um}
 
 
 def split_of(table: "AnnData", keys: Keys) -> NDArray[Any]:
@@ -276,98 +242,9 @@ def _check(by: By, test: Units, validation: Units) -> None:
 def _check_unused(other: str, **given: object) -> None:
     """Refuse what is asked for beside something that decides it already."""
     for argument, value in given.items():
-        if value not in (None, _SHARE):
+        if value not in (None, SHARE):
             msg = f"{argument}={value!r} is not used with {other}; leave one of the two out."
             raise ValueError(msg)
-
-
-def _drawn(study: Study, test: Units, *, validation: Units, settings: Mapping[str, Any]) -> StrArray:
-    """Set of every spot, drawn or by the names given."""
-    by, generator = settings["by"], np.random.default_rng(settings["seed"])
-    microns = (settings["block_um"], settings["buffer_um"])
-    shares = {"test": _fraction(test), "validation": _fraction(validation)}
-    among = among_sets(study)
-    assigned = np.full(len(among), "unused", dtype="<U10")
-    if by == "spot":
-        logger.warning(SPOTS_WARNING)
-        assigned[among] = draw(np.flatnonzero(among).astype(str), **shares, generator=generator)
-        return assigned
-    if by == "block":
-        return _by_block(locate(study), among, shares=shares, microns=microns, generator=generator)
-    names = units_of(study.table, by)[among]
-    assigned[among] = _by_units(names, test, validation=validation, by=by, generator=generator)
-    if (assigned == "validation").any() or not shares["validation"]:
-        return assigned
-    logger.info("Only one %s is left for training: validation takes spatial blocks of it.", by)
-    left = assigned == "train"
-    within = {"test": 0.0, "validation": shares["validation"]}
-    blocks = _by_block(locate(study), left, shares=within, microns=microns, generator=generator)
-    return np.where(left, blocks, assigned)
-
-
-def _by_block(
-    places: Positions,
-    among: NDArray[np.bool_],
-    *,
-    shares: Mapping[str, float],
-    microns: tuple[float, float],
-    generator: np.random.Generator,
-) -> StrArray:
-    """Assign the spots ``among`` all by blocks; the others, and those without a position, stay unused."""
-    block_um, buffer_um = microns
-    among = among & places.known
-    assigned = np.full(len(among), "unused", dtype="<U10")
-    assigned[among] = draw(places.blocks(block_um)[among], **shares, generator=generator)
-    return places.with_buffer(assigned, buffer_um)
-
-
-def _fraction(value: Units) -> float:
-    return float(value) if is_number(value) else 0.0
-
-
-def _check_sets(assigned: NDArray[Any], *, test: Units, validation: Units) -> None:
-    for name, asked in (("train", True), ("validation", validation), ("test", test)):
-        if asked and not (assigned == name).any():
-            msg = f"No spot is left for {name}; change the fractions test and validation, or divide by='block' with a smaller block_um."
-            raise ValueError(msg)
-
-
-def _named(argument: str, value: Units, known: Sequence[str], *, by: str) -> list[str]:
-    check_names(argument, value)
-    chosen = [value] if isinstance(value, str) else list(value)  # type: ignore[arg-type]
-    for name in chosen:
-        if name not in known:
-            msg = f"{argument}={name!r} is not a {by}; the {by}s are {', '.join(known)}{near_matches([name], known)}."
-            raise KeyError(msg)
-    return chosen
-
-
-def _by_units(names: StrArray, test: Units, *, validation: Units, by: str, generator: np.random.Generator) -> StrArray:
-    """Whole sections or patients."""
-    known = sorted(set(names.tolist()))
-    pool = list(generator.permutation(known))
-    sets: dict[str, list[str]] = {}
-    for argument, value in (("test", test), ("validation", validation)):
-        if not is_number(value):
-            sets[argument] = _named(argument, value, known, by=by)
-            pool = [name for name in pool if name not in sets[argument]]
-    both = set(sets.get("test", [])) & set(sets.get("validation", []))
-    if both:
-        msg = f"{by.capitalize()} {sorted(both)[0]!r} is named for both test and validation; name it once."
-        raise ValueError(msg)
-    for argument, value in (("test", test), ("validation", validation)):
-        if isinstance(value, float | int):
-            n_units = max(1, round(value * len(known))) if value > 0 else 0
-            sets[argument] = pool[: min(n_units, len(pool) - 1)]
-            pool = pool[len(sets[argument]) :]
-    if isinstance(test, float) and test > 0 and not sets["test"]:
-        left = [name for name in known if name not in sets.get("validation", [])]
-        beside = f" beside validation ({', '.join(sets['validation'])})" if len(left) < len(known) else ""
-        msg = f"There is only one {by} ({', '.join(left)}){beside}, which cannot be both training and test; divide by={FINER[by]}."
-        raise ValueError(msg)
-    return np.select(
-        [np.isin(names, sets["test"]), np.isin(names, sets["validation"])], ["test", "validation"], "train"
-    )
 
 
 def _write(table: "AnnData", keys: Keys, *, assigned: NDArray[Any], settings: dict[str, Any]) -> None:

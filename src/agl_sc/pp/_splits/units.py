@@ -50,9 +50,10 @@ def units_of(table: "AnnData", by: Literal["section", "patient"]) -> StrArray:
 def patient_of(table: "AnnData") -> StrArray:
     """Patient of every spot, (n_obs,), from ``obs["patient"]``."""
     if "patient" not in table.obs:
+        of = "section" if "section" in table.obs else str(region_of(table).name)
         msg = (
             f"obs has no column 'patient' (its columns are {', '.join(map(str, table.obs.columns))}); add one, e.g. "
-            "table.obs['patient'] = table.obs['section'].map({section: patient, ...}), or divide by='section'."
+            f"table.obs['patient'] = table.obs[{of!r}].map({{name: patient, ...}}), or divide by='section'."
         )
         raise KeyError(msg)
     column = table.obs["patient"]

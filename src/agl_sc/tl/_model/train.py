@@ -28,7 +28,8 @@ from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.embed import FeatureRequest, embed_study
 from agl_sc.pp._features.made_from import check_tiles, made_by_embed
 from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study, role_of
-from agl_sc.pp._splits.split import SplitRequest, assigned_in, split_hash, split_study
+from agl_sc.pp._splits.drawn import SplitRequest
+from agl_sc.pp._splits.split import assigned_in, split_hash, split_study
 from agl_sc.tl._model.belongs import counts_digest, places_of
 from agl_sc.tl._model.continued import Start, check_init, continued_card, prepare_continued
 from agl_sc.tl._model.data import finetune_data, training_data
@@ -291,10 +292,10 @@ def _prepare(study: Study, asked: TrainRequest) -> Start | None:
 
 
 def split_if_missing(study: Study, *, seed: int) -> None:
-    """Split by section, or by block with few of them, where the table has no split."""
+    """Split by section, or by block with few of them, as small as the sections need, where the table has no split."""
     if study.keys.split not in study.table.obs:
         by_section = len(set(study.section_names.tolist())) >= _MANY_SECTIONS
-        split_study(study, SplitRequest(by="section" if by_section else "block", seed=seed))
+        split_study(study, SplitRequest(by="section" if by_section else "block", seed=seed), may_fit=True)
 
 
 def smaller_batch(n_train: int, *, with_changes: bool = False) -> str:
