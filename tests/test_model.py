@@ -560,6 +560,24 @@ def test_text_says_what_a_model_is(model: Model) -> None:
         assert said in repr(bare), said
 
 
+def test_text_says_how_well_genes_are_predicted(model: Model) -> None:
+    scores = {name: [0.1 * i for i in range(len(model.genes))] for name in ("pearson", "q_value")}
+    model.card["scores"] = {"by": "section", "sections": ["a", "b"], "words": "each predicted from the others"}
+    model.card["scores"]["columns"] = scores
+    model.card["fitted_on"] = {"a": "digest"}
+    model.card["features"]["mpp"] = 4.174436560404391
+    predicted = model.scores.loc[model.predicted_genes, "pearson"]
+    best = ", ".join(f"{gene} {r:.2f}" for gene, r in predicted[::-1][:3].items())
+    assert (
+        f"  held-out r: median {predicted.median():.2f}, best {best}; 1 of {len(predicted)} predicted genes told from chance "
+        "(each predicted from the others)\n"
+    ) in repr(model)
+    assert "  trained on: 1 section (a)\n" in repr(model)
+    assert "px at 4.174 um/px" in repr(model)
+    scores["q_value"] = [float("nan")] * len(model.genes)
+    assert "told from chance" not in repr(model)
+
+
 def test_html_is_a_table_with_everything_escaped(model: Model) -> None:
     odd = "<script>alert('x')</script> & $\\frac{1}$"
     model.card["features"]["encoder"] = odd

@@ -17,6 +17,7 @@ from agl_sc._hub import OnHub
 from agl_sc._lazyslide import LazySlideModel
 from agl_sc._model_file import CARD, FORMAT, FORMAT_WITHOUT_LEVELS, WEIGHTS, checksum, in_order, read_model
 from agl_sc._model_tables import numeric_table, scores_in
+from agl_sc._model_text import description_of
 from agl_sc._paths import check_parent, replacing
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
@@ -25,11 +26,6 @@ from agl_sc.core.linear.levels import Levels
 from agl_sc.core.network.exact import ExactNetwork, softplus
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.scaling import centred_rows, means_of, rows_at_once, scale_features, section_means
-
-LEVELS, NO_LEVELS = "predicted, values compare between sections too", "not predicted, values compare within a section"
-"""What is said of a model."""
-_SHOWN = 5
-"""Names of sections in a representation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -65,38 +61,17 @@ class Model(OnHub):
     """Whether the encoder that the card names may be fetched from the network or from files; as :meth:`load` was told."""
 
     def __repr__(self) -> str:
-        """Method, genes, encoder, tiles, training sections and validation Pearson in a few lines."""
-        (_, first), *rows = self._description()
+        """Method, genes, encoder, tiles, training sections and how good it is, in a few lines."""
+        (_, first), *rows = description_of(self)
         return "\n".join([f"Model: {first}", *(f"  {name}: {text}" for name, text in rows)])
 
     def _repr_html_(self) -> str:
         """The same as a table."""
         rows = "".join(
             f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
-            for name, text in self._description()
+            for name, text in description_of(self)
         )
         return f"<table>{rows}</table>"
-
-    def _description(self) -> list[tuple[str, str]]:
-        """What a person wants to know, as names and texts."""
-        made_from = self.card.get("features", {})
-        n_auxiliary = len(self.genes) - self.n_targets
-        genes = (
-            f"{self.n_targets} targets, {self.n_predicted - self.n_targets} of {n_auxiliary} auxiliary genes selected"
-        )
-        sections = sorted(self.card.get("fitted_on", {}))
-        shown = ", ".join(sections[:_SHOWN]) + (", ..." if len(sections) > _SHOWN else "")
-        scores = self.history["validation_pearson"].dropna() if "validation_pearson" in self.history else pd.Series()
-        best = f"{scores.max():.3f} at epoch {self.best_epoch}" if len(scores) else "not known"
-        return [
-            ("method", self.method if self.search is None else f"{self.method} (search by {self.search})"),
-            ("genes", genes if self.cutoff is None else f"{genes} (cutoff {self.cutoff:.2f})"),
-            ("encoder", f"{made_from.get('encoder', 'not known')}{', fine-tuned' if self.finetuned else ''}"),
-            ("tiles", f"{made_from.get('tile_px', '?')} px at {made_from.get('mpp', '?')} um/px"),
-            ("trained on", f"{len(sections)} sections ({shown})" if sections else "sections not known"),
-            ("validation Pearson", best),
-            ("levels of sections", LEVELS if self.levels is not None else NO_LEVELS),
-        ]
 
     @property
     def targets(self) -> list[str]:

@@ -74,7 +74,11 @@ def benchmark(_: SpatialData) -> Any:
         ("agl", "ridge", "pearson", "section", 6, 0.01, -0.01, 0.03, False),
         ("pgl", "ridge", "pearson", "section", 6, -0.02, -0.03, -0.01, True),
     ]
-    compared: Any = SimpleNamespace(differences=pd.DataFrame(rows, columns=names))
+    scores = [(method, "pearson", "1", 0.4) for method in ("dkgsb", "agl", "pgl", "ridge")]
+    results = pd.DataFrame(scores, columns=["method", "metric", "fold", "value"])
+    provenance = {"data": {"n_spots": {"A1": 100}}}
+    differences = pd.DataFrame(rows, columns=names)
+    compared: Any = SimpleNamespace(differences=differences, results=results, provenance=provenance)
     return pl.benchmark(compared, ax=plt.figure().add_subplot())
 
 

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 
 from agl_sc import pl
 from agl_sc.pl._style import BLUE, ORANGE
@@ -21,14 +22,32 @@ ROWS = [
 ]
 
 
-def made(rows: list[tuple[Any, ...]] | None = None) -> Any:
-    """As much of a Benchmark as is drawn."""
-    return SimpleNamespace(differences=pd.DataFrame(ROWS if rows is None else rows, columns=COLUMNS))
+SCORES = {"ridge": 0.41, "pgl": 0.39, "agl": 0.418, "dkgsb": 0.441, "depth": 0.27}
+
+
+def made(rows: list[tuple[Any, ...]] | None = None, **data: Any) -> Any:
+    """As much of a Benchmark as is drawn: every score is a mean over two folds."""
+    scores = [
+        (method, metric, fold, score + shift)
+        for metric in ("pearson", "mse")
+        for method, score in SCORES.items()
+        for fold, shift in (("1", -0.1), ("2", 0.1))
+        if method in {each for row in (ROWS if rows is None else rows) for each in row[:2]}
+    ]
+    return SimpleNamespace(
+        differences=pd.DataFrame(ROWS if rows is None else rows, columns=COLUMNS),
+        results=pd.DataFrame(scores, columns=["method", "metric", "fold", "value"]),
+        provenance={"data": {"n_spots": {f"C{i}": 100 for i in range(6)}} | data},
+    )
 
 
 def line(ax: Axes, label: str) -> Line2D:
     (found,) = [candidate for candidate in ax.lines if candidate.get_label() == label]
     return found
+
+
+def texts(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.texts]
 
 
 def rows(ax: Axes) -> list[str]:
@@ -37,7 +56,7 @@ def rows(ax: Axes) -> list[str]:
 
 def test_largest_difference_on_top_with_its_interval() -> None:
     ax = pl.benchmark(made())
-    assert rows(ax) == ["pgl (6 sections)", "agl (6 sections)", "dkgsb (6 sections)"]
+    assert rows(ax) == ["targets only (6 sections)", "all auxiliary (6 sections)", "DkGSB (6 sections)"]
     assert ax.get_xlabel() == "paired difference in Pearson r, method minus ridge"
     np.testing.assert_allclose(np.asarray(line(ax, "above 0").get_xydata()), [[0.031, 2]])
     np.testing.assert_allclose(np.asarray(line(ax, "below 0").get_xydata()), [[-0.02, 0]])
@@ -66,22 +85,41 @@ def test_zero_line_and_legend() -> None:
 
 def test_metric_is_chosen() -> None:
     ax = pl.benchmark(made(), metric="mse")
-    assert rows(ax) == ["dkgsb (6 sections)"]
+    assert rows(ax) == ["DkGSB (6 sections)"]
     assert "mean squared error" in ax.get_xlabel()
 
 
 def test_several_references_are_named_and_grouped() -> None:
     more = [*ROWS[:3], ("dkgsb", "agl", "pearson", "gene", 50, 0.9, 0.8, 1.0, True)]
     ax = pl.benchmark(made(more))
-    assert rows(ax)[0] == "dkgsb vs agl (50 genes)"
-    assert rows(ax)[-1] == "dkgsb vs ridge (6 sections)"
-    assert ax.get_xlabel() == "paired difference in Pearson r, first minus second"
+    assert rows(ax)[0] == "DkGSB vs all auxiliary (50 genes)"
+    assert rows(ax)[-1] == "DkGSB vs ridge (6 sections)"
+    assert ax.get_xlabel().split("\n")[0] == "paired difference in Pearson r, first minus second"
+    assert texts(ax)[-2:] == ["0.410 → 0.441", "score"]
+
+
+def test_scores_stand_beside_their_rows() -> None:
+    ax = pl.benchmark(made())
+    assert texts(ax) == ["0.390", "0.418", "0.441", "score\n(ridge: 0.410)"]
+    assert [float(text.xy[1]) for text in ax.texts if isinstance(text, Annotation)][:3] == [0, 1, 2]
+
+
+def test_what_intervals_cannot_tell_stands_below() -> None:
+    def said(**data: Any) -> str:
+        return " ".join(pl.benchmark(made(**data)).get_xlabel().split("\n")[1:])
+
+    of_genes = [("agl", "ridge", "pearson", "gene", 50, 0.1, 0.05, 0.15, True)]
+    of_depth = [("depth", "ridge", "pearson", "section", 6, -0.14, -0.2, -0.1, True)]
+    assert said() == ""
+    assert said(n_patients=2).startswith("The 6 sections are of 2 patients: an interval over sections says nothing")
+    assert said(rows=of_genes).endswith("so they are too narrow and say nothing of other sections.")
+    assert said(rows=of_depth).startswith("depth alone, measured sees no pixels")
 
 
 def test_unknown_interval_leaves_a_grey_point() -> None:
     ax = pl.benchmark(made([("agl", "ridge", "pearson", "gene", 1, 0.1, np.nan, np.nan, False)]))
     np.testing.assert_allclose(np.asarray(line(ax, "not distinguishable from 0").get_xydata()), [[0.1, 0]])
-    assert rows(ax) == ["agl (1 gene)"]
+    assert rows(ax) == ["all auxiliary (1 gene)"]
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,18 @@ def names(ax: Axes) -> dict[str, tuple[float, float]]:
 
 
 class TestHistory:
-    def test_both_curves_and_the_epoch_kept(self, model: "Model") -> None:
+    def test_loss_above_score_and_the_epoch_kept(self, model: "Model") -> None:
         ax = pl.history(model)
         np.testing.assert_array_equal(line(ax, "training loss").get_xydata(), model.history[["epoch", "loss"]])
-        pearson = line(twin_of(ax), "validation Pearson")
+        score = twin_of(ax)
+        pearson = line(score, "validation Pearson")
         np.testing.assert_array_equal(pearson.get_xydata(), model.history[["epoch", "validation_pearson"]])
-        assert set(np.asarray(line(ax, "kept").get_xdata())) == {7}
+        for panel in (ax, score):
+            assert set(np.asarray(line(panel, "kept").get_xdata())) == {7}
         assert legend(ax) == ["training loss", "validation Pearson", "kept: epoch 7"]
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "training loss")
-        assert twin_of(ax).get_ylabel() == "validation Pearson"
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("", "training loss")
+        assert (score.get_xlabel(), score.get_ylabel()) == ("epoch", "validation Pearson")
+        assert ax.get_position().y0 >= score.get_position().y1
 
     def test_epochs_without_validation_are_left_out(self, model: "Model") -> None:
         model.history.loc[::2, "validation_pearson"] = np.nan
@@ -62,7 +65,21 @@ class TestHistory:
         model.history["validation_pearson"] = np.nan
         ax = pl.history(model)
         assert ax.figure.axes == [ax]
+        assert ax.get_xlabel() == "epoch"
         assert legend(ax) == ["training loss", "kept: epoch 7"]
+
+    def test_axes_of_the_user(self, model: "Model") -> None:
+        figure, (first, second) = plt.subplots(2)
+        assert pl.history(model, ax=(first, second)) is first
+        assert line(second, "validation Pearson").axes is second
+        assert figure.axes == [first, second]
+        single = plt.figure().add_subplot()
+        pl.history(model, ax=single)
+        assert twin_of(single).get_position().bounds == single.get_position().bounds
+        with pytest.raises(
+            ValueError, match="ax holds 3 axes; pass one, or two for training loss and validation Pearson"
+        ):
+            pl.history(model, ax=plt.subplots(3)[1])
 
     def test_no_history(self, model_with: ModelWith) -> None:
         empty = pd.DataFrame(columns=["epoch", "loss", "validation_pearson"])

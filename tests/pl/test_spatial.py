@@ -89,7 +89,19 @@ class TestValues:
             axes[0, 0].figure.canvas.figure.draw_without_rendering()
             return len({round(ax.get_window_extent().x0) for ax in axes[:, 0]})
 
-        assert [n_abreast(), n_abreast(ncols=1), n_abreast(ncols=3)] == [2, 1, 3]
+        assert [n_abreast(), n_abreast(ncols=1), n_abreast(ncols=3)] == [1, 1, 3]
+
+    @pytest.mark.parametrize(
+        ("n_genes", "n_sections", "n_blocks", "shape"),
+        [(1, 1, 1, (1, 2)), (2, 1, 2, (1, 2)), (3, 1, 3, (1, 2)), (3, 2, 3, (1, 4))],
+    )
+    def test_a_montage_of_genes_and_sections_has_no_blank_place(
+        self, *, sdata: SpatialData, n_genes: int, n_sections: int, n_blocks: int, shape: tuple[int, int]
+    ) -> None:
+        genes, sections = ["ERBB2", "KRT8", "CD74"][:n_genes], ["C6", "C2"][:n_sections]
+        grids = [ax.get_gridspec() for ax in pl.spatial_pred(sdata, genes, sections=sections).ravel()]
+        assert {grid.get_geometry() for grid in grids if grid is not None} == {shape}
+        assert len({id(grid) for grid in grids}) * shape[0] * shape[1] == len(grids) == n_blocks * shape[0] * shape[1]
 
     def test_spots_stand_at_their_centres_at_true_size(self, sdata: SpatialData) -> None:
         axes = pl.spatial_pred(sdata, "ERBB2", size=1.5)
@@ -408,16 +420,42 @@ class TestWithoutCounts:
         sdata.tables["table"].X = None
         return sdata
 
-    def test_the_image_stands_beside_the_prediction(self, unmeasured: SpatialData) -> None:
-        axes = pl.spatial_pred(unmeasured, "ERBB2")
-        predicted = unmeasured.tables["table"].layers["agl"][:, 0]
+    def test_the_image_stands_once_beside_the_predictions(self, unmeasured: SpatialData) -> None:
+        axes = pl.spatial_pred(unmeasured, ["ERBB2", "KRT8"])
+        assert axes.shape == (2, 3)
+        predicted = unmeasured.tables["table"].layers["agl"]
         for row, name, rows in zip(axes, ("C2", "C6"), (C2, C6), strict=True):
-            assert [ax.get_title().split("\n")[0] for ax in row] == [f"{name} · H&E", f"{name} · predicted ERBB2"]
-            assert row[1].get_title().split("\n")[1] == "nothing measured here"
-            assert row[0].images
-            assert np.isnan(values(row[0])).all()
-            np.testing.assert_array_equal(values(row[1]), predicted[rows])
-            np.testing.assert_allclose(spots(row[1]).get_clim(), np.nanpercentile(predicted, [1, 99]), rtol=1e-5)
+            n_spots = rows.stop - rows.start
+            assert row[0].get_title() == f"{name} · H&E\n{n_spots} spots, nothing measured"
+            assert [ax.get_title() for ax in row[1:]] == [f"{name} · predicted {gene}" for gene in ("ERBB2", "KRT8")]
+            assert not row[0].collections
+            assert row[0].images[0].get_alpha() == 1
+            for column, ax in enumerate(row[1:]):
+                np.testing.assert_array_equal(values(ax), predicted[rows, column])
+                limits = np.nanpercentile(predicted[:, column], [1, 99])
+                np.testing.assert_allclose(spots(ax).get_clim(), limits, rtol=1e-5)
+        labels = [bar.get_xlabel() for bar in colour_bars(axes[0, 0])]
+        assert sorted(labels) == [" "] * 2 + ["log1p(CP10k)"] * 4
+
+    def test_panels_abreast_leave_few_places_blank(self, unmeasured: SpatialData) -> None:
+        def n_abreast(n_genes: int, **options: Any) -> int:
+            genes = ["ERBB2", "KRT8", "CD74", "IGKC"][:n_genes]
+            axes = pl.spatial_pred(unmeasured, genes, sections="C6", **options)
+            axes[0, 0].figure.canvas.figure.draw_without_rendering()
+            return len({round(ax.get_window_extent().x0) for ax in axes[0]})
+
+        assert [n_abreast(1), n_abreast(3), n_abreast(4), n_abreast(4, ncols=3)] == [2, 4, 5, 3]
+
+    def test_axes_of_the_user(self, unmeasured: SpatialData) -> None:
+        axes = plt.subplots(1, 3)[1]
+        assert [*pl.spatial_pred(unmeasured, ["ERBB2", "KRT8"], sections="C2", ax=axes).ravel()] == [*axes]
+        with pytest.raises(ValueError, match=r"shape \(1, 3\), but \(2, 2\) \(section, H&E and genes\) are needed"):
+            pl.spatial_pred(unmeasured, "ERBB2", ax=axes)
+
+    def test_a_slide_without_prediction_is_empty(self, unmeasured: SpatialData) -> None:
+        unmeasured.tables["table"].layers["agl"][C6] = np.nan
+        (row,) = pl.spatial_pred(unmeasured, "ERBB2", sections="C6")
+        assert row[1].get_title() == "C6 · predicted ERBB2\nno prediction"
 
     def test_a_difference_needs_counts(self, unmeasured: SpatialData) -> None:
         with pytest.raises(ValueError, match="The table has no X; pass layer="):

@@ -1,5 +1,6 @@
 """Paired differences between methods, with their intervals."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from agl_sc._sdata.table import near_matches
-from agl_sc.pl._finish import check_save, finish, one_axes
+from agl_sc.pl._finish import WIDTH_IN, check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, METRICS, ORANGE, SMALL, label_axes, legend_above, literal
+from agl_sc.tl._benchmark.report import caveats, label, of_depth
+from agl_sc.tl._benchmark.result import summary_of
 
 if TYPE_CHECKING:
     from agl_sc.tl._benchmark.result import Benchmark
 
 _FAINT = "#9A9A9A"
 _ROW_IN = 0.28
+_LINE_IN = 0.15
+_LETTERS = 110
+"""Letters of a line of caveats."""
 _COLUMNS = ("method", "reference", "metric", "unit", "n_units", "mean", "low", "high", "distinguishable")
 
 
@@ -28,10 +34,11 @@ def benchmark(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Axes:
-    """Draw the paired difference of every method to its reference with its interval.
+    """Draw the paired difference of every method to its reference with its interval, and the scores themselves beside it.
 
     Blue is above 0 and orange below; a difference that the benchmark does not call distinguishable from 0 is grey and
-    hollow, whatever its mean. Of errors, such as ``"mse"``, less is better.
+    hollow, whatever its mean. Of errors, such as ``"mse"``, less is better. What the intervals cannot tell, for want of
+    units or of patients, stands below, as in the report, and so does what the depth model is.
 
     Parameters
     ----------
@@ -49,7 +56,8 @@ def benchmark(
     Returns
     -------
     Axes of the differences, reference by reference, the largest on top. The label of a row names the method, the reference
-    where there are several, and the units that the interval is over.
+    where there are several, and the units that the interval is over; to the right of it stands the score of the method, the
+    mean over folds of the mean over sections and genes, after that of the reference.
 
     Raises
     ------
@@ -72,10 +80,13 @@ def benchmark(
     """
     path = check_save(save, show)
     rows = _rows(benchmark, metric)
-    axes = one_axes(ax, height_in=1.1 + _ROW_IN * len(rows))
+    results = benchmark.results[benchmark.results["metric"] == metric]
+    said = [*caveats(rows, benchmark.provenance["data"]), *of_depth(results[results["method"].isin(rows["method"])])]
+    lines = [line for sentence in said for line in textwrap.wrap(sentence, _LETTERS)]
+    axes = one_axes(ax, height_in=1.1 + _ROW_IN * len(rows) + _LINE_IN * len(lines), width_in=WIDTH_IN)
     handles = [
-        _draw_rows(axes, rows, is_chosen, label=label, colour=colour)
-        for label, colour, is_chosen in (
+        _draw_rows(axes, rows, is_chosen, name=name, colour=colour)
+        for name, colour, is_chosen in (
             ("above 0", BLUE, rows["distinguishable"] & (rows["mean"] > 0)),
             ("below 0", ORANGE, rows["distinguishable"] & (rows["mean"] <= 0)),
             ("not distinguishable from 0", _FAINT, ~rows["distinguishable"]),
@@ -84,8 +95,10 @@ def benchmark(
     ]
     axes.axvline(0, color="black", linewidth=0.8, zorder=0)
     references = sorted(set(rows["reference"]))
-    minus = f"method minus {references[0]}" if len(references) == 1 else "first minus second"
-    label_axes(axes, x=f"paired difference in {METRICS.get(metric, metric)}, {minus}", y="")
+    minus = f"method minus {literal(label(references[0]))}" if len(references) == 1 else "first minus second"
+    difference = f"paired difference in {METRICS.get(metric, metric)}, {minus}"
+    label_axes(axes, x="\n".join([difference, *lines]), y="")
+    _write_scores(axes, rows, summary_of(results)[metric], is_single=len(references) == 1)
     axes.set_yticks(np.arange(len(rows)), _labels(rows, is_single=len(references) == 1), fontsize=SMALL)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -120,7 +133,7 @@ def _rows(benchmark: Any, metric: str) -> pd.DataFrame:
     return rows.loc[order].reset_index(drop=True).astype({"distinguishable": bool})
 
 
-def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, label: str, colour: str) -> Line2D:
+def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, name: str, colour: str) -> Line2D:
     """Means and intervals of some of the rows."""
     chosen = rows[is_chosen]
     ax.hlines(chosen.index, chosen["low"], chosen["high"], color=colour, linewidth=1.5)
@@ -133,13 +146,38 @@ def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, la
         markerfacecolor=face,
         markersize=5,
         linestyle="none",
-        label=label,
+        label=name,
     )
     return points
 
 
 def _labels(rows: pd.DataFrame, *, is_single: bool) -> list[str]:
     return [
-        f"{literal(row.method)}{'' if is_single else f' vs {literal(row.reference)}'} ({row.n_units} {row.unit}{'s' * (row.n_units != 1)})"
+        f"{literal(label(row.method))}{'' if is_single else f' vs {literal(label(row.reference))}'} ({row.n_units} {row.unit}{'s' * (row.n_units != 1)})"
         for row in rows.itertuples(index=False)
     ]
+
+
+def _write_scores(ax: Axes, rows: pd.DataFrame, scores: "pd.Series[float]", *, is_single: bool) -> None:
+    """The score of every row's method, to the right; that of its reference before it, or once on top."""
+    of = {name: f"{scores[label(name)]:.3f}" for name in {*rows["method"], *rows["reference"]}}
+    texts = [
+        of[row.method] if is_single else f"{of[row.reference]} → {of[row.method]}"
+        for row in rows.itertuples(index=False)
+    ]
+    head = (
+        f"score\n({literal(label(rows['reference'].iloc[0]))}: {of[rows['reference'].iloc[0]]})"
+        if is_single
+        else "score"
+    )
+    for height, text in [*enumerate(texts), (len(rows) - 0.35, head)]:
+        ax.annotate(
+            text,
+            (1, height),
+            xycoords=ax.get_yaxis_transform(),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="bottom" if text is head else "center",
+            fontsize=SMALL,
+            annotation_clip=False,
+        )

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from agl_sc.core.arguments import is_whole
 from agl_sc.core.arrays import FloatArray
-from agl_sc.pl._finish import check_save, finish, one_axes
+from agl_sc.pl._finish import WIDTH_IN, check_save, finish, one_axes
 from agl_sc.pl._style import BLUE, FONT, GREY, ORANGE, SMALL, label_axes, legend_above, literal, size_pt
 
 if TYPE_CHECKING:
@@ -30,16 +30,21 @@ _STRIP_PT = 38.0
 
 
 def history(
-    model: "Model", *, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
+    model: "Model",
+    *,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
-    """Draw training loss and validation Pearson against epoch, with the epoch that was kept.
+    """Draw training loss and, below it, validation Pearson against epoch, with the epoch that was kept.
 
     Parameters
     ----------
     model
         A trained model.
     ax
-        Axes to draw on; a new figure by default. The Pearson gets a second axis on the right.
+        Two axes to draw on, for loss and Pearson; a new figure by default. On a single one the Pearson gets a second axis on
+        the right.
     show
         Whether to show the figure; by default new figures are shown in interactive sessions, such as notebooks.
     save
@@ -47,12 +52,13 @@ def history(
 
     Returns
     -------
-    Axes of the loss.
+    Axes of the loss. That of the Pearson is the other one of the figure.
 
     Raises
     ------
     ValueError
         The model has no history.
+        ``ax`` holds neither one axes nor two.
     TypeError
         ``model`` is not a model, or ``ax`` not an Axes.
 
@@ -70,17 +76,38 @@ def history(
     if frame.empty:
         msg = f"The model (method {model.method!r}) has no history: it was not trained by epochs."
         raise ValueError(msg)
-    axes = one_axes(ax, height_in=2.8)
-    lines = [_curve(axes, frame, x="epoch", y="loss", label="training loss", colour=BLUE)]
-    if frame["validation_pearson"].notna().any():
-        twin = _twin(axes, _PEARSON, ORANGE)
+    is_scored = bool(frame["validation_pearson"].notna().any())
+    axes = _history_axes(ax, n_panels=1 + is_scored)[: 1 + is_scored]
+    lines = [_curve(axes[0], frame, x="epoch", y="loss", label="training loss", colour=BLUE)]
+    if is_scored and len(axes) == 1:
+        twin = _twin(axes[0], _PEARSON, ORANGE)
         lines.append(_curve(twin, frame, x="epoch", y="validation_pearson", label=_PEARSON, colour=ORANGE))
-    lines.append(_mark(axes, model.best_epoch, f"kept: epoch {model.best_epoch}"))
-    label_axes(axes, x="epoch", y="training loss", colour=BLUE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_above(axes, lines)
-    finish(axes, is_new=ax is None, show=show, path=path)
-    return axes
+    elif is_scored:
+        lines.append(_curve(axes[1], frame, x="epoch", y="validation_pearson", label=_PEARSON, colour=ORANGE))
+    kept = f"kept: epoch {model.best_epoch}"
+    marks = [_mark(each, model.best_epoch, kept) for each in axes]
+    lines.append(marks[0])
+    for each, label, colour in zip(axes, ("training loss", _PEARSON), (BLUE, ORANGE), strict=False):
+        label_axes(each, x="epoch" if each is axes[-1] else "", y=label, colour=colour)
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].figure.canvas.figure.align_ylabels(axes)
+    legend_above(axes[0], lines)
+    finish(axes[0], is_new=ax is None, show=show, path=path)
+    return axes[0]
+
+
+def _history_axes(ax: Axes | Sequence[Axes] | None, *, n_panels: int) -> list[Axes]:
+    """One axes, or two for loss and score, below each other in a new figure."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        figure = plt.figure(figsize=(WIDTH_IN * 0.7, 1.2 + 1.5 * n_panels), layout="constrained")
+        return list(figure.subplots(n_panels, 1, sharex=True, squeeze=False).ravel())
+    given = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, dtype=object)))
+    if len(given) not in (1, 2):
+        msg = f"ax holds {len(given)} axes; pass one, or two for training loss and validation Pearson."
+        raise ValueError(msg)
+    return [one_axes(each, height_in=0) for each in given]
 
 
 def cutoff(model: "Model", *, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None) -> Axes:

@@ -46,12 +46,12 @@ def check_save(save: str | Path | None, show: bool | None = None) -> Path | None
     return path
 
 
-def one_axes(ax: Axes | None, *, height_in: float) -> Axes:
-    """The axes to draw on, made in a new figure of page width when there is none."""
+def one_axes(ax: Axes | None, *, height_in: float, width_in: float = WIDTH_IN * 0.7) -> Axes:
+    """The axes to draw on, made in a new figure when there is none."""
     if ax is None:
         import matplotlib.pyplot as plt
 
-        figure = plt.figure(figsize=(WIDTH_IN * 0.7, height_in), layout="constrained")
+        figure = plt.figure(figsize=(width_in, height_in), layout="constrained")
         return figure.add_subplot()
     _check_axes(ax)
     return ax

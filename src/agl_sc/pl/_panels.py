@@ -1,7 +1,6 @@
 """Panels of measured and predicted expression: titles, colour scales and their arrangement on the page."""
 
 import logging
-import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +14,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from agl_sc._sdata.sections import Section
 from agl_sc.core.arguments import is_number
 from agl_sc.core.arrays import FloatArray
+from agl_sc.pl._arrange import Lettering, abreast, lettering_of, montage_of, new_rows, new_table
 from agl_sc.pl._finish import WIDTH_IN, AxesGrid
 from agl_sc.pl._style import DIVERGING, literal
 from agl_sc.pl._tissue import View, draw_scale_bar, draw_spots, draw_view
@@ -23,11 +23,14 @@ from agl_sc.pl._values import SEEN, Comparison, pearson_text
 logger = logging.getLogger(__name__)
 
 _DIFFERENCE = "predicted - measured"
+_UNMEASURED = "nothing measured"
 _PERCENTILES = (1, 99)
 _ROUNDING = 1e-5
 """Residuals of single-precision expression that vary no more are rounding."""
 _REACH_SD = 3.0
 """Half the scale of standardised residuals."""
+_FEW_SPOTS = 1000
+"""Beyond, outlines of spots would be all that one sees."""
 
 
 Scale = Literal["shared", "own"]
@@ -86,23 +89,6 @@ class Style:
     """Of the scales of expression; None for percentiles."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Lettering:
-    """Text that fits a panel."""
-
-    panel_in: float
-    """Width of a panel in inches."""
-
-    @property
-    def fontsize(self) -> float:
-        return 7.0 if self.panel_in < 2 else 8.0
-
-    def fold(self, lines: list[str]) -> str:
-        """Lines of text, each broken to the width of the panel; 0.57 em is the mean width of a letter."""
-        n_letters = max(12, int(self.panel_in * 72 / (0.57 * self.fontsize)))
-        return "\n".join(textwrap.fill(line, n_letters) for line in lines)
-
-
 def draw_grid(
     shown: list[Shown],
     genes: list[str],
@@ -133,17 +119,16 @@ def draw_grid(
     -------
     The axes.
     """
-    n_panels = len(columns)
-    n_abreast = min(len(genes), n_abreast or (2 if n_panels == 2 else 1))
-    lettering = _lettering_of(grid, _panel_in(len(genes), len(shown), n_panels, n_abreast=n_abreast))
+    is_joint = style.scale == "shared"
+    montage = montage_of(len(genes), len(shown), len(columns), is_joint=is_joint, genes_abreast=n_abreast)
+    lettering = lettering_of(grid, montage.panel_in)
     titles = [
         [lettering.fold(lines) for column, lines in _titles(section, gene, name).items() if column in columns]
         for gene, name in enumerate(genes)
         for section in shown
     ]
     if grid is None:
-        blocks = -(-len(genes) // n_abreast), n_abreast
-        grid = _new_grid(shown, blocks, len(genes), n_panels=n_panels, lettering=lettering, n_lines=_n_lines(titles))
+        grid = montage.new(_ratios(shown), len(genes), lettering=lettering, n_lines=_n_lines(titles))
     _set_titles(grid, titles, lettering)
     for gene in range(len(genes)):
         block = grid[gene * len(shown) : (gene + 1) * len(shown)]
@@ -155,6 +140,48 @@ def draw_grid(
         _draw_expression(block[:, first : first + 2], shown, gene, style=style, lettering=lettering)
         if "difference" in columns:
             _draw_difference(block[:, first + 2 :], shown, gene, style=style, lettering=lettering)
+    return grid
+
+
+def draw_unmeasured(
+    shown: list[Shown], genes: list[str], *, style: Style, grid: AxesGrid | None, n_abreast: int | None = None
+) -> AxesGrid:
+    """Draw the H&E of every section once, and beside it every gene that is predicted where nothing was measured.
+
+    Parameters
+    ----------
+    shown
+        One entry per section.
+    genes
+        Names of the genes, in the order of the columns of the expression.
+    style
+        Colours and sizes.
+    grid
+        Axes to draw on, (n_sections, 1 + n_genes); None makes a new figure.
+    n_abreast
+        Panels beside each other in a new figure.
+
+    Returns
+    -------
+    The axes.
+    """
+    n_places = 1 + len(genes)
+    n_columns = min(n_abreast or abreast(n_places), n_places)
+    lettering = lettering_of(grid, WIDTH_IN / max(n_columns, 2))
+    titles = [[lettering.fold(lines) for lines in _unmeasured_titles(section, genes)] for section in shown]
+    if grid is None:
+        grid = new_rows(_ratios(shown), n_columns, n_places, lettering=lettering, n_lines=_n_lines(titles))
+    _set_titles(grid, titles, lettering)
+    for row, section in zip(grid, shown, strict=True):
+        _draw_tissue(row, section, style=style, lettering=lettering)
+        _draw_image(row[None, :1], lettering=lettering)
+    for gene in range(len(genes)):
+        parts = [section.expression.predicted[:, gene] for section in shown]
+        pooled = np.concatenate(parts)
+        norm = _robust_norm(pooled, style.limits) if np.isfinite(pooled).any() else Normalize(0, 1)
+        for row, section, part in zip(grid[:, gene + 1 :], shown, parts, strict=True):
+            _draw_spots(row[0], section, part, style=style, cmap=style.cmap, norm=norm)
+            _colour_bar(row[None, :1], style.units, pooled, cmap=style.cmap, norm=norm, lettering=lettering)
     return grid
 
 
@@ -176,14 +203,16 @@ def draw_residuals(shown: list[Shown], genes: list[str], *, style: Style, grid: 
     -------
     The axes.
     """
-    lettering = _lettering_of(grid, WIDTH_IN / max(len(shown), 2))
+    n_abreast = len(shown) if len(shown) > 1 else abreast(len(genes))
+    lettering = lettering_of(grid, WIDTH_IN / max(n_abreast, 2))
     deviations = [_deviation(shown, gene) for gene in range(len(genes))]
     titles = [
         [lettering.fold(_residual_title(section, gene, name, deviation=deviation)) for section in shown]
         for gene, (name, deviation) in enumerate(zip(genes, deviations, strict=True))
     ]
     if grid is None:
-        grid = _new_rows(shown, len(genes), lettering=lettering, n_lines=_n_lines(titles))
+        shape = len(genes), len(shown)
+        grid = new_table(max(_ratios(shown)), shape, lettering=lettering, n_lines=_n_lines(titles))
     _set_titles(grid, titles, lettering)
     cmap, norm = style.cmap, Normalize(-_REACH_SD, _REACH_SD)
     drawn = []
@@ -199,78 +228,41 @@ def draw_residuals(shown: list[Shown], genes: list[str], *, style: Style, grid: 
     return grid
 
 
-def _lettering_of(grid: AxesGrid | None, panel_in: float) -> _Lettering:
-    """Text that fits the panels of a new figure, or the narrowest of the user's axes."""
-    if grid is None:
-        return _Lettering(panel_in)
-    return _Lettering(
-        min(float(ax.get_position().width * ax.figure.canvas.figure.get_size_inches()[0]) for ax in grid.ravel())
-    )
+def _ratios(shown: list[Shown]) -> list[float]:
+    return [section.view.height_per_width for section in shown]
 
 
 def _n_lines(titles: list[list[str]]) -> int:
     return 1 + max(title.count("\n") for row in titles for title in row)
 
 
-def _set_titles(grid: AxesGrid, titles: list[list[str]], lettering: _Lettering) -> None:
+def _set_titles(grid: AxesGrid, titles: list[list[str]], lettering: Lettering) -> None:
     for row, row_titles in zip(grid, titles, strict=True):
         for ax, title in zip(row, row_titles, strict=True):
             ax.set_title(title, fontsize=lettering.fontsize)
 
 
-def _panel_in(n_genes: int, n_sections: int, n_panels: int, *, n_abreast: int) -> float:
-    """Width of a panel in a new figure: four abreast on the page where there is much to draw."""
-    is_many = n_genes > 1 or n_sections > 2
-    return WIDTH_IN / max(4 if n_panels == 2 and is_many else 0, n_panels * n_abreast)
-
-
-def _new_grid(
-    shown: list[Shown],
-    blocks_of_genes: tuple[int, int],
-    n_genes: int,
-    *,
-    n_panels: int,
-    lettering: _Lettering,
-    n_lines: int,
-) -> AxesGrid:
-    """Axes in a new figure: a block per gene, as many abreast as asked for, with a row per section."""
-    import matplotlib.pyplot as plt
-
-    n_rows, n_abreast = blocks_of_genes
-    ratios = [section.view.height_per_width for section in shown]
-    text_in = (1.3 * n_lines + 3) * lettering.fontsize / 72  # titles, scale bar and space
-    height_in = sum(lettering.panel_in * ratio + text_in for ratio in ratios) + 0.6
-    size_in = (lettering.panel_in * n_panels * n_abreast, height_in * n_rows)
-    blocks = plt.figure(figsize=size_in, layout="constrained").subfigures(n_rows, n_abreast, squeeze=False)
-    return np.concatenate(
-        [
-            block.subplots(len(shown), n_panels, squeeze=False, height_ratios=ratios)
-            for block in blocks.ravel()[:n_genes]
-        ]
-    )
-
-
-def _new_rows(shown: list[Shown], n_genes: int, *, lettering: _Lettering, n_lines: int) -> AxesGrid:
-    """Axes in a new figure: a row per gene, a column per section."""
-    import matplotlib.pyplot as plt
-
-    ratio = max(section.view.height_per_width for section in shown)
-    text_in = (1.3 * n_lines + 3) * lettering.fontsize / 72
-    size_in = (lettering.panel_in * len(shown), (lettering.panel_in * ratio + text_in) * n_genes + 0.6)
-    grid: AxesGrid = plt.figure(figsize=size_in, layout="constrained").subplots(n_genes, len(shown), squeeze=False)
-    return grid
-
-
 def _titles(shown: Shown, gene: int, name: str) -> dict[Panel, list[str]]:
     """Lines of the titles of the panels of one gene in one section."""
     section, name = literal(shown.section.name), literal(name)
-    first = f"measured {name}" if shown.expression.is_measured else "H&E"
+    n_spots = f"{len(shown.section.rows):,} spots"
     return {
         "image": [f"{section} · H&E"],
-        "measured": [f"{section} · {first}", f"{len(shown.section.rows):,} spots"],
+        "measured": [f"{section} · measured {name}", n_spots]
+        if shown.expression.is_measured
+        else [f"{section} · H&E", f"{n_spots}, {_UNMEASURED}"],
         "predicted": [f"{section} · predicted {name}", *_agreement(shown.expression, gene)],
         "difference": [f"{section} · {_DIFFERENCE} {name}"],
     }
+
+
+def _unmeasured_titles(shown: Shown, genes: list[str]) -> list[list[str]]:
+    """Lines of the titles of the H&E and of every gene."""
+    section, expression = literal(shown.section.name), shown.expression
+    predicted = [
+        [f"{section} · predicted {literal(name)}", *_agreement(expression, gene)] for gene, name in enumerate(genes)
+    ]
+    return [[f"{section} · H&E", f"{len(shown.section.rows):,} spots, {_UNMEASURED}"], *predicted]
 
 
 def _agreement(expression: Comparison, gene: int) -> list[str]:
@@ -279,7 +271,7 @@ def _agreement(expression: Comparison, gene: int) -> list[str]:
     if not known.any():
         return ["no prediction"]
     if not expression.is_measured:
-        return ["nothing measured here", *expression.held_out_text(gene)]
+        return expression.held_out_text(gene)
     spots, words = expression.scored(gene)
     score = pearson_text(expression.measured[spots, gene], expression.predicted[spots, gene])
     if expression.n_folds:
@@ -309,7 +301,7 @@ def _deviation(shown: list[Shown], gene: int) -> float:
     return deviation if deviation > _ROUNDING else 1.0
 
 
-def _draw_tissue(row: AxesGrid, shown: Shown, *, style: Style, lettering: _Lettering) -> None:
+def _draw_tissue(row: AxesGrid, shown: Shown, *, style: Style, lettering: Lettering) -> None:
     """H&E in every panel of a section, and a scale bar under the first."""
     for ax in row:
         draw_view(ax, shown.view, image_alpha=style.image_alpha)
@@ -325,10 +317,11 @@ def _draw_spots(
     ax: Axes, shown: Shown, values: FloatArray, *, style: Style, cmap: Colormap, norm: Normalize, edge: str = "none"
 ) -> None:
     cells = shown.view.cells
+    edge = edge if len(values) <= _FEW_SPOTS else "none"
     draw_spots(ax, shown.section, values, size=style.size, cmap=cmap, norm=norm, edge=edge, cells=cells)
 
 
-def _draw_image(panels: AxesGrid, *, lettering: _Lettering) -> None:
+def _draw_image(panels: AxesGrid, *, lettering: Lettering) -> None:
     """H&E alone, with an empty colour bar below, for panels of one row to have one height."""
     for image in (image for ax in panels.ravel() for image in ax.images):
         image.set_alpha(1.0)
@@ -338,7 +331,7 @@ def _draw_image(panels: AxesGrid, *, lettering: _Lettering) -> None:
     bar.ax.tick_params(length=0)
 
 
-def _draw_expression(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: _Lettering) -> None:
+def _draw_expression(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: Lettering) -> None:
     """Spots of the measured and predicted panels of one gene, on one colour scale or on their own."""
     pairs = [(each.expression.measured[:, gene], each.expression.predicted[:, gene]) for each in shown]
     for columns in [slice(0, 1), slice(1, 2)] if style.scale == "own" else [slice(0, 2)]:
@@ -352,7 +345,7 @@ def _draw_expression(panels: AxesGrid, shown: list[Shown], gene: int, *, style: 
         _colour_bar(panels[:, columns], style.units, pooled, cmap=style.cmap, norm=norm, lettering=lettering)
 
 
-def _draw_difference(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: _Lettering) -> None:
+def _draw_difference(panels: AxesGrid, shown: list[Shown], gene: int, *, style: Style, lettering: Lettering) -> None:
     """Spots of the difference panels of one gene, on a scale symmetric about 0."""
     parts = [_residuals(section, gene) for section in shown]
     pooled = np.concatenate(parts)
@@ -373,19 +366,19 @@ def _robust_norm(values: FloatArray, limits: tuple[float | None, float | None]) 
 
 
 def _colour_bar(
-    panels: AxesGrid, label: str, values: FloatArray, *, cmap: Colormap, norm: Normalize, lettering: _Lettering
+    panels: AxesGrid, label: str, values: FloatArray, *, cmap: Colormap, norm: Normalize, lettering: Lettering
 ) -> Colorbar:
     """Colour bar under panels of one scale; a pointed end says that values lie beyond."""
     mappable = ScalarMappable(norm, cmap)
     low, high = mappable.get_clim()
     is_below, is_above = bool((values < low).any()), bool((values > high).any())
     extend = "both" if is_below and is_above else "min" if is_below else "max" if is_above else "neither"
-    n_panels = panels.shape[1]
+    n_abreast = len({round(float(ax.get_position().x0), 3) for ax in panels.ravel()})
     bar: Colorbar = panels[0, 0].figure.colorbar(
         mappable,
         ax=list(panels.ravel()),
         location="bottom",
-        shrink=1.0 / n_panels if n_panels > 1 else 0.8,
+        shrink=1.0 / n_abreast if n_abreast > 1 else 0.8,
         aspect=20,
         extend=extend,
     )

@@ -11,7 +11,7 @@ from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import check_flag, is_whole
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
-from agl_sc.pl._panels import Scale, Shown, Style, check_scale, draw_grid, draw_residuals, panels_of
+from agl_sc.pl._panels import Scale, Shown, Style, check_scale, draw_grid, draw_residuals, draw_unmeasured, panels_of
 from agl_sc.pl._style import DIVERGING, colours_of
 from agl_sc.pl._tissue import check_style, view_of
 from agl_sc.pl._values import check_genes, expression_of, parts_of, units_of
@@ -55,8 +55,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     a predicted panel gives the Pearson correlation with the measured values over the spots of that section, and says
     when those spots were in training or validation. In a section that mixes test spots with others, the correlation
     is over the test spots alone; the others are drawn and counted in the title. A section without an image is drawn as
-    spots alone, at their positions in their coordinate system, and the log says so. Where the table has no X, nothing was
-    measured: the H&E stands alone beside the prediction.
+    spots alone, at their positions in their coordinate system, and the log says so. Where nothing was measured, the H&E of a
+    section is drawn once, and the predictions of all genes beside it, each with a scale of its own.
 
     Parameters
     ----------
@@ -82,7 +82,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     vmax
         Upper limit of the scales; the 99th percentile by default.
     ncols
-        Genes abreast in a new figure; two by default where there are several, with two panels each.
+        Genes abreast in a new figure, their sections below each other; by default genes are below each other and sections
+        abreast where that leaves few places blank. Where nothing was measured, panels abreast.
     table_key
         Table to use; the only one by default.
     image_key
@@ -116,7 +117,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     Returns
     -------
     Axes, (n_genes * n_sections, 2), a column more with ``image_panel`` and with ``difference`` each: gene by gene the
-    sections, and in a row H&E, measured, predicted and difference.
+    sections, and in a row H&E, measured, predicted and difference. Where nothing was measured, (n_sections, 1 + n_genes).
 
     Raises
     ------
@@ -161,10 +162,14 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     names, shown = _shown(
         study, genes, prediction=prediction, sections=sections, size=size, may_lack_counts=not difference
     )
-    columns = panels_of(image=image_panel, difference=difference)
-    grid = None if ax is None else axes_grid(ax, shape=(len(names) * len(shown), len(columns)))
     style = Style(colours, units_of(study), size, image_alpha, scale, limits)
-    drawn = draw_grid(shown, names, columns=columns, style=style, grid=grid, n_abreast=ncols)
+    if difference or any(each.expression.is_measured for each in shown):
+        columns = panels_of(image=image_panel, difference=difference)
+        grid = None if ax is None else axes_grid(ax, shape=(len(names) * len(shown), len(columns)))
+        drawn = draw_grid(shown, names, columns=columns, style=style, grid=grid, n_abreast=ncols)
+    else:
+        grid = None if ax is None else axes_grid(ax, shape=(len(shown), 1 + len(names)), what="section, H&E and genes")
+        drawn = draw_unmeasured(shown, names, style=style, grid=grid, n_abreast=ncols)
     finish(drawn[0, 0], is_new=ax is None, show=show, path=path)
     return drawn
 
@@ -238,7 +243,8 @@ def residual_map(  # noqa: PLR0913  one argument per thing that a user may want 
 
     Returns
     -------
-    Axes, (n_genes, n_sections). The label on the left of a row gives its standard deviation, in the units of the layer.
+    Axes, (n_genes, n_sections). The label on the left of a row gives its standard deviation, in the units of the layer. In a
+    new figure of one section the genes stand side by side.
 
     Raises
     ------

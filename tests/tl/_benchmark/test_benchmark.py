@@ -82,6 +82,23 @@ def test_report_says_what_it_rests_on(prepared: SpatialData, settings: dict[str,
         assert any(each.startswith(line) and f"| {verdict} from zero |" in each for each in text.splitlines())
 
 
+def test_text_and_html_say_scores_differences_and_what_these_cannot_tell(
+    prepared: SpatialData, settings: dict[str, Any]
+) -> None:
+    made = benchmark(prepared, **settings)
+    head, columns, *lines = repr(made).splitlines()
+    assert head.startswith(f"Benchmark of {made.results['method'].nunique()} methods, 3 folds by section")
+    assert columns.endswith("pearson - ridge")
+    row = made.differences.query("method == 'pgl' and reference == 'ridge' and metric == 'pearson'").iloc[0]
+    (said,) = [line for line in lines if line.startswith(ARMS["pgl"].label)]
+    assert said.endswith(f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
+    (own,) = [line for line in lines if line.startswith("ridge ")]
+    assert "[" not in own
+    assert lines[-1].startswith("With 3 units an interval is about as wide as they are apart")
+    for text in (said.split("  ")[-1], lines[-1]):
+        assert text in made._repr_html_()
+
+
 def test_updates_are_counted(prepared: SpatialData, config: TrainConfig) -> None:
     made = benchmark(prepared, methods=["pgl"], genes=GENES, seeds=1, config=replace(config, max_epochs=2, refit=False))
     assert made.provenance["n_updates"] == {

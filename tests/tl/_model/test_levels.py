@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from agl_sc._model_text import LEVELS, NO_LEVELS
 from agl_sc.datasets import toy_tissue
-from agl_sc.model import LEVELS, NO_LEVELS, Model
+from agl_sc.model import Model
 from agl_sc.pp import embed, split
 from agl_sc.tl import TrainConfig, train
 

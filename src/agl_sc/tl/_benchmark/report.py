@@ -1,5 +1,6 @@
 """A benchmark in words: Markdown without a date, so that the same seed gives the same bytes."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def markdown(results: pd.DataFrame, differences: pd.DataFrame, provenance: Mappi
         "## Out-of-fold results",
         "Mean over folds ± standard deviation over folds, of the mean over sections and target genes; undefined values are left out of it.",
         _overall(results, metrics, provenance["n_updates"]),
-        *_of_depth(results),
+        *of_depth(results),
         *_undefined(results),
         *_by_section(results, metrics[0]),
         "## Differences",
@@ -77,7 +78,7 @@ def _overall(results: pd.DataFrame, metrics: list[str], n_updates: Mapping[str, 
     return _table(heads, rows) + note
 
 
-def _of_depth(results: pd.DataFrame) -> Iterable[str]:
+def of_depth(results: pd.DataFrame) -> Iterable[str]:
     """What the depth model and the metric beyond it are, where they stand in a table."""
     if "depth" in set(results["method"]):
         yield (
@@ -108,15 +109,22 @@ def _by_section(results: pd.DataFrame, metric: str) -> Iterable[str]:
 
 def _units(differences: pd.DataFrame, data: Mapping[str, Any]) -> Iterable[str]:
     """What the intervals are over, and what that is worth."""
-    defined = differences.dropna(subset="low")
-    units = dict.fromkeys(defined["unit"])
+    units = dict.fromkeys(differences.dropna(subset="low")["unit"])
     yield (
         f"Paired on the same genes and spots; mean over units, and a {LEVEL:.0%} bootstrap interval over "
         f"{' or '.join(f'{unit}s' for unit in units) or 'units'}."
     )
+    for caveat in caveats(differences, data):
+        yield re.sub("^(.*: these intervals are over genes)", r"**\1**", caveat)
+
+
+def caveats(differences: pd.DataFrame, data: Mapping[str, Any]) -> Iterable[str]:
+    """What the intervals cannot tell, a sentence each."""
+    defined = differences.dropna(subset="low")
+    units = set(defined["unit"])
     if "gene" in units:
         yield (
-            f"**There are fewer than {FEWEST_UNITS} independent units: these intervals are over genes**, which are correlated, "
+            f"There are fewer than {FEWEST_UNITS} independent units: these intervals are over genes, which are correlated, "
             "so they are too narrow and say nothing of other sections."
         )
     n_units = defined.loc[defined["unit"] != "gene", "n_units"].min()

@@ -21,7 +21,7 @@ from agl_sc.tl._benchmark.files import (
     read_table,
     write_files,
 )
-from agl_sc.tl._benchmark.report import label, markdown
+from agl_sc.tl._benchmark.report import caveats, label, markdown
 
 _ALWAYS = (
     ("agl", "pgl"), ("dkgsb", "agl"), ("dkgsb", "depth"),
@@ -100,12 +100,28 @@ class Benchmark:
         return cls(results, differences, read_provenance(path / PROVENANCE))
 
     def __repr__(self) -> str:
-        data, folds = self.provenance["data"], self.provenance["cross_validation"]
-        head = f"Benchmark of {len(set(self.results['method']))} methods, {_in_words(data, folds)}"
-        return f"{head}\n{summary_of(self.results).to_string(float_format='{:.3f}'.format)}"
+        """Scores, the differences to the reference with their intervals, and what these cannot tell."""
+        table = self._table().to_string(float_format="{:.3f}".format, na_rep="")
+        return "\n".join([self._head(), table, *caveats(self.differences, self.provenance["data"])])
 
     def _repr_html_(self) -> str:
-        return _html(repr(self).splitlines()[0], summary_of(self.results))
+        """The same as a table."""
+        said = "".join(f"<p>{html.escape(text)}</p>" for text in caveats(self.differences, self.provenance["data"]))
+        return _html(self._head(), self._table()) + said
+
+    def _head(self) -> str:
+        data, folds = self.provenance["data"], self.provenance["cross_validation"]
+        return f"Benchmark of {len(set(self.results['method']))} methods, {_in_words(data, folds)}"
+
+    def _table(self) -> pd.DataFrame:
+        """Scores of every method, and the difference of the first metric to the reference."""
+        scores, reference = summary_of(self.results), self.provenance.get("reference", "ridge")
+        metric = scores.columns[0]
+        rows = self.differences[(self.differences["reference"] == reference) & (self.differences["metric"] == metric)]
+        texts = {label(row.method): _interval(row) for row in rows.itertuples(index=False)}
+        if not texts:
+            return scores
+        return scores.assign(**{f"{metric} - {label(reference)}": [texts.get(name, "") for name in scores.index]})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,5 +250,9 @@ def _in_words(data: Mapping[str, Any], folds: Mapping[str, Any]) -> str:
     )
 
 
+def _interval(row: Any) -> str:
+    return f"{row.mean:+.3f}" + ("" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]")
+
+
 def _html(head: str, table: pd.DataFrame) -> str:
-    return f"<p>{html.escape(head)}</p>{table.to_html(float_format='{:.3f}'.format)}"
+    return f"<p>{html.escape(head)}</p>{table.to_html(float_format='{:.3f}'.format, na_rep='')}"

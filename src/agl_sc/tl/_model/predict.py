@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from agl_sc._model_text import NO_LEVELS
 from agl_sc._sdata.genes import find_genes, near_genes
 from agl_sc._sdata.predictions import WriteTo, check_place, forget_predicted, write_predicted
 from agl_sc._sdata.records import FeatureRecord, PredictionRecord, SettingsRecord, forget, remember
@@ -21,7 +22,7 @@ from agl_sc.core.arrays import BoolArray, FloatArray, Floats, IntArray
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import without_path
 from agl_sc.core.evaluation.section_metrics import NAMES
-from agl_sc.model import NO_LEVELS, Model, check_encoder_is_trusted
+from agl_sc.model import Model, check_encoder_is_trusted
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.embed import FeatureRequest, embed_study, encode
 from agl_sc.pp._features.made_from import check_tiles, placed_again
