@@ -133,7 +133,7 @@ def new_rows(ratios: Sequence[float], n_columns: int, n_places: int, *, letterin
     n_rows = -(-n_places // n_columns)
     heights_in = [(lettering.row_in(ratio, n_lines) + _BAR_IN) * n_rows for ratio in ratios]
     size_in = lettering.panel_in * n_columns, sum(heights_in) / len(ratios)
-    blocks = _subfigures(len(ratios), 1, size_in, height_ratios=heights_in)
+    blocks = _subfigures(len(ratios), 1, size_in, heights=heights_in)
     return np.stack([_places(block, [1.0] * n_rows, n_columns=n_columns, n_places=n_places) for block in blocks])
 
 
@@ -170,12 +170,14 @@ def lettering_of(grid: AxesGrid | None, panel_in: float) -> Lettering:
     )
 
 
-def _subfigures(n_rows: int, n_columns: int, block_in: tuple[float, float], **options: list[float]) -> list[SubFigure]:
+def _subfigures(
+    n_rows: int, n_columns: int, block_in: tuple[float, float], *, heights: list[float] | None = None
+) -> list[SubFigure]:
     """Parts of a new figure, each of the given size."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(block_in[0] * n_columns, block_in[1] * n_rows), layout="constrained")
-    return list(figure.subfigures(n_rows, n_columns, squeeze=False, **options).ravel())
+    return list(figure.subfigures(n_rows, n_columns, squeeze=False, height_ratios=heights).ravel())
 
 
 def _places(figure: FigureBase, rows: Sequence[float], *, n_columns: int, n_places: int) -> AxesGrid:

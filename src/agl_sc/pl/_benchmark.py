@@ -152,10 +152,12 @@ def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, na
 
 
 def _labels(rows: pd.DataFrame, *, is_single: bool) -> list[str]:
-    return [
-        f"{literal(label(row.method))}{'' if is_single else f' vs {literal(label(row.reference))}'} ({row.n_units} {row.unit}{'s' * (row.n_units != 1)})"
-        for row in rows.itertuples(index=False)
-    ]
+    names = []
+    for row in rows.to_dict("records"):
+        against = "" if is_single else f" vs {literal(label(row['reference']))}"
+        units = f"{row['n_units']} {row['unit']}{'s' * (row['n_units'] != 1)}"
+        names.append(f"{literal(label(row['method']))}{against} ({units})")
+    return names
 
 
 def _write_scores(ax: Axes, rows: pd.DataFrame, scores: "pd.Series[float]", *, is_single: bool) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from agl_sc.tl._benchmark.report import _of_depth, _table, literal
+from agl_sc.tl._benchmark.report import _table, literal, of_depth
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,6 @@ def test_a_table_keeps_its_cells() -> None:
     ],
 )
 def test_what_depth_means_is_said_where_it_stands_in_a_table(method: str, metric: str, said: list[str]) -> None:
-    found = list(_of_depth(pd.DataFrame({"method": [method], "metric": [metric]})))
+    found = list(of_depth(pd.DataFrame({"method": [method], "metric": [metric]})))
     assert len(found) == len(said)
     assert all(words in text for words, text in zip(said, found, strict=True))
