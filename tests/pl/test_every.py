@@ -38,7 +38,9 @@ def draw(sdata: SpatialData, model: "Model") -> Callable[[str], Draw]:
         sdata.tables["table"].var[f"agl_predictable_{name}"] = [0.1, 0.2, 0.3, 0.4, np.nan]
     row = {"method": "agl", "reference": "ridge", "metric": "pearson", "unit": "section", "n_units": 6}
     numbers = {"mean": 0.1, "low": 0.05, "high": 0.2, "distinguishable": True}
-    compared = SimpleNamespace(differences=pd.DataFrame([row | numbers]))
+    scores = pd.DataFrame({"method": ["agl", "ridge"], "metric": "pearson", "fold": "1", "value": [0.4, 0.3]})
+    provenance = {"data": {"n_spots": {"C2": 30}}}
+    compared = SimpleNamespace(differences=pd.DataFrame([row | numbers]), results=scores, provenance=provenance)
 
     def made(name: str) -> Draw:
         subject = model if name in OF_MODEL else compared if name == "benchmark" else sdata
