@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
+from agl_sc._model_intervals import OF_INTERVALS, interval_shapes, is_intervals
 from agl_sc.core.choices import TRACE_COLUMNS
 
 FORMAT, FORMAT_WITHOUT_LEVELS = 3, 2
@@ -195,6 +196,7 @@ _OF_CARD: dict[str, tuple[Check, str]] = {
     "fitted_on": (_of(_text), "an object of digests"),
     "split": (_optional(_text), "a digest"),
     "scores": (_of(lambda _: True), "an object"),
+    "intervals": (is_intervals, "what is known of held-out residuals"),
 }
 _OF_FEATURES: dict[str, tuple[Check, str]] = {
     "encoder": (_text, "a name"),
@@ -306,7 +308,9 @@ def _check(value: Any, check: Check, legal: str, *, name: str, path: Path) -> No
 def check_tensors(tensors: Mapping[str, torch.Tensor], n_predicted: int, path: Path) -> None:
     """Refuse parameters that are missing, of other shapes, not finite, or so large that a prediction would not be."""
     shapes = _shapes(tensors, n_predicted)
-    own = {name for name in tensors if name.startswith(("network.", "levels.", "domain."))} | shapes.keys()
+    own = {
+        name for name in tensors if name.startswith(("network.", "levels.", "domain.", OF_INTERVALS))
+    } | shapes.keys()
     for name in sorted(own):
         tensor, shape = tensors.get(name), shapes.get(name)
         found = None if tensor is None else (*tensor.shape,)
@@ -351,10 +355,12 @@ def _shapes(tensors: Mapping[str, torch.Tensor], n_predicted: int) -> dict[str, 
     n_axes, n_quantiles = first("domain.spread"), first("domain.held_out")
     of_domain = {
         "centre": (n_features,), "scale": (n_features,), "axes": (n_axes, n_features), "spread": (n_axes,), "units": (2,),
-        "held_out": (n_quantiles,), "limit": (1,),
+        "held_out": (n_quantiles,), "limit": (2,),
     }  # fmt: skip
     knows_domain = any(name.startswith("domain.") for name in tensors)
+    of_intervals = interval_shapes(tensors, n_predicted)
     return {
+        **of_intervals,
         **{f"network.{name}": shape for name, shape in of_network.items()},
         **{f"levels.{name}": shape for name, shape in of_levels.items() if has_levels},
         **{f"domain.{name}": shape for name, shape in of_domain.items() if knows_domain},

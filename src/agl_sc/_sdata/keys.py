@@ -74,6 +74,15 @@ class Keys:
         return f"{self.key_added}_{name}"
 
     @property
+    def lower(self) -> str:
+        """Layer of the lower bounds of intervals, beside the predictions."""
+        return f"{self.key_added}_lower"
+
+    @property
+    def upper(self) -> str:
+        return f"{self.key_added}_upper"
+
+    @property
     def distance(self) -> str:
         return f"{self.key_added}_distance"
 

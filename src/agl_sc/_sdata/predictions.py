@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
+from agl_sc._sdata.interval import IntervalRecord
 from agl_sc._sdata.records import OwnTablesRecord, forget, remember, remembered
 from agl_sc._sdata.table import IS_OF, X
 from agl_sc.core.arguments import check_choice
@@ -82,7 +83,7 @@ def predicted_of(study: "Study", prediction: Prediction) -> Predicted:
         raise ValueError(msg)
     if own is None:
         return Predicted(np.asarray(values), table.var_names, slot)
-    return Predicted(_in_rows(study, own, slot=slot, source=source), own.var_names, slot)
+    return Predicted(_in_rows(study, own, np.asarray(own.X), slot=slot, source=source), own.var_names, slot)
 
 
 def own_table(study: "Study", prediction: Prediction) -> "AnnData | None":
@@ -144,8 +145,11 @@ def write_predicted(study: "Study", prediction: Prediction, *, genes: Sequence[s
 def forget_predicted(study: "Study", prediction: Prediction) -> None:
     """Take predictions away from wherever they are."""
     layer, name = _layer_of(study, prediction), _own_name(study, prediction)
-    if layer in study.table.layers:
-        del study.table.layers[layer]
+    beside = (study.keys.lower, study.keys.upper) if prediction == "model" else ()
+    for each in {layer, *beside} & set(study.table.layers):
+        del study.table.layers[each]
+    if beside:
+        forget(study.table, study.keys, IntervalRecord.entry)
     if name in study.sdata.tables:
         del study.sdata.tables[name]
     before = remembered(study.table, study.keys, OwnTablesRecord)
@@ -154,6 +158,36 @@ def forget_predicted(study: "Study", prediction: Prediction) -> None:
         forget(study.table, study.keys, OwnTablesRecord.entry)
         if left:
             remember(study.table, study.keys, OwnTablesRecord(left))
+
+
+def write_bounds(study: "Study", genes: Sequence[str], bounds: tuple[NDArray[np.float32], NDArray[np.float32]]) -> str:
+    """Write lower and upper bounds, (n_obs, n_genes) each, beside the predictions of one model.
+
+    Returns
+    -------
+    What a message calls the place.
+    """
+    own = own_table(study, "model")
+    table = study.table if own is None else own
+    for name, values in zip((study.keys.lower, study.keys.upper), bounds, strict=True):
+        placed = np.full(table.shape, np.nan, dtype=np.float32)
+        placed[:, table.var_names.get_indexer(pd.Index(genes))] = values
+        table.layers[name] = placed
+    return f'layers["{study.keys.lower}"] and ["{study.keys.upper}"]' + ("" if own is None else " of that table")
+
+
+def bounds_of(study: "Study", genes: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Lower and upper bounds of some genes by name, (n_obs, n) each; None where there are none."""
+    own, names = own_table(study, "model"), (study.keys.lower, study.keys.upper)
+    table = study.table if own is None else own
+    if not set(names) <= set(table.layers):
+        return None
+    lower, upper = (np.asarray(table.layers[name]) for name in names)
+    if own is not None:
+        slot, source = f'layers["{names[0]}"]', _SOURCES["model"]
+        lower, upper = (_in_rows(study, own, values, slot=slot, source=source) for values in (lower, upper))
+    columns = table.var_names.get_indexer(pd.Index(genes))
+    return _taken(lower, columns, axis=1), _taken(upper, columns, axis=1)
 
 
 def is_layer(study: "Study", genes: Sequence[str] | None = None) -> bool:
@@ -174,7 +208,7 @@ def is_layer(study: "Study", genes: Sequence[str] | None = None) -> bool:
         return study.write_to == "layer"
     if table.n_vars == 0:
         return False
-    needed = 4 * table.n_obs * table.n_vars
+    needed = 4 * table.n_obs * table.n_vars * study.n_layers
     return needed <= max(SMALL_LAYER, _counts_bytes(study)) or (genes is not None and len(genes) >= table.n_vars)
 
 
@@ -207,7 +241,7 @@ def check_place(study: "Study") -> None:
 
 def _check_fits(study: "Study", n_genes: int) -> None:
     """Refuse predictions that the memory cannot hold."""
-    needed, available = 4 * study.table.n_obs * n_genes, memory().available
+    needed, available = 4 * study.table.n_obs * n_genes * study.n_layers, memory().available
     if needed > available:
         own = f"sdata.tables[{study.table_key!r}]"
         msg = (
@@ -257,7 +291,9 @@ def put_table(study: "Study", name: str, table: "AnnData") -> None:
         study.sdata.tables[name] = table
 
 
-def _in_rows(study: "Study", own: "AnnData", *, slot: str, source: str) -> NDArray[np.float32]:
+def _in_rows(
+    study: "Study", own: "AnnData", values: NDArray[np.float32], *, slot: str, source: str
+) -> NDArray[np.float32]:
     """Values of the own table in the order of the main one's spots, found by the shape that a spot annotates."""
     attrs = study.table.uns["spatialdata_attrs"]
     names = [attrs["region_key"], attrs["instance_key"]]
@@ -265,7 +301,6 @@ def _in_rows(study: "Study", own: "AnnData", *, slot: str, source: str) -> NDArr
         msg = f"{slot} does not say which shapes its rows are of (obs lacks {', '.join(names)}); run {source} again."
         raise ValueError(msg)
     here, there = (pd.MultiIndex.from_frame(each.obs[names].astype({names[0]: str})) for each in (study.table, own))
-    values: NDArray[np.float32] = np.asarray(own.X)
     if here.equals(there):
         return values
     if not there.is_unique:

@@ -22,7 +22,7 @@ def unchanged_on_failure(table: "AnnData", keys: Keys, sdata: "SpatialData | Non
     """Restore every slot of this analysis, and tables of predictions, when the body fails or is interrupted."""
     own = {keys.prediction_table, keys.oof_table}
     tables = {} if sdata is None else {name: sdata.tables[name] for name in own & set(sdata.tables)}
-    names = {keys.layer, keys.oof, keys.features}
+    names = {keys.layer, keys.oof, keys.features, keys.lower, keys.upper}
     before = {slot: {n: getattr(table, slot)[n] for n in names if n in getattr(table, slot)} for slot in _SLOTS}
     columns = {axis: getattr(table, axis).copy(deep=False) for axis in _COLUMNS}
     uns = dict(table.uns.get(keys.uns, {})) if keys.uns in table.uns else None

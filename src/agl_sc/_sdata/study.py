@@ -75,6 +75,8 @@ class Study:
     """Whether the table is a copy for one run: what is written to it, nobody sees."""
     write_to: "WriteTo" = "auto"
     """Where predictions go: a layer, a table of their own, or the layer where that costs no more than the counts do."""
+    n_layers: int = 1
+    """Layers that are written there: three with intervals."""
 
     @classmethod
     def of(cls, sdata: "SpatialData", address: Address | None = None, key_added: str = "agl") -> "Study":

@@ -42,6 +42,9 @@ def predict(  # noqa: PLR0913 -- an entry point
     min_r: Annotated[
         float | None, typer.Option(help="Genes of a smaller held-out Pearson correlation are not written.")
     ] = None,
+    interval: Annotated[
+        float | None, typer.Option(help="Share of spots that intervals are to cover, such as 0.9.", show_default=False)
+    ] = None,
     force: Force = False,
     spacing_um: Spacing = 100.0,
     lattice: LatticeOption = "hex",
@@ -83,7 +86,16 @@ def predict(  # noqa: PLR0913 -- an entry point
     image_mpp = None if is_slide else image_mpp  # the reader has taken it
     say("Predicting")
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
-    tl.predict(sdata, trained, **where, device=device, batch_size=batch_size, min_r=min_r, key_added=key_added)
+    tl.predict(
+        sdata,
+        trained,
+        **where,
+        device=device,
+        batch_size=batch_size,
+        min_r=min_r,
+        interval=interval,
+        key_added=key_added,
+    )
     found = predicted_of(Study.of(sdata, Address(table_key=table_key), key_added), "model")
     known = np.isfinite(found.values)
     say(f"Writing {place.path}")

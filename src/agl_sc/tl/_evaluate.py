@@ -19,7 +19,14 @@ from agl_sc.core.evaluation.between import FEWEST_SECTIONS, pearson_between
 from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.metrics import overall_gene_structure, top_genes
 from agl_sc.core.evaluation.noise_ceiling import RawCounts
-from agl_sc.core.evaluation.section_metrics import BETWEEN, NAMES, SPATIAL, check_names, section_metrics
+from agl_sc.core.evaluation.section_metrics import (
+    BETWEEN,
+    COVERAGE,
+    NAMES,
+    SPATIAL,
+    check_names,
+    section_metrics,
+)
 from agl_sc.core.evaluation.shift_test import combined_p_values, false_discovery_rate
 from agl_sc.core.spots.genes import normalize_counts
 from agl_sc.pp._genes.targets_and_ranks import positions_of, role_of
@@ -31,6 +38,7 @@ from agl_sc.tl._model.belongs import (
     metric_column,
     oof_method,
 )
+from agl_sc.tl._model.coverage import coverage_of, intervals_in
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -121,6 +129,8 @@ def evaluate(  # noqa: PLR0913 -- an entry point
         (Benjamini-Hochberg over the genes of the section). ``"noise_ceiling"``, the Pearson correlation that a perfect
         prediction could expect given the noise of the counts, and ``"pearson_of_ceiling"``, the share of it that is reached.
         Between sections: ``"pearson_between"``, of the means over the spots of every section, undefined with fewer than three.
+        Where ``agl_sc.tl.predict`` wrote intervals also ``"coverage"``, the share of spots within them; of intervals that hold
+        within a section alone, after its level is taken away from both.
     table_key
         Table to use; the only one by default.
     image_key
@@ -190,8 +200,7 @@ def evaluate_study(
     """As :func:`evaluate`, of what is resolved already; ``write`` says whether anything is written."""
     table = study.table
     check_seed(seed)
-    check_names(NAMES if metrics is None else metrics)
-    names = list(NAMES if metrics is None else metrics)
+    names, with_coverage = _asked(study, metrics, prediction)
     found, rows = _predictions(study, on, prediction)
     genes = _evaluated_genes(study, found, prediction)
     predicted = found.of(table.var_names[genes])
@@ -209,19 +218,38 @@ def evaluate_study(
     for name in sorted(set(study.section_names[rows])):
         inside = rows & (study.section_names == name)
         pair = measured.expression[inside][:, genes].toarray(), predicted[inside]
-        values = measured.metrics(pair[1], rows=np.flatnonzero(inside), columns=genes, names=computed, seed=seed)
+        at: dict[str, Any] = {"rows": np.flatnonzero(inside), "columns": genes, "names": computed}
+        values = measured.metrics(pair[1], **at, seed=seed) if computed else pd.DataFrame(index=range(len(genes)))
         values.insert(0, "section", name)
         values.insert(1, "gene", table.var_names[genes])
         values.insert(2, "n_spots", int(inside.sum()))
         _tell(values, [each for each in names if each != BETWEEN], structure=overall_gene_structure(*pair))
         tables.append(values)
+        if with_coverage:
+            values[COVERAGE] = coverage_of(study, name, pair, rows=inside, genes=table.var_names[genes])
         means.append([each.mean(axis=0, dtype=float) for each in pair])
     result = pd.concat(tables, ignore_index=True)
     if BETWEEN in names:
         result[BETWEEN] = np.tile(_between(means), len(means))
+    names += [COVERAGE] if with_coverage else []
     if write and on == "test" and sections is None:
         _write(study, result, names=names, prediction=prediction)
     return result[["section", "gene", "n_spots", *names]]
+
+
+def _asked(study: Study, metrics: Sequence[str] | None, prediction: Prediction) -> tuple[list[str], bool]:
+    """Metrics that are asked for without that of intervals, and whether it is; all there are by default."""
+    has_intervals = prediction == "model" and intervals_in(study) is not None
+    asks = COVERAGE in metrics if isinstance(metrics, Sequence) and not isinstance(metrics, str) else False
+    if asks and not has_intervals:
+        msg = 'metrics="coverage" is that of intervals, and there are none; run agl_sc.tl.predict(sdata, model, interval=0.9) first.'
+        raise ValueError(msg)
+    if metrics is None:
+        return list(NAMES), has_intervals
+    rest = [name for name in metrics if name != COVERAGE] if asks else metrics
+    if rest or not asks:
+        check_names(rest)
+    return list(rest), asks
 
 
 def _between(means: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.float64]:

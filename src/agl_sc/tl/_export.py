@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc._sdata.predictions import Predicted, Prediction, genes_table, predicted_of
+from agl_sc._sdata.predictions import Predicted, Prediction, bounds_of, genes_table, predicted_of
 from agl_sc._sdata.sections import Names, Scales, Section
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import is_number
@@ -72,8 +72,8 @@ def to_anndata(
     A new AnnData, spots with a prediction x predicted genes: ``X``, float32, in the units of training; ``obs`` of the table,
     and ``obs["library_id"]``, the region; ``var`` of the table for these genes, with the scores that it has;
     ``obsm["spatial"]``, centres (x, y) in pixels of the full image; ``uns["spatial"]``, by region the image (``hires`` and, for
-    Seurat, the same as ``lowres``) and the scale factors; ``uns["agl_sc"]``, units and kind of the predictions. ``sdata`` is
-    left as it is.
+    Seurat, the same as ``lowres``) and the scale factors; ``uns["agl_sc"]``, units and kind of the predictions. Where
+    there are intervals, ``layers["lower"]`` and ``layers["upper"]``. ``sdata`` is left as it is.
 
     Raises
     ------
@@ -129,13 +129,20 @@ def anndata_of(
         centres[region.rows], library[region.rows] = region.centres, region.name
     obs["library_id"] = pd.Categorical(library[rows])
     shown = [region for region in regions if inside[region.rows].any()]
+    layers = {} if prediction == "oof" else _bounds(study, genes, rows)
     uns: dict[str, Any] = {
         "spatial": {each.name: _library(each, study, max_image_px) for each in shown if each.levels},
         "agl_sc": {"units": study.normalize, "prediction": prediction, "version": version("agl-sc")},
     }
     if study.normalize.startswith("log1p"):
         uns["log1p"] = {}  # what scanpy asks for before it tests differences of genes
-    return AnnData(values, obs=obs, var=var, obsm={"spatial": centres[rows]}, uns=uns)
+    return AnnData(values, obs=obs, var=var, obsm={"spatial": centres[rows]}, layers=layers, uns=uns)
+
+
+def _bounds(study: Study, genes: list[str], rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    """Lower and upper bounds of some spots, where the predictions have intervals."""
+    bounds = bounds_of(study, genes)
+    return {} if bounds is None else {"lower": bounds[0][rows], "upper": bounds[1][rows]}
 
 
 def _predicted_part(

@@ -27,14 +27,29 @@ def by_section(codes: IntArray) -> list[HeldOutFold]:
     return [HeldOutFold(np.flatnonzero(codes != c), np.flatnonzero(codes == c)) for c in np.unique(codes)]
 
 
+def means_of(features: FloatArray, codes: IntArray) -> dict[int, FloatArray]:
+    return {int(c): features[codes == c].mean(axis=0) for c in np.unique(codes)}
+
+
+def fitted(features: FloatArray, codes: IntArray, folds: list[HeldOutFold] | None = None) -> Domain:
+    return Domain.fitted(features, codes, folds or by_section(codes), means=means_of(features, codes))
+
+
+def distance(domain: Domain, features: FloatArray, mean: FloatArray | None = None) -> FloatArray:
+    """Of spots of one section, in the middle of the training tissue unless its mean is given."""
+    means = {0: domain.reference.centre if mean is None else mean}
+    return domain.distance(features, np.zeros(len(features), dtype=np.int64), means=means)
+
+
 @pytest.fixture(scope="module")
 def domain() -> Domain:
     features, sections = tissue(0, 6)
-    return Domain.fitted(features, sections, by_section(sections))
+    return fitted(features, sections)
 
 
 def test_other_sections_of_the_same_kind_are_seldom_beyond(domain: Domain) -> None:
-    share = domain.distance(*tissue(1, 20))
+    features, sections = tissue(1, 20)
+    share = domain.distance(features, sections, means=means_of(features, sections))
     assert (share > BEYOND).mean() < 0.1
     assert np.quantile(share, 0.5) == pytest.approx(0.5, abs=0.2)
     assert ((share >= 0) & (share <= 1)).all()
@@ -52,26 +67,26 @@ def test_other_sections_of_the_same_kind_are_seldom_beyond(domain: Domain) -> No
     ],
 )
 def test_other_tissue_is_beyond(domain: Domain, change: Callable[[FloatArray], FloatArray]) -> None:
-    share = domain.distance(change(tissue(1, 3)[0]), np.arange(3 * N_EACH))
+    share = distance(domain, change(tissue(1, 3)[0]))
     assert (share > BEYOND).mean() > 0.9
 
 
 def test_a_constant_place_off_the_middle_is_beyond(domain: Domain) -> None:
     glass = np.tile(tissue(0, 6)[0].mean(axis=0) + 6.0, (30, 1))
-    assert (domain.distance(glass, np.arange(30)) == 1).all()
+    assert (distance(domain, glass) == 1).all()
 
 
 def test_the_share_counts_held_out_spots_that_lie_nearer(domain: Domain) -> None:
     features = tissue(3, 2)[0]
     distances = (domain.reference.parts(features) / domain.units).max(axis=1)
     expected = [(domain.held_out < each).mean() for each in distances]
-    np.testing.assert_allclose(domain.distance(features, np.arange(len(features))), expected)
+    np.testing.assert_allclose(distance(domain, features), expected)
 
 
 def test_held_out_spots_are_measured_from_the_others() -> None:
     features, sections = tissue(4, 4)
     features[sections == 3] += 30.0
-    domain = Domain.fitted(features, sections, by_section(sections))
+    domain = fitted(features, sections)
     one_section_of_four = domain.held_out[len(domain.held_out) * 3 // 4 + 5 :]
     assert one_section_of_four.min() > 10 * np.median(domain.held_out)
 
@@ -80,38 +95,48 @@ def test_sections_count_the_same_whatever_their_size() -> None:
     features, sections = tissue(5, 4)
     features[sections == 3] += 30.0
     kept = (sections != 3) | (np.arange(len(sections)) % 4 == 0)
-    domain = Domain.fitted(features[kept], sections[kept], by_section(sections[kept]))
+    domain = fitted(features[kept], sections[kept])
     assert (domain.held_out > 10 * np.median(domain.held_out)).mean() == pytest.approx(0.25, abs=0.02)
 
 
 def test_spots_without_features_have_no_distance(domain: Domain) -> None:
     features = tissue(6, 1)[0]
     features[3, 0] = np.nan
-    assert np.flatnonzero(np.isnan(domain.distance(features, np.zeros(N_EACH, dtype=np.int64)))).tolist() == [3]
+    assert np.flatnonzero(np.isnan(distance(domain, features))).tolist() == [3]
 
 
 def test_a_section_whose_spots_are_each_like_some_lies_beyond_as_a_whole(domain: Domain) -> None:
     features = tissue(7, 2)[0]
     extreme = features[np.argsort((features - features.mean(axis=0)) @ MIXING[0])[-30:]]
     moved = domain.reference.centre + 1.3 * (extreme - domain.reference.centre)
-    apart, together = np.arange(30), np.zeros(30, dtype=np.int64)
-    assert (domain.distance(moved, apart) > BEYOND).mean() < 0.9
-    assert domain.reference.shift(moved) > domain.limit[0]
-    assert (domain.distance(moved, together) == 1).all()
-    few = slice(0, 19)
-    np.testing.assert_array_equal(domain.distance(moved[few], together[few]), domain.distance(moved[few], apart[few]))
+    mean = moved.mean(axis=0)
+    assert (distance(domain, moved) > BEYOND).mean() < 0.9
+    assert (domain.reference.shifts(mean) > domain.limit).any()
+    assert (distance(domain, moved, mean) == 1).all()
+    assert (distance(domain, moved[:1], mean) == 1).all()  # whatever else is passed
 
 
 def test_the_limit_grows_with_what_training_sections_differ_in() -> None:
     features, sections = tissue(8, 4)
     within = [HeldOutFold(np.flatnonzero(fold), np.flatnonzero(~fold)) for fold in (np.arange(len(sections)) % 2 == 0,)]
-    assert Domain.fitted(features, sections, within).limit.tolist() == [1.0]
+    assert fitted(features, sections, within).limit.tolist() == [1.0, 0.8]
     features[sections == 2] += 5.0
     folds = by_section(sections)
-    domain = Domain.fitted(features, sections, folds)
-    shifts = [
-        float(np.sqrt((((features[f.held].mean(0) - r.centre) / r.scale) ** 2).mean()))
-        for f in folds
-        for r in [Reference.fitted(features[f.fit], sections[f.fit])]
-    ]
-    assert domain.limit[0] == pytest.approx(1.5 * max(shifts))
+    domain = fitted(features, sections, folds)
+    shifts = []
+    for fold in folds:
+        reference = Reference.fitted(features[fold.fit], sections[fold.fit])
+        moved = (features[fold.held].mean(axis=0) - reference.centre) / reference.scale
+        along = reference.axes @ moved / reference.spread
+        shifts.append([np.linalg.norm(moved) / np.sqrt(N_FEATURES), np.linalg.norm(along) / np.sqrt(len(along))])
+    np.testing.assert_allclose(domain.limit, 1.5 * np.max(shifts, axis=0))
+
+
+def test_another_organ_moves_the_mean_where_training_tissue_varies(domain: Domain) -> None:
+    reference, features = domain.reference, tissue(11, 1)[0]
+    organ = reference.centre + reference.scale * (0.9 * reference.spread @ reference.axes)
+    shifts = reference.shifts(organ)
+    assert shifts[0] < domain.limit[0]
+    assert shifts[1] == pytest.approx(0.9)
+    assert (distance(domain, features) > BEYOND).mean() < 0.1
+    assert (distance(domain, features, organ) == 1).all()

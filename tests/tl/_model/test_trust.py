@@ -48,11 +48,12 @@ def test_scores_and_domain_survive_a_file(trained: Trained, tmp_path: Path) -> N
     loaded = Model.load(tmp_path / "model")
     pd.testing.assert_frame_equal(loaded.scores, model.scores)
     features = np.asarray(trained[0]["table"].obsm["agl_features"])
-    codes = np.zeros(len(features), dtype=np.int64)
+    codes, means = np.zeros(len(features), dtype=np.int64), {0: features.mean(axis=0, dtype=float)}
     first, second = domain_of(model), domain_of(loaded)
     assert first is not None
     assert second is not None
-    np.testing.assert_array_equal(first.distance(features, codes), second.distance(features, codes))
+    found = [each.distance(features, codes, means=means) for each in (first, second)]
+    np.testing.assert_array_equal(*found)
 
 
 def test_training_writes_both_and_leaves_no_gene_out(trained: Trained) -> None:
@@ -116,6 +117,18 @@ def test_a_slide_of_another_stain_is_told(trained: Trained, caplog: pytest.LogCa
     assert (table.obs["agl_distance"] > 0.99).all()
     assert "100 % of the spots of section_1 lie farther from the training tissue than 99 %" in caplog.text
     assert name in sdata.images
+
+
+def test_a_crop_is_as_far_as_the_whole(trained: Trained) -> None:
+    sdata, model = other_tissue(), trained[1]
+    tl.predict(sdata, model)
+    table = sdata["table"]
+    whole = table.obs["agl_distance"].copy()
+    assert whole.nunique() > 10
+    kept = np.arange(table.n_obs) % 5 == 0
+    cropped = SpatialData(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": table[kept].copy()})
+    tl.predict(cropped, model)
+    np.testing.assert_array_equal(cropped["table"].obs["agl_distance"], whole[kept])
 
 
 def test_figures_say_what_is_to_be_expected(trained: Trained) -> None:

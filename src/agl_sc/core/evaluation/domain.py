@@ -1,6 +1,6 @@
 """How far spots lie from the tissue that a model was trained on, measured by training spots that were held out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,10 @@ _SPOTS_PER_AXIS = 4
 _LEAST_SPREAD = 0.05
 """Of the median feature's spread within sections; features that hardly vary would be worth hundreds of others."""
 _N_QUANTILES = 1000
-FEWEST_SPOTS = 20
-"""Of a section that is looked at as a whole."""
-_LEAST_LIMIT, _BEYOND_FARTHEST = 1.0, 1.5
-"""A section lies beyond if its mean is moved by more than a spread within sections, and by half as much again as any that was held out."""
+_LEAST_LIMITS, _BEYOND_FARTHEST = (1.0, 0.8), 1.5
+"""A section lies beyond if its mean is moved by more than this, over all features in spreads within sections or along the leading axes in
+theirs, and by half as much again as that of any that was held out. Sections of another patient of the same tumour were moved by .6 in
+either, another stain by 1.4 in the first, another organ by 1 or more in the second."""
 _ROWS = 4096
 
 
@@ -54,10 +54,13 @@ class Reference:
         spread = singular / np.sqrt(len(scaled))
         return cls(centre, scale, axes, np.maximum(spread, 1e-6 * spread[0] if spread[0] > 0 else 1.0))
 
-    def shift(self, features: Floats) -> float:
-        """How far the mean of some spots lies from the centre: root mean square over features, in spreads within sections."""
-        moved = (np.asarray(features, dtype=float).mean(axis=0) - self.centre) / self.scale
-        return float(np.sqrt((moved**2).mean()))
+    def shifts(self, mean: FloatArray) -> FloatArray:
+        """How far the mean of a section, (n_features,), lies from the centre, (2,).
+
+        Root mean squares: over all features, in spreads within sections, and along the leading axes, in the spread along each.
+        """
+        moved = (mean - self.centre) / self.scale
+        return np.sqrt([(moved**2).mean(), ((self.axes @ moved / self.spread) ** 2).mean()])
 
     def parts(self, features: Floats) -> FloatArray:
         """Mean squares along the axes, in units of their spread, and off them, (n_spots, 2)."""
@@ -83,10 +86,12 @@ class Domain:
     held_out: FloatArray
     """Distances of held-out training spots, as 1,000 quantiles in rising order; every section counts the same."""
     limit: FloatArray
-    """Shift of its mean from which on a section lies beyond as a whole, (1,)."""
+    """Shifts of its mean from which on a section lies beyond as a whole, (2,)."""
 
     @classmethod
-    def fitted(cls, features: Floats, sections: IntArray, folds: Sequence[HeldOutFold]) -> "Domain":
+    def fitted(
+        cls, features: Floats, sections: IntArray, folds: Sequence[HeldOutFold], *, means: Mapping[int, FloatArray]
+    ) -> "Domain":
         """From training spots, every fold measured from the spots of the others.
 
         The distance is the larger of two, each in units of its median: the mean square along the leading axes (of
@@ -101,19 +106,20 @@ class Domain:
             Section of every spot, (n_spots,).
         folds
             What is held out together.
+        means
+            Mean features of the whole tissue of every section, (n_features,).
 
         References
         ----------
         Jackson and Mudholkar, Control procedures for residuals associated with principal component analysis,
         Technometrics 21, 1979.
         """
-        parts, farthest = np.full((len(features), 2), np.nan), 0.0
+        parts, farthest = np.full((len(features), 2), np.nan), np.zeros(2)
         for fold in folds:
             reference = Reference.fitted(features[fold.fit], sections[fold.fit])
             parts[fold.held] = reference.parts(features[fold.held])
             for code in set(sections[fold.held].tolist()) - set(sections[fold.fit].tolist()):
-                inside = fold.held[sections[fold.held] == code]
-                farthest = max(farthest, reference.shift(features[inside]))
+                farthest = np.maximum(farthest, reference.shifts(means[code]))
         known = np.isfinite(parts).all(axis=1)
         units = np.maximum(np.median(parts[known], axis=0), 1e-12)
         distances, codes = (parts[known] / units).max(axis=1), sections[known]
@@ -122,21 +128,30 @@ class Domain:
         below = np.cumsum(weights[order])
         wanted = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES * below[-1]
         quantiles = distances[order][np.searchsorted(below, wanted)]
-        limit = np.array([max(_LEAST_LIMIT, _BEYOND_FARTHEST * farthest)])
+        limit = np.maximum(_LEAST_LIMITS, _BEYOND_FARTHEST * farthest)
         return cls(Reference.fitted(features, sections), units, quantiles, limit)
 
-    def distance(self, features: Floats, sections: IntArray) -> FloatArray:
+    def distance(self, features: Floats, sections: IntArray, *, means: Mapping[int, FloatArray]) -> FloatArray:
         """Share of held-out training spots that lie nearer than each spot, in [0, 1], (n_spots,).
 
         1 for all spots of a section that lies beyond as a whole: tissue varies so much that each spot of another stain may
-        look like some training spot, and all of them together like none. NaN for a spot without features.
+        look like some training spot, and all of them together like none. NaN for a spot without features. A spot's distance
+        does not depend on which others are passed.
+
+        Parameters
+        ----------
+        features
+            (n_spots, n_features).
+        sections
+            Section of every spot, (n_spots,).
+        means
+            Mean features of the whole tissue of every section, (n_features,).
         """
         share = np.full(len(features), np.nan)
         known = np.isfinite(features).all(axis=1)
         distances = (self.reference.parts(features[known]) / self.units).max(axis=1)
         share[known] = np.searchsorted(self.held_out, distances, side="left") / len(self.held_out)
         for code in np.unique(sections[known]):
-            inside = known & (sections == code)
-            if inside.sum() >= FEWEST_SPOTS and self.reference.shift(features[inside]) > self.limit[0]:
-                share[inside] = 1.0
+            if (self.reference.shifts(means[code]) > self.limit).any():
+                share[known & (sections == code)] = 1.0
         return share

@@ -23,6 +23,8 @@ BETWEEN = "pearson_between"
 """The metric over several sections; of one alone it is NaN."""
 NAMES = (*METRICS, BEYOND_DEPTH, *SPATIAL, *CEILING, BETWEEN)
 """Every metric, in the order of columns."""
+COVERAGE = "coverage"
+"""The metric of intervals, which is there where they are."""
 
 
 def section_metrics(

@@ -151,14 +151,33 @@ def _joined(first: Shrinkage, second: Shrinkage) -> Shrinkage:
     return Shrinkage(*parts)
 
 
-def _errors(spots: MeasuredSpots, shrinkage: Shrinkage, *, scale: FloatArray, folds: IntArray) -> FloatArray:
-    """Mean squared error over the genes, in squared spreads, of every spot when it is held out, (n_spots,)."""
-    errors = np.empty(len(folds))
+def held_out_adapted(spots: MeasuredSpots, shrinkage: Shrinkage, *, seed: int = 0) -> FloatArray:
+    """Adapted predictions of every spot by the spots of the other folds, (n_spots, n_genes).
+
+    Parameters
+    ----------
+    spots
+        Measured spots.
+    shrinkage
+        How strongly every part is held back.
+    seed
+        Of the folds, those of :func:`adapted_to`.
+    """
+    return _held_out(spots, shrinkage, folds=_folds(len(spots.measured), seed))
+
+
+def _held_out(spots: MeasuredSpots, shrinkage: Shrinkage, *, folds: IntArray) -> FloatArray:
+    predicted = np.empty_like(spots.measured)
     for fold in np.unique(folds):
         held = np.flatnonzero(folds == fold)
-        own = fitted(spots.take(np.flatnonzero(folds != fold)), shrinkage)
         out = spots.take(held)
-        errors[held] = (((out.measured - own(out.predicted, out.basis)) / scale) ** 2).mean(axis=1)
+        predicted[held] = fitted(spots.take(np.flatnonzero(folds != fold)), shrinkage)(out.predicted, out.basis)
+    return predicted
+
+
+def _errors(spots: MeasuredSpots, shrinkage: Shrinkage, *, scale: FloatArray, folds: IntArray) -> FloatArray:
+    """Mean squared error over the genes, in squared spreads, of every spot when it is held out, (n_spots,)."""
+    errors: FloatArray = (((spots.measured - _held_out(spots, shrinkage, folds=folds)) / scale) ** 2).mean(axis=1)
     return errors
 
 

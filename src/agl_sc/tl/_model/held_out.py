@@ -1,6 +1,6 @@
 """Scores of every gene on spots that are held out, in folds that share nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse
 
 from agl_sc._sdata.study import Study
-from agl_sc.core.arrays import BoolArray, IntArray, StrArray
+from agl_sc.core.arrays import BoolArray, FloatArray, IntArray, StrArray
 from agl_sc.core.evaluation.gene_scores import GeneScores
 from agl_sc.core.evaluation.held_out import HeldOutFold, Samples, held_out_predictions
 from agl_sc.core.evaluation.lattice import Lattice
@@ -146,8 +146,18 @@ def samples_of(study: Study, spots: HeldOut, columns: IntArray) -> tuple[Samples
     return Samples(features, expression, library, spots.codes), raw
 
 
+Blocks = Callable[[slice, FloatArray, FloatArray], None]
+"""Takes consecutive genes, with what was measured and predicted of them."""
+
+
 def score_genes(
-    study: Study, spots: HeldOut, columns: IntArray, *, lattices: Mapping[str, Lattice], seed: int
+    study: Study,
+    spots: HeldOut,
+    columns: IntArray,
+    *,
+    lattices: Mapping[str, Lattice],
+    seed: int,
+    also: Blocks | None = None,
 ) -> pd.DataFrame:
     """A row per gene with the columns of :data:`agl_sc.core.evaluation.gene_scores.COLUMNS`.
 
@@ -163,12 +173,16 @@ def score_genes(
         Lattice of all spots of every section of the table that lies on one.
     seed
         Of the count splitting behind the noise ceiling.
+    also
+        Takes the same predictions, block by block.
     """
     samples, counts = samples_of(study, spots, columns)
     scores = empty_scores(study, spots, n_genes=len(columns), lattices=lattices)
     with Progress[int](total=len(columns), desc="held-out scores", unit="gene") as bar:
         for genes, measured, predicted in held_out_predictions(samples, spots.folds):
             scores.add(genes, measured, predicted)
+            if also is not None:
+                also(genes, measured, predicted)
             bar.update(measured.shape[1])
     scores.add_ceilings(counts, seed=seed)
     return scores.table([str(name) for name in study.table.var_names[columns]])

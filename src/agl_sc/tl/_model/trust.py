@@ -12,13 +12,16 @@ from agl_sc._sdata.genes import find_genes
 from agl_sc._sdata.predictions import genes_table
 from agl_sc._sdata.records import HeldOutRecord, forget, remember
 from agl_sc._sdata.study import Study
-from agl_sc.core.arrays import BoolArray, StrArray
+from agl_sc._sdata.table import region_of
+from agl_sc.core.arrays import BoolArray, FloatArray, IntArray, StrArray
 from agl_sc.core.evaluation.domain import BEYOND, Domain, Reference
 from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.training.recipe import TrainingData
 from agl_sc.model import Model
+from agl_sc.pp._features.reference import reference_of
 from agl_sc.tl._model.held_out import HeldOut, held_out_of, lattices_in, score_genes
+from agl_sc.tl._model.intervals import Residuals, named_patients
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ _SHOWN = 3
 
 
 def with_trust(study: Study, data: TrainingData, model: Model, *, seed: int) -> Model:
-    """The model with scores of all its genes and the place of its training tissue, from training and validation spots.
+    """The model with scores of all its genes, its residuals and the place of its training tissue, from training and validation spots.
 
     Where the spots are too few to hold any out, the model stays as it is, and the log says why.
     """
@@ -40,18 +43,26 @@ def with_trust(study: Study, data: TrainingData, model: Model, *, seed: int) -> 
         logger.warning("The model has no held-out scores and does not know its training tissue: %s", error.args[0])
         return model
     columns = study.table.var_names.get_indexer(model.genes)
-    scores = score_genes(study, spots, columns, lattices=lattices_in(study), seed=seed)
+    residuals = Residuals(spots, named_patients(study)[spots.rows], model.selected)
+    scores = score_genes(study, spots, columns, lattices=lattices_in(study), seed=seed, also=residuals.add)
     said = {"by": spots.by, "sections": spots.names, "words": spots.words}
     listed = {name: [round(float(value), _DIGITS) for value in scores[name]] for name in COLUMNS}
     domain = _domain_tensors(_domain(study, spots))
-    return replace(
-        model, card={**model.card, "scores": {**said, "columns": listed}}, tensors={**model.tensors, **domain}
-    )
+    card = {**model.card, "scores": {**said, "columns": listed}}
+    return residuals.kept_by(replace(model, card=card, tensors={**model.tensors, **domain}))
 
 
 def _domain(study: Study, spots: HeldOut) -> Domain:
     features = np.asarray(study.table.obsm[study.keys.features])[spots.rows]
-    return Domain.fitted(features, spots.codes, spots.folds)
+    codes, means = _regions(study)
+    return Domain.fitted(features, codes[spots.rows], spots.folds, means=means)
+
+
+def _regions(study: Study) -> tuple[IntArray, dict[int, FloatArray]]:
+    """Number of the region of every spot, and what is remembered of the mean features of its tissue."""
+    names, codes = np.unique(region_of(study.table).to_numpy(dtype=str), return_inverse=True)
+    reference = reference_of(study)
+    return codes.astype(np.int64), {code: reference[name] for code, name in enumerate(names.tolist())}
 
 
 def _domain_tensors(domain: Domain) -> dict[str, torch.Tensor]:
@@ -126,22 +137,33 @@ def write_scores(study: Study, model: Model) -> None:
     remember(study.table, study.keys, HeldOutRecord({name: said[name] for name in ("by", "sections", "words")}))
 
 
-def write_distance(study: Study, model: Model, seen: BoolArray) -> None:
-    """Write how far every spot lies from the training tissue, NaN for those that the model was fitted among."""
-    table, keys = study.table, study.keys
+def distance_of(study: Study, model: Model, seen: BoolArray) -> FloatArray | None:
+    """How far every spot lies from the training tissue, NaN for those that the model was fitted among, (n_obs,).
+
+    None of a model that does not know its training tissue.
+    """
     domain = domain_of(model)
     if domain is None:
+        return None
+    share = np.full(study.table.n_obs, np.nan)
+    codes, means = _regions(study)
+    features = np.asarray(study.table.obsm[study.keys.features])
+    share[~seen] = domain.distance(features[~seen], codes[~seen], means=means)
+    return share
+
+
+def write_distance(study: Study, model: Model, share: FloatArray | None) -> None:
+    """Write what :func:`distance_of` gives, and tell of sections beyond; an earlier one goes where there is none."""
+    table, keys = study.table, study.keys
+    if share is None:
         if keys.distance in table.obs:
             del table.obs[keys.distance]
         return
-    share = np.full(table.n_obs, np.nan)
-    codes = np.unique(study.section_names, return_inverse=True)[1].astype(np.int64)
-    share[~seen] = domain.distance(np.asarray(table.obsm[keys.features])[~seen], codes[~seen])
     table.obs[keys.distance] = share
     _tell_beyond(share, study.section_names, by=model.card["scores"]["by"])
 
 
-def _tell_beyond(share: "np.ndarray[Any, np.dtype[np.float64]]", sections: StrArray, *, by: str) -> None:
+def _tell_beyond(share: FloatArray, sections: StrArray, *, by: str) -> None:
     known = np.isfinite(share)
     beyond = pd.Series(share[known] > BEYOND).groupby(sections[known]).mean()
     for name, part_beyond in beyond[beyond > _MOSTLY].items():
