@@ -124,7 +124,10 @@ def test_other_patients_are_refused(
     sdata, model = of_one_patient
     sdata["table"].obs["patient"] = patient
     sdata["table"].obs["patient"] = sdata["table"].obs["patient"].astype(object)
-    with unchanged(sdata), pytest.raises(ValueError, match=rf"No interval of 90% can be promised. section_5, section_6: .*{said}"):
+    with (
+        unchanged(sdata),
+        pytest.raises(ValueError, match=rf"No interval of 90% can be promised. section_5, section_6: .*{said}"),
+    ):
         tl.predict(sdata, model, interval=0.9)
 
 
