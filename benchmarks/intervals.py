@@ -71,7 +71,8 @@ def main() -> None:
     sdata = sections_of(arguments.data, "mousebrain" if is_brain else "sections")
     if is_brain:
         sdata["table"].obs["patient"] = "mouse"
-    agl_sc.pp.embed(sdata, context=(), orientations=1, **({"tile_px": 32, "mpp": "image"} if is_brain else {}))
+    options: dict[str, Any] = {"tile_px": 32, "mpp": "image"} if is_brain else {}
+    agl_sc.pp.embed(sdata, context=(), orientations=1, **options)
     names = sorted(set(sdata["table"].obs["section"]))
     designs = [(name, [other for other in names if other != name]) for name in names]
     rows: list[dict[str, Any]] = []

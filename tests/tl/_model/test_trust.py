@@ -52,8 +52,8 @@ def test_scores_and_domain_survive_a_file(trained: Trained, tmp_path: Path) -> N
     first, second = domain_of(model), domain_of(loaded)
     assert first is not None
     assert second is not None
-    found = [each.distance(features, codes, means=means) for each in (first, second)]
-    np.testing.assert_array_equal(*found)
+    expected = first.distance(features, codes, means=means)
+    np.testing.assert_array_equal(expected, second.distance(features, codes, means=means))
 
 
 def test_training_writes_both_and_leaves_no_gene_out(trained: Trained) -> None:
