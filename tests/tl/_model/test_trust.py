@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from spatialdata import SpatialData
+from tests.conftest import duplicate
 
 from agl_sc import datasets, pl, tl
 from agl_sc._sdata.keys import Keys
@@ -126,7 +127,8 @@ def test_a_crop_is_as_far_as_the_whole(trained: Trained) -> None:
     whole = table.obs["agl_distance"].copy()
     assert whole.nunique() > 10
     kept = np.arange(table.n_obs) % 5 == 0
-    cropped = SpatialData(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": table[kept].copy()})
+    cropped = duplicate(sdata)
+    cropped["table"] = table[kept].copy()
     tl.predict(cropped, model)
     np.testing.assert_array_equal(cropped["table"].obs["agl_distance"], whole[kept])
 
