@@ -293,3 +293,48 @@ def test_success_keeps_what_was_written() -> None:
 )
 def test_near_matches(name: str, known: list[str], expected: str) -> None:
     assert near_matches([name], known) == expected
+
+
+KINDS = ["Gene Expression"] * 3 + ["Antibody Capture", "Negative Control Probe"]
+
+
+@pytest.mark.parametrize("key", ["feature_types", "feature_type"])
+@pytest.mark.parametrize("as_category", [True, False])
+def test_features_beside_genes_are_refused_until_they_are_left_out(*, key: str, as_category: bool) -> None:
+    kinds = pd.Series(KINDS, dtype="category" if as_category else object).to_numpy()
+    table = AnnData(np.ones((4, 5), np.float32), var=pd.DataFrame({key: kinds}, index=list("ABCDE")))
+    with pytest.raises(
+        ValueError, match=rf"var\['{key}'\] names features that are no genes \(1 of .*, 1 of .*keep genes alone"
+    ):
+        counts_of(table, None)
+    genes = table[:, table.var[key] == "Gene Expression"].copy()
+    assert counts_of(genes, None).shape == (4, 3)
+
+
+@pytest.mark.parametrize("kinds", [["protein_coding", "lncRNA"], ["Gene Expression"] * 2, ["Peaks"] * 2])
+def test_columns_that_tell_no_genes_from_others_are_passed_over(kinds: list[str]) -> None:
+    table = AnnData(np.ones((4, 2), np.float32), var=pd.DataFrame({"feature_type": kinds}, index=list("AB")))
+    assert counts_of(table, None).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "regions", "expected"),
+    [
+        (["lib", "lib", "lib"], ["lib-x", "lib-y", "lib-y"], ["lib-x", "lib-y", "lib-y"]),
+        (["lib", "lib", "b"], ["lib-x", "lib-y", "b-y"], ["lib-x", "lib-y", "b"]),
+        (["lib", "lib", "lib"], ["lib-x", "lib-x", "lib-x"], ["lib", "lib", "lib"]),
+        (["A", "A", "A"], ["left", "right", "right"], ["A", "A", "A"]),
+        (["A", "A", "A"], ["A-1", "B-1", "A-2"], ["A", "A", "A"]),
+    ],
+    ids=["several", "one of two", "one", "named by hand", "other names too"],
+)
+def test_sections_that_concatenation_renamed_are_their_regions(
+    names: list[str], regions: list[str], expected: list[str]
+) -> None:
+    obs = pd.DataFrame({"section": names, "region": pd.Categorical(regions), "spot": range(3)}, index=list("abc"))
+    table = AnnData(
+        np.ones((3, 1)),
+        obs=obs,
+        uns={"spatialdata_attrs": {"region_key": "region", "instance_key": "spot", "region": sorted(set(regions))}},
+    )
+    assert section_of(table).tolist() == expected

@@ -80,7 +80,7 @@ def no_patient(sdata: SpatialData) -> None:
 
 PROBLEMS = [
     pytest.param(no_table, "sdata has no table; add one that annotates the spots", id="no table"),
-    pytest.param(region_without_shapes, "Region 'section_2' of the table is not a shapes element", id="region without shapes"),
+    pytest.param(region_without_shapes, "Region 'section_2' of the table is none of the shapes, points and labels", id="region without shapes"),
     pytest.param(another_system, "No image shares a coordinate system with 'section_2'", id="no image"),
     pytest.param(unknown_scale, "The microns per pixel of 'section_1_image' are unknown; pass image_mpp=", id="mpp unknown"),
     pytest.param(wrong_scale, "image_mpp=10 of 'section_2_image' contradicts the visium spot pitch", id="mpp contradictory"),

@@ -326,3 +326,20 @@ def test_a_backed_table(tmp_path: Path) -> None:
     assert sdata.attrs == expected.attrs
     np.testing.assert_array_equal(sdata["s1"].get_coordinates(), expected["s1"].get_coordinates())
     adata.file.close()
+
+
+@pytest.mark.parametrize("fraction", [0.1, 1.0])
+@pytest.mark.parametrize("turn", range(4))
+def test_positions_as_row_and_column_are_told_and_no_turned_section_is(
+    *, fraction: float, turn: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    adata = hexagonal(fraction=fraction)
+    x, y = adata.obsm["spatial"].T
+    turned = [(x, y), (860 - y, x), (860 - x, 860 - y), (y, 860 - x)][turn]
+    adata.obsm["spatial"] = np.column_stack(turned)
+    adata.uns["spatial"]["s1"]["images"]["hires"] = pixels(0, (440, 440))
+    from_anndata(adata.copy(), technology="visium")
+    assert "(row, column)" not in caplog.text
+    adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
+    from_anndata(adata, technology="visium")
+    assert ("(row, column) instead of (x, y)" in caplog.text) == (turn == 0)

@@ -68,7 +68,9 @@ def test_no_level_of_libraries() -> None:
 def test_no_libraries_at_all(stored: Any) -> None:
     adata = make(["s1"])
     adata.uns["spatial"] = stored
-    with pytest.raises(KeyError, match=r"uns\['spatial'\] has no library 'section'; it has none; or pass image="):
+    with pytest.raises(
+        KeyError, match=r"uns\['spatial'\] has no library 'section' \(it has none\); pass image=, or keep them"
+    ):
         from_anndata(adata)
     sdata = from_anndata(adata, pixels(0, FULL_SIZE), technology="ST")
     assert sdata["section"]["radius"].unique() == pytest.approx(PITCH_PX / 4)

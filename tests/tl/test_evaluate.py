@@ -217,7 +217,7 @@ def test_without_positions_the_spatial_metrics_are_undefined_unless_asked_for(
     assert result[["ssim", "moran_ratio", "p_value", "fdr"]].isna().all(axis=None)
     assert np.isfinite(result[BASIC]).all(axis=None)
     assert any(message.startswith("ssim, moran_ratio, p_value, fdr are undefined, for") for message in caplog.messages)
-    with pytest.raises(KeyError, match="Region 'section_1' of the table is not a shapes element"):
+    with pytest.raises(KeyError, match="Region 'section_1' of the table is none of the shapes, points and labels"):
         evaluate(sdata, metrics=["moran_ratio"])
 
 

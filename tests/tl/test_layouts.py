@@ -9,11 +9,12 @@ import pytest
 import scipy.sparse
 import shapely
 from anndata import AnnData
-from spatialdata import SpatialData
+from spatialdata import SpatialData, concatenate, deepcopy
 from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale
 
 from agl_sc import pl, pp, tl
+from agl_sc._sdata.study import Study
 from agl_sc.tl import TrainConfig
 
 SIDE, PITCH = 14, 20
@@ -138,3 +139,36 @@ def test_sections_smaller_than_a_block_are_divided_and_that_is_told(caplog: pyte
     assert "The sections are too small for blocks of 500 um and a buffer of 150 um" in caplog.text
     assert set(sdata["table"].obs["agl_split"]) >= {"train", "validation", "test"}
     assert sdata["table"].uns["agl"]["split"]["block_um"] < 320
+
+
+def test_sections_of_one_name_put_together_are_sections_of_their_own(tissue: SpatialData) -> None:
+    """spatialdata.concatenate renames regions, and leaves the columns that readers wrote."""
+    parts = {}
+    for name in ("section_1", "section_2", "section_3"):
+        part = deepcopy(tissue.filter_by_coordinate_system(name))  # concatenate renames systems in place
+        own = part["table"].copy()
+        own.obs[["section", "patient"]] = "lib"
+        image, shapes = part[f"{name}_image"], part[name]
+        own.obs["region"] = pd.Categorical(["lib"] * own.n_obs)
+        own.uns["spatialdata_attrs"]["region"] = "lib"
+        parts[name[-1]] = SpatialData(images={"lib_image": image}, shapes={"lib": shapes}, tables={"table": own})
+    whole = concatenate(parts, concatenate_tables=True)
+    pp.split(whole, by="section", test="lib-1", validation="lib-2", image_mpp=1.0)
+    sets = whole["table"].obs.groupby("region", observed=True)["agl_split"].unique()
+    assert {name: found.tolist() for name, found in sets.items()} == {
+        "lib-1": ["test"], "lib-2": ["validation"], "lib-3": ["train"]
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"nobody named those of 3 sections \(lib-1, lib-2, lib-3\)"):
+        pp.split(whole, by="patient", image_mpp=1.0)
+
+
+@pytest.mark.parametrize("kinds", [(int, str), (str, int), (int, float)])
+def test_names_that_became_text_on_one_side_are_found(tissue: SpatialData, kinds: tuple[type, type]) -> None:
+    sdata = deepcopy(tissue.filter_by_coordinate_system("section_1"))
+    expected = Study.of(sdata).positioned[0].centres
+    order = np.random.default_rng(0).permutation(sdata["table"].n_obs)
+    shapes = sdata["section_1"].iloc[order]
+    shapes.index = [kinds[0](number) for number in order]
+    sdata.shapes["section_1"] = shapes
+    sdata["table"].obs["spot_id"] = [kinds[1](number) for number in range(len(order))]
+    np.testing.assert_array_equal(Study.of(sdata).positioned[0].centres, expected)

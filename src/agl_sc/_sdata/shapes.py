@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from agl_sc._sdata.geometry import spot_pitch_px
-from agl_sc.core.arrays import FloatArray
+from agl_sc.core.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -20,13 +20,26 @@ def element_of(sdata: "SpatialData", name: str) -> Any:
     for elements in (sdata.shapes, sdata.points, sdata.labels):
         if name in elements:
             return elements[name]
-    msg = f"Region {name!r} of the table is not a shapes element; the shapes are {', '.join(sorted(sdata.shapes)) or 'none'}."
+    there = sorted({*sdata.shapes, *sdata.points, *sdata.labels})
+    msg = (
+        f"Region {name!r} of the table is none of the shapes, points and labels ({', '.join(there) or 'none'}); name those that are there with "
+        "shapes_key=, or keep their rows alone: sdata.tables[name] = table[table.obs[region_key].isin([...])].copy()."
+    )
     raise KeyError(msg)
 
 
 def shapes_of(element: Any) -> Any:
     """Shapes or points as they are; of labels, circles of the same area around the centre of every object."""
     return element if hasattr(element, "columns") else _circles(element)
+
+
+def find_instances(names: "pd.Index[Any]", instances: "pd.Series[Any]") -> IntArray:
+    """Number of every instance among the unique names of an element, -1 where it is none; numbers that became text on one side are found."""
+    found: IntArray = names.get_indexer(pd.Index(instances)).astype(np.int64)
+    texts = names.astype(str)
+    if len(found) and (found < 0).all() and texts.is_unique:
+        found = texts.get_indexer(pd.Index(instances.astype(str))).astype(np.int64)
+    return found
 
 
 def _circles(labels: Any) -> "gpd.GeoDataFrame":
@@ -73,17 +86,18 @@ def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[Floa
     shapes = shapes_of(shapes)
     if not hasattr(shapes, "geometry"):  # a points element, lazy
         shapes = shapes[["x", "y"]].compute()
-    missing = ~instances.isin(shapes.index)
-    if missing.any():
-        msg = (
-            f"{int(missing.sum())} spots of the table have no shape in {name!r} (e.g. {instances[missing].iloc[0]!r}); "
-            "drop them from the table, or fix its instance_key."
-        )
-        raise ValueError(msg)
     if not shapes.index.is_unique:
         msg = f"Shapes {name!r} hold several shapes of one name (e.g. {shapes.index[shapes.index.duplicated()][0]!r}); make their index unique."
         raise ValueError(msg)
-    rows = shapes.loc[instances]
+    found = find_instances(shapes.index, instances)
+    missing = found < 0
+    if missing.any():
+        msg = (
+            f"{int(missing.sum())} spots of the table have no shape in {name!r} (e.g. {instances[missing].iloc[0]!r}, where shapes are named "
+            f"{', '.join(map(repr, shapes.index[:2].tolist()))}); drop them from the table, or fix its instance_key."
+        )
+        raise ValueError(msg)
+    rows = shapes.iloc[found]
     if not hasattr(rows, "geometry"):
         centres = rows.to_numpy(dtype=float)
         return centres, spot_pitch_px(centres, "st") / 2, None

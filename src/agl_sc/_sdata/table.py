@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+GENES = "Gene Expression"
+"""Type of the features that are genes, in files of 10x Genomics."""
 X = "X"
 """What ``layer=`` calls X itself, where another layer was named earlier."""
 _YES = ("1", "1.0", "true", "t", "yes", "y")
@@ -66,7 +68,8 @@ def name_of_table(sdata: "SpatialData", table_key: str | None, key_added: str | 
         prepared = [name for name in tables if key_added is not None and key_added in sdata.tables[name].uns]
         if len(prepared) == 1:
             return str(prepared[0])
-        msg = f"sdata has several tables ({', '.join(tables)}); name one with table_key=."
+        several = ", or put sections together with spatialdata.concatenate(..., concatenate_tables=True)"
+        msg = f"sdata has several tables ({', '.join(tables)}); name one with table_key={several}."
         raise ValueError(msg)
     if table_key is not None and table_key not in tables:
         msg = f"table_key={table_key!r} is not in sdata; its tables are {', '.join(tables)}."
@@ -115,7 +118,7 @@ def region_of(table: "AnnData") -> "pd.Series[str]":
 
 
 def section_of(table: "AnnData") -> "pd.Series[str]":
-    """Section of every spot: ``obs["section"]``, or the region where there is no such column."""
+    """Section of every spot: ``obs["section"]``, or the region where there is no such column, or where it is :func:`outdated`."""
     if "section" not in table.obs:
         return region_of(table)
     column = table.obs["section"]
@@ -128,7 +131,22 @@ def section_of(table: "AnnData") -> "pd.Series[str]":
         )
         raise ValueError(msg)
     named: pd.Series[str] = column.astype(str)
-    return named
+    old = outdated(table)
+    return named.where(~old, region_of(table)) if old.any() else named
+
+
+def outdated(table: "AnnData") -> BoolArray:
+    """Spots whose ``obs["section"]`` is of before spatialdata.concatenate renamed several regions S to S-a, S-b, (n_obs,)."""
+    if "section" not in table.obs or "spatialdata_attrs" not in table.uns:
+        return np.zeros(table.n_obs, dtype=bool)
+    names, regions = table.obs["section"].astype(str), region_of(table)
+    found: dict[str, set[str]] = {}
+    for name, region in set(zip(names, regions, strict=True)):
+        found.setdefault(name, set()).add(region)
+    renamed = [
+        name for name, of in found.items() if len(of) > 1 and all(region.startswith(f"{name}-") for region in of)
+    ]
+    return names.isin(renamed).to_numpy(dtype=bool)
 
 
 def off_tissue(obs: "pd.DataFrame") -> BoolArray:
@@ -171,6 +189,7 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
     if layer not in (None, X) and layer not in table.layers:
         msg = f"layer={layer!r} is not in the table; its layers are {', '.join(name for name in table.layers if name) or 'none'} (None means X)."
         raise KeyError(msg)
+    _refuse_other_features(table)
     is_layer = layer is not None and layer in table.layers
     matrix = table.layers[layer] if is_layer else table.X
     where = f"layers[{layer!r}]" if is_layer else "X"
@@ -189,6 +208,19 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
         return counts
     msg = f"{where} holds {fault}; raw counts are needed, {_counts_elsewhere(table, layer if is_layer else X)}."
     raise ValueError(msg)
+
+
+def _refuse_other_features(table: "AnnData") -> None:
+    """Refuse antibodies, control probes and the like beside genes, by the column of ``var`` that 10x Genomics' files have."""
+    for key in ("feature_types", "feature_type"):
+        kinds = table.var[key].astype(str) if key in table.var else None
+        if kinds is not None and 0 < (kinds == GENES).sum() < len(kinds):
+            others = ", ".join(f"{n} of {kind}" for kind, n in kinds[kinds != GENES].value_counts().items())
+            msg = (
+                f"var[{key!r}] names features that are no genes ({others}), whose counts would count as those of genes; keep genes alone: "
+                f"table[:, table.var[{key!r}] == {GENES!r}].copy()."
+            )
+            raise ValueError(msg)
 
 
 def _counts_elsewhere(table: "AnnData", asked: str | None) -> str:

@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from agl_sc._sdata.geometry import (
-    HD,
-    PITCH_UM,
-    Bins,
-    bin_side_um,
-    check_mpp,
-    is_positive_number,
-    technology_named,
-)
+from agl_sc._sdata.geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp, is_positive_number, technology_named
 from agl_sc._sdata.table import off_tissue
 from agl_sc.core.arguments import check_name
 from agl_sc.core.arrays import FloatArray
-from agl_sc.io._anndata_checks import refuse_gaps, refuse_names, refuse_shared_places, tell_outside_tissue
+from agl_sc.io._anndata_checks import (
+    refuse_gaps,
+    refuse_names,
+    refuse_shared_places,
+    tell_outside_tissue,
+    tell_transposed,
+)
 from agl_sc.io._anndata_libraries import ONLY_LIBRARY, Source, libraries_of, source_given, source_in_uns
 from agl_sc.io._anndata_positions import array_of, centres_of
 from agl_sc.io._image import image_element
@@ -154,6 +152,7 @@ def from_anndata(
         rows = np.asarray(library_of_spot == name)
         refuse_shared_places(adata, centres, array, rows=rows, name=name)
         spots = _Spots(adata.obs_names[rows], centres[rows], None if array is None else array[rows])
+        tell_transposed(adata, spots.centres, spots.array, name=name)
         side_um = _side_um(sources[name], sides_um[name]) if known == HD else None
         libraries.append(_resolve(sources[name], spots, image_mpp=stated_mpp[name], technology=known, bin_um=side_um))
     files = (

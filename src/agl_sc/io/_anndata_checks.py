@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 _GAPS = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
 _ATTRIBUTES = ("obs", "obsm", "obsp", "var", "varm", "varp", "uns", "layers")
+_FEWEST, _ALONG = 8, 0.98
+"""Spots from which on, and correlation from which on, an axis of the array runs along one of the image."""
 _MOST_SECTIONS = 200
 """A column with more values than this tells no sections."""
 
@@ -143,6 +146,35 @@ def _columns_that_tell(obs: pd.DataFrame, places: pd.DataFrame) -> list[str]:
     """Columns of ``obs`` within each of whose values no place repeats."""
     few = [key for key in obs if isinstance(key, str) and 1 < obs[key].astype(str).nunique() <= _MOST_SECTIONS]
     return [key for key in few if not places.assign(value=obs[key].astype(str)).duplicated().any()]
+
+
+def tell_transposed(adata: AnnData, centres: FloatArray, array: FloatArray | None, *, name: str) -> None:
+    """Tell where rows of the array run along x and its columns along y, as where positions are stored as (row, column).
+
+    Parameters
+    ----------
+    adata
+        All spots; a data frame in ``obsm["spatial"]`` says by its columns which is which.
+    centres
+        Positions of the spots of a library, (n, 2).
+    array
+        Their rows and columns, (n, 2); None if unknown.
+    name
+        The library.
+    """
+    if array is None or isinstance(adata.obsm["spatial"], pd.DataFrame):
+        return
+    known = np.isfinite(centres).all(axis=1) & np.isfinite(array).all(axis=1)
+    places, points = array[known], centres[known]
+    if len(points) < _FEWEST or not places.std(axis=0).all() or not points.std(axis=0).all():
+        return
+    along = np.corrcoef(np.column_stack([places, points]).T)[:2, 2:]  # rows and columns with x and y
+    if along[0, 0] > _ALONG and along[1, 1] > _ALONG:
+        logger.warning(
+            "%s: rows of the array run along x and its columns along y, as where obsm['spatial'] holds (row, column) instead of (x, y). Look at "
+            "agl_sc.pl.tiles; if they do not fit, swap them: adata.obsm['spatial'] = adata.obsm['spatial'][:, ::-1].copy()",
+            name,
+        )
 
 
 def tell_outside_tissue(off: BoolArray) -> None:

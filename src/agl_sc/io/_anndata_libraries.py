@@ -76,7 +76,12 @@ def source_in_uns(libraries: Mapping[str, Mapping[str, Any]], name: str, image_k
         There is no such library or image, or its scale is not known.
     """
     if name not in libraries:
-        msg = f"uns['spatial'] has no library {name!r}; it has {', '.join(libraries) or 'none'}; or pass image=."
+        kept = (
+            ""
+            if libraries
+            else ", or keep them when putting sections together: anndata.concat(..., uns_merge='unique')"
+        )
+        msg = f"uns['spatial'] has no library {name!r} (it has {', '.join(libraries) or 'none'}); pass image={kept}."
         raise KeyError(msg)
     images, factors = _part(libraries[name], "images"), _part(libraries[name], "scalefactors")
     key = _image_key(images, factors, image_key)

@@ -123,7 +123,7 @@ BAD = [
     pytest.param(wrong_scale, {}, ValueError, "image_mpp=1.3 of 'section_2_image' contradicts the visium spot pitch", id="scale contradicted"),
     pytest.param(replaced_image(np.zeros((3, 40, 40), np.uint16)), {}, ValueError, "'section_2_image' is uint16, not uint8", id="uint16 image"),
     pytest.param(replaced_image(np.zeros((1, 40, 40), np.uint8)), {}, ValueError, "'section_2_image' has dimensions .* not 3 channels", id="grey image"),
-    pytest.param(no_shapes, {}, ValueError, r"1 spots of the table have no shape in 'section_1' \(e.g. 'lost'\)", id="instance without shape"),
+    pytest.param(no_shapes, {}, ValueError, r"1 spots of the table have no shape in 'section_1' \(e.g. 'lost', where shapes are named", id="instance without shape"),
     pytest.param(counts(-1), {}, ValueError, "X holds negative values; raw counts are needed", id="negative counts"),
     pytest.param(counts(np.nan), {}, ValueError, "X holds NaN", id="NaN counts"),
     pytest.param(counts(0.5), {}, ValueError, "X holds values that are not whole numbers, as after normalisation", id="normalised counts"),

@@ -9,7 +9,7 @@ import numpy as np
 from agl_sc._sdata.records import remembered
 from agl_sc._sdata.reference import ReferenceRecord
 from agl_sc._sdata.sections import Section
-from agl_sc._sdata.shapes import all_points, element_of
+from agl_sc._sdata.shapes import all_points, element_of, find_instances
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import off_tissue, region_of
 from agl_sc.core.arrays import Float32Array, FloatArray, Floats, IntArray
@@ -102,7 +102,7 @@ def reference_spots(study: Study, section: Section) -> tuple[IntArray, FloatArra
     in_region = np.flatnonzero((region_of(table) == section.name).to_numpy())
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].iloc[in_region]
     rows = np.full(len(names), -1)
-    rows[names.get_indexer(instances)] = in_region
+    rows[find_instances(names, instances)] = in_region
     off = np.zeros(len(names), dtype=bool)
     off[rows >= 0] = off_tissue(table.obs)[rows[rows >= 0]]
     known = np.isfinite(centres).all(axis=1)

@@ -4,10 +4,11 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from agl_sc._sdata.study import Study
-from agl_sc._sdata.table import off_tissue, region_of, section_of
+from agl_sc._sdata.table import off_tissue, outdated, region_of, section_of
 from agl_sc.core.arrays import BoolArray, IntArray, StrArray
 
 if TYPE_CHECKING:
@@ -61,8 +62,16 @@ def patient_of(table: "AnnData") -> StrArray:
         without = ", ".join(sorted(set(section_of(table)[column.isna()])))
         msg = f"obs['patient'] is missing for {int(column.isna().sum())} spots (of {without}); name the patient of every spot."
         raise ValueError(msg)
-    names: StrArray = column.astype(str).to_numpy(dtype=str)
+    named = column.astype(str)
+    assumed = _assumed_before(table)
+    names: StrArray = (named.where(~assumed, section_of(table)) if assumed.any() else named).to_numpy(dtype=str)
     return names
+
+
+def _assumed_before(table: "AnnData") -> BoolArray:
+    """Spots whose patient is only the name that their section had before spatialdata.concatenate renamed it, (n_obs,)."""
+    same: BoolArray = (table.obs["patient"].astype(str) == table.obs["section"].astype(str)).to_numpy()
+    return outdated(table) & same
 
 
 def check_patients_named(study: Study) -> None:
@@ -76,10 +85,12 @@ def check_patients_named(study: Study) -> None:
         The patient of some section is assumed.
     """
     table = study.table
-    if "patient" not in table.obs or not study.sdata.attrs.get(ATTRS_KEY, {}).get(ASSUMED_KEY):
+    if "patient" not in table.obs:
         return
-    patients, sections = table.obs["patient"].astype(str), section_of(table)
-    assumed = (patients == sections) | (patients == region_of(table))
+    sections, assumed = section_of(table), pd.Series(_assumed_before(table), index=table.obs_names)
+    if study.sdata.attrs.get(ATTRS_KEY, {}).get(ASSUMED_KEY):
+        patients = table.obs["patient"].astype(str)
+        assumed |= (patients == sections) | (patients == region_of(table))
     if assumed.any():
         names = sorted(set(sections[assumed]))
         listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
