@@ -146,7 +146,8 @@ def outdated(table: "AnnData") -> BoolArray:
     renamed = [
         name for name, of in found.items() if len(of) > 1 and all(region.startswith(f"{name}-") for region in of)
     ]
-    return names.isin(renamed).to_numpy(dtype=bool)
+    old: BoolArray = names.isin(renamed).to_numpy(dtype=bool)
+    return old
 
 
 def off_tissue(obs: "pd.DataFrame") -> BoolArray:

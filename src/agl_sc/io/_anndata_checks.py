@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.stats import pearsonr
 
 from agl_sc.core.arrays import BoolArray, FloatArray
 
@@ -168,8 +169,8 @@ def tell_transposed(adata: AnnData, centres: FloatArray, array: FloatArray | Non
     places, points = array[known], centres[known]
     if len(points) < _FEWEST or not places.std(axis=0).all() or not points.std(axis=0).all():
         return
-    along = np.corrcoef(np.column_stack([places, points]).T)[:2, 2:]  # rows and columns with x and y
-    if along[0, 0] > _ALONG and along[1, 1] > _ALONG:
+    rows_along_x, columns_along_y = (pearsonr(places[:, axis], points[:, axis]).statistic for axis in (0, 1))
+    if min(rows_along_x, columns_along_y) > _ALONG:
         logger.warning(
             "%s: rows of the array run along x and its columns along y, as where obsm['spatial'] holds (row, column) instead of (x, y). Look at "
             "agl_sc.pl.tiles; if they do not fit, swap them: adata.obsm['spatial'] = adata.obsm['spatial'][:, ::-1].copy()",
