@@ -151,7 +151,7 @@ def test_all_problems_of_a_store_in_one_list(run: Run, tissue: SpatialData, tmp_
     done = run(*arguments, "--json")
     assert done.exit_code == 2
     report = json.loads(done.stdout)
-    expected = ["not whole numbers", "is uint16", "'section_2' of the table is not a shapes", TOO_FEW]
+    expected = ["not whole numbers", "is uint16", "'section_2' of the table is none of the shapes", TOO_FEW]
     assert [matching(report["problems"], each) for each in expected] == [[each] for each in report["problems"]]
     assert len(matching(report["notes"], "no column 'patient'")) == 1
     assert {"torch", "spatialdata", "agl-sc"} <= set(report["versions"])
