@@ -14,3 +14,5 @@ def test_all_encoders_are_listed(run: Callable[..., Result]) -> None:
     assert [row["name"] for row in printed["encoders"]] == list(table.index)
     assert all(f"\n{name} " in text for name in table.index)
     assert printed["offline"] == "efficientnet_lite0"
+    assert "windows of patch tokens" in text
+    assert "passes over the tissue once" in text

@@ -17,6 +17,10 @@ def encoders() -> Result:
     from agl_sc.pp import encoders as table_of
 
     table = table_of()
-    shown = table[["input_px", "n_features", "licence", "gated"]].replace({True: "yes", False: "no"})
-    text = f"{shown.to_string()}\n\n{OFFLINE} (ImageNet, Apache-2.0) needs no network and is the default."
+    shown = table[["input_px", "n_features", "maps", "licence", "gated"]].replace({True: "yes", False: "no"})
+    said = (
+        f"{OFFLINE} (ImageNet, Apache-2.0) needs no network and is the default. It passes over the tissue once, as other networks "
+        "do that see nothing far away; those listed go by tiles, or with --maps wider or all by what the column says."
+    )
+    text = f"{shown.to_string()}\n\n{said}"
     return Result({"offline": OFFLINE, "encoders": table.reset_index().to_dict(orient="records")}, text)

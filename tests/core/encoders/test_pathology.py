@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from agl_sc import pp
 from agl_sc.core.encoders.dinov2 import dinov2_module
+from agl_sc.core.encoders.load import Encoder
+from agl_sc.core.encoders.maps import maps_of
 from agl_sc.core.encoders.pathology import CARDS, ClassAndPatches, ConvStem, card_of
 
 ARCHITECTURES = {
@@ -57,6 +60,7 @@ def test_timm_accepts_the_options_and_gives_the_width(name: str) -> None:
     with torch.device("meta"):
         module = timm.create_model(ARCHITECTURES[name], pretrained=False, num_classes=0, **card.options)
     assert module.num_features == card.n_features
+    assert isinstance(module, VisionTransformer) == (card.maps == "windows of patch tokens")
 
 
 def test_ctranspath_runs_on_its_own_stem() -> None:
@@ -101,3 +105,16 @@ TRANSFORMERS = {
         *(0.09454, -1.14936, -1.35151, -1.31042, 0.13414, -0.27538, 1.896, 0.93241),
     ],
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("Lunit-S16", "vit_small_patch16_224"), ("CTransPath", "swin_tiny_patch4_window7_224")]
+)
+def test_what_the_table_says_of_maps_holds(name: str, architecture: str) -> None:
+    card = card_of(name)
+    assert card is not None
+    module = timm.create_model(architecture, pretrained=False, num_classes=0, **card.options).eval()
+    maps = maps_of(Encoder(name, module, *card.scaling, card.n_features, digest="", input_px=card.input_px))
+    assert maps is not None
+    assert (maps.local, maps.window_px, maps.n_features) == (False, card.input_px, card.n_features)
+    assert pp.encoders().loc[name, "maps"] == card.maps

@@ -18,6 +18,7 @@ from agl_sc._sdata.records import FeatureRecord
 from agl_sc.core.encoders.dense import Fields
 from agl_sc.core.encoders.encode import EncodedBlock, Recipe, encoded_blocks
 from agl_sc.core.encoders.load import load_encoder
+from agl_sc.core.encoders.maps import maps_of
 from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp import embed
 from agl_sc.pp._features import by_maps
@@ -71,6 +72,39 @@ def test_by_default_wider_fields_of_a_convolutional_network_go_by_maps(
     embed(tissue, context=(2,), maps="all", **small)
     np.testing.assert_array_equal(default[:, N_FEATURES:], features_of(tissue)[:, N_FEATURES:])
     assert not np.allclose(default[:, :N_FEATURES], features_of(tissue)[:, :N_FEATURES], atol=1e-3)
+
+
+def test_by_default_tiles_that_overlap_go_by_maps_too_however_many_they_are(
+    tissue: SpatialData, small: dict[str, Any]
+) -> None:
+    """Spots are 100 um apart."""
+    wide = {**small, "tile_px": 104}
+    embed(tissue, context=(), **wide)
+    assert made_from(tissue)["maps"] == "all"
+    whole = features_of(tissue)
+    some = np.arange(tissue["table"].n_obs) % 3 > 0  # a third of the spots less are as close
+    tissue["table"] = tissue["table"][some].copy()
+    del tissue["table"].obsm["agl_features"]
+    embed(tissue, context=(), **wide)
+    assert made_from(tissue)["maps"] == "all"
+    np.testing.assert_array_equal(features_of(tissue), whole[some])
+    embed(tissue, context=(), **{**small, "tile_px": 96})
+    assert made_from(tissue)["maps"] == "none"
+
+
+def test_maps_are_chosen_of_the_network_that_runs(
+    tissue: SpatialData, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of one whose normalisation is folded afterwards, which might be refused what the other was granted."""
+    tried: list[int] = []
+
+    def counted(network: Any) -> Any:
+        tried.append(sum(isinstance(part, torch.nn.BatchNorm2d) for part in network.module.modules()))
+        return maps_of(network)
+
+    monkeypatch.setattr(by_maps, "maps_of", counted)
+    embed(tissue, context=(2,), **small)
+    assert tried == [0]
 
 
 def test_tiles_alone_are_tiles_whatever_wider_fields_are(tissue: SpatialData, small: dict[str, Any]) -> None:
@@ -133,8 +167,8 @@ def test_maps_of_an_image_made_of_patches_are_refused(
 ) -> None:
     choose = by_maps.chosen_views
 
-    def patched(views: Any, network: Any, sections: Any) -> Any:
-        return choose(views, network, [replace(section, patch_px=64) for section in sections])
+    def patched(views: Any, network: Any, sections: Any, **options: Any) -> Any:
+        return choose(views, network, [replace(section, patch_px=64) for section in sections], **options)
 
     monkeypatch.setattr(module, "chosen_views", patched)
     with pytest.raises(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agl_sc.core.arrays import Float32Array, FloatArray, IntArray, UInt8Array
+from agl_sc.core.arrays import BoolArray, Float32Array, FloatArray, IntArray, UInt8Array
 from agl_sc.core.encoders.load import Encoder
 from agl_sc.core.encoders.maps import Layer, Maps
 from agl_sc.core.tiles.reader import Boxes, tile_batches
@@ -68,13 +68,15 @@ class Grid:
     """Side of what is kept of it."""
 
     @classmethod
-    def of(cls, maps: Maps, ratio: float) -> "Grid":
-        """The grid on which ``ratio`` pixels of the level are one of the windows, as far as whole pixels allow."""
-        coarsest, window_px = max(layer.stride_px for layer in maps.layers), maps.window_px
+    def of(cls, maps: Maps, fields: Fields) -> "Grid":
+        """The grid on which ``fields.ratio`` pixels of the level are one of the windows, as far as whole pixels allow.
+
+        It is laid over the image, not over its spots. A local network's windows are as large as makes the fewest pixels in
+        all, so that the last ones hardly reach beyond the image.
+        """
+        ratio, window_px = fields.ratio, maps.window_px
         if maps.local:
-            unit = max(coarsest, maps.layers[0].cell_px)
-            fits = 2 * maps.halo_px + int(_MOST_PX / ratio - 2 * maps.halo_px) // unit * unit
-            window_px = min(window_px, max(fits, 2 * maps.halo_px + unit))
+            window_px = 2 * maps.halo_px + _core_px(maps, fields)
         side = max(1, round(window_px * ratio))
         if side > _FAR_TOO_MANY_PX:
             msg = (
@@ -93,6 +95,12 @@ class Grid:
         spans: IntArray = both.reshape(len(both), 4).astype(np.int64)
         return spans
 
+    def touch_image(self, fields: Fields, windows: IntArray) -> BoolArray:
+        """Whether what is kept of windows (n, 2) holds any of the image; all others are alike, (n,)."""
+        ends = np.array(fields.image.shape[1:])
+        inside: BoolArray = np.all((windows >= 0) & (windows * self.step < ends), axis=1)
+        return inside
+
     def boxes(self, fields: Fields, windows: IntArray) -> Boxes:
         """What is read for windows (n, 2), given by their rows and columns."""
         return Boxes(
@@ -107,22 +115,35 @@ class Grid:
         )
 
 
+def _core_px(maps: Maps, fields: Fields) -> int:
+    """Side of the middle of a local network's windows."""
+    unit = max(maps.layers[0].cell_px, *(layer.stride_px for layer in maps.layers))
+    fits = max(1, int(_MOST_PX / fields.ratio - 2 * maps.halo_px) // unit)
+    sizes = unit * np.arange(1, min(maps.core_px // unit, fits) + 1)
+    extent = np.array(fields.image.shape[1:]) / fields.ratio
+    n_windows = np.ceil(extent[:, None] / sizes).prod(axis=0)
+    return int(sizes[np.argmin(n_windows * (sizes + 2 * maps.halo_px) ** 2)])
+
+
 def field_rows(maps: Maps, fields: Fields, size: int) -> list[IntArray]:
     """Indices of the fields of every block: up to ``size`` whose last windows lie together, in the order of the windows."""
-    spans = Grid.of(maps, fields.ratio).spans(fields)
+    spans = Grid.of(maps, fields).spans(fields)
     y, x = fields.centres.T
     order = np.lexsort((x, y, spans[:, 3], spans[:, 1], spans[:, 3] // _BAND))
     return np.split(order, range(size, len(order), size))
 
 
 def n_windows(maps: Maps, fields: Fields) -> int:
-    """How many windows all fields need."""
-    return len(_touched(Grid.of(maps, fields.ratio).spans(fields)))
+    """How many windows all fields need; all those beyond the image are one."""
+    grid = Grid.of(maps, fields)
+    windows = _touched(grid.spans(fields))
+    inside = grid.touch_image(fields, windows)
+    return int(inside.sum()) + bool((~inside).any())
 
 
 def n_pixels(maps: Maps, fields: Fields) -> int:
     """How many pixels the network sees in one orientation of all windows that the fields need."""
-    return n_windows(maps, fields) * Grid.of(maps, fields.ratio).window_px ** 2
+    return n_windows(maps, fields) * Grid.of(maps, fields).window_px ** 2
 
 
 def _touched(spans: IntArray) -> IntArray:
@@ -177,7 +198,7 @@ def field_blocks(
     ------
     Number of a block and its features, (n_rows, n_features), in the order of its rows.
     """
-    grid = Grid.of(how.maps, fields.ratio)
+    grid = Grid.of(how.maps, fields)
     spans = grid.spans(fields)
     needed = {block: [tuple(each) for each in _touched(spans[rows[block]]).tolist()] for block in blocks}
     uses = Counter(window for windows in needed.values() for window in windows)
@@ -204,16 +225,28 @@ def field_blocks(
 def _window_cells(
     how: Pass, grid: Grid, fields: Fields, *, windows: Sequence[tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], Cells]]:
-    """Every window with its cells, in the order that reads fastest."""
-    boxes = grid.boxes(fields, np.array(windows))
-    autocast = torch.autocast(how.device.type, dtype=how.dtype) if how.dtype != torch.float32 else nullcontext()
-    for numbers, tiles in tile_batches(boxes, grid.window_px, how.at_once):
-        lacking = how.at_once - len(tiles)  # all batches of one size, so that each window comes out the same in any
-        filled = torch.cat([tiles, tiles.new_zeros(lacking, *tiles.shape[1:])]) if lacking else tiles
-        with torch.inference_mode(), autocast:
-            cells = window_cells(how, filled.to(how.device))
+    """Every window with its cells, those beyond the image first, then in the order that reads fastest."""
+    inside = grid.touch_image(fields, np.array(windows))
+    if not inside.all():
+        colour = torch.from_numpy(fields.background)[:, None, None]
+        beyond = [layer[0] for layer in _passed(how, colour.expand(1, 3, grid.window_px, grid.window_px))]
+        yield from ((window, beyond) for window, is_inside in zip(windows, inside, strict=True) if not is_inside)
+    seen = [window for window, is_inside in zip(windows, inside, strict=True) if is_inside]
+    if not seen:
+        return
+    for numbers, tiles in tile_batches(grid.boxes(fields, np.array(seen)), grid.window_px, how.at_once):
+        cells = _passed(how, tiles)
         for place, number in enumerate(numbers.tolist()):
-            yield windows[number], [layer[place] for layer in cells]
+            yield seen[number], [layer[place] for layer in cells]
+
+
+def _passed(how: Pass, windows: torch.Tensor) -> Cells:
+    """Cells of a batch of windows, or of fewer: all batches are of one size, so that each window comes out the same in any."""
+    lacking = how.at_once - len(windows)
+    filled = torch.cat([windows, windows.new_zeros(lacking, *windows.shape[1:])]) if lacking else windows
+    autocast = torch.autocast(how.device.type, dtype=how.dtype) if how.dtype != torch.float32 else nullcontext()
+    with torch.inference_mode(), autocast:
+        return window_cells(how, filled.to(how.device))
 
 
 def window_cells(how: Pass, windows: torch.Tensor) -> Cells:
@@ -237,9 +270,11 @@ def _cells(values: torch.Tensor, layer: Layer, maps: Maps) -> torch.Tensor:
     first = maps.halo_px // layer.stride_px
     n = values.shape[3] - 2 * first
     core = values[:, :, first : first + n, first : first + n].float()
-    both = torch.cat([core, core * core], dim=1) if layer.squares else core
+    parts = [core, core * core] if layer.squares else [core]
     factor = layer.cell_px // layer.stride_px
-    return torch.nn.functional.avg_pool2d(both, factor) if factor > 1 else both
+    if factor > 1:  # one by one: joined first, pooling takes five times as long
+        parts = [torch.nn.functional.avg_pool2d(part, factor) for part in parts]
+    return torch.cat(parts, dim=1)
 
 
 def _features(

@@ -41,7 +41,8 @@ class Recipe:
     tile_px: int
     """Side that tiles are resampled to, in pixels."""
     orientations: int = 1
-    """Ways of laying every tile that are averaged over: 1 as it is, 2 half turns too, 4 quarter turns, 8 mirrored ones."""
+    """Ways of laying every tile that are averaged over: 1 as it is, 2 half turns too, 4 quarter turns, 8 mirrored ones; half
+    as many of a window, whose map is averaged over many places."""
     batch_size: int = 32
     """Tiles per forward pass; on the CPU at most 8."""
     device: str | None = None
@@ -59,6 +60,11 @@ class Recipe:
         """Whether a tile is mirrored, and its quarter turns, for every way of laying it."""
         return [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: self.orientations]
 
+    @property
+    def window_ways(self) -> list[tuple[bool, int]]:
+        """Of :attr:`ways`, those of laying a window."""
+        return self.ways[: max(1, self.orientations // 2)]
+
     def n_features(self, seen: Boxes | Fields) -> int:
         """Width of the features of tiles, or of fields of view by maps."""
         return self.encoder.n_features if isinstance(seen, Boxes) else self.mapped.n_features
@@ -68,10 +74,10 @@ class Recipe:
         return block_rows(seen) if isinstance(seen, Boxes) else field_rows(self.mapped, seen, BLOCK)
 
     def n_passes(self, seen: Boxes | Fields) -> int:
-        """Work in tiles: so many of them have as many pixels as what goes through the network in one orientation."""
+        """Work in tiles: so many of them have as many pixels as what goes through the network, in all orientations."""
         if isinstance(seen, Boxes):
-            return len(seen.origins)
-        return math.ceil(n_pixels(self.mapped, seen) / self.tile_px**2)
+            return len(seen.origins) * len(self.ways)
+        return math.ceil(n_pixels(self.mapped, seen) * len(self.window_ways) / self.tile_px**2)
 
     @property
     def mapped(self) -> Maps:
@@ -164,7 +170,7 @@ def _pass(recipe: Recipe, device: torch.device) -> Pass:
     at_once = recipe.batch_size * _USUAL_PX**2 // maps.window_px**2
     compiled = cast("Maps", torch.compile(maps, dynamic=False)) if recipe.compiled else maps
     at_once = 1 if device.type == "cpu" else max(1, at_once)
-    return Pass(recipe.encoder, compiled, recipe.ways, at_once, device, _dtype(device))
+    return Pass(recipe.encoder, compiled, recipe.window_ways, at_once, device, _dtype(device))
 
 
 def _tile_blocks(

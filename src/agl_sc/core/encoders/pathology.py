@@ -71,6 +71,11 @@ class Card:
     """What timm has to be told beside the repository's own configuration."""
 
     @property
+    def maps(self) -> str:
+        """What goes in place of tiles where fields of view are asked for by maps: windows as large as its tiles, of these maps."""
+        return "windows of feature maps" if "embed_layer" in self.options else "windows of patch tokens"
+
+    @property
     def source(self) -> str:
         """Address of the model card."""
         return f"https://huggingface.co/{self.repository}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from agl_sc._sdata.sections import Section
 from agl_sc.core.encoders.dense import Fields
@@ -14,30 +15,32 @@ from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.tiles import TileSpec, boxes_of
 
 logger = logging.getLogger(__name__)
+_MOST = 0.5
 
 
-def chosen_views(views: Views, network: Encoder, sections: Sequence[Section]) -> tuple[Views, Maps | None]:
+def chosen_views(
+    views: Views, network: Encoder, sections: Sequence[Section], *, spec: TileSpec
+) -> tuple[Views, Maps | None]:
     """Views of which it is settled what is seen by maps, and the encoder's maps where something is.
 
-    It depends on the encoder alone, not on how many spots there are: the same for every section that a model ever sees. A
-    convolutional network that sees nothing far away has wider fields of view by maps; any other goes by tiles unless it is
-    asked for.
+    It depends on the encoder and on how close spots lie, not on how many there are; it is recorded, and the same for every
+    section that a model ever sees. A convolutional network that sees nothing far away has wider fields of view by maps, and
+    the tiles too where they overlap, as on Visium; any other goes by tiles unless it is asked for.
 
     Raises
     ------
     ValueError
         Maps are asked for and the encoder has none, or the image is made of patches.
     """
-    if views.maps == "none" or (views.maps != "all" and not views.context):
+    overlapping = views.maps is None and _overlap(sections, spec)
+    if views.maps == "none" or (views.maps != "all" and not views.context and not overlapping):
         return replace(views, maps="none"), None
     maps, patched = maps_of(network), [section.image_key for section in sections if section.patch_px is not None]
     if views.maps is None:
-        by_maps = maps is not None and maps.local and not patched
-        if not by_maps and maps is not None and not patched:
-            logger.info(
-                "%s sees the whole of a tile at once: fields of view are tiles; maps='wider' is faster.", network.name
-            )
-        return replace(views, maps="wider" if by_maps else "none"), maps if by_maps else None
+        if patched or maps is None or not maps.local:
+            _tell_tiles(network, maps, patched=bool(patched))
+            return replace(views, maps="none"), None
+        return replace(views, maps="all" if overlapping else "wider"), maps
     if maps is None:
         msg = f"maps={views.maps!r} needs an encoder whose features are means over maps, and {network.name!r} has none; pass maps='none'."
         raise ValueError(msg)
@@ -45,6 +48,27 @@ def chosen_views(views: Views, network: Encoder, sections: Sequence[Section]) ->
         msg = f"maps={views.maps!r} needs a whole image, and {patched[0]!r} is made of patches; pass maps='none'."
         raise ValueError(msg)
     return views, maps
+
+
+def _tell_tiles(network: Encoder, maps: Maps | None, *, patched: bool) -> None:
+    """Say why fields of view are not seen by maps."""
+    if patched:
+        return
+    why = "has no maps whose means are its features" if maps is None else "sees the whole of a tile at once"
+    mend = "" if maps is None else "; maps='wider' is faster"
+    logger.info("%s %s: fields of view are tiles%s.", network.name, why, mend)
+
+
+def _overlap(sections: Sequence[Section], spec: TileSpec) -> bool:
+    """Whether most spots lie nearer to the next one than a tile is wide."""
+    nearer = [np.zeros(0, dtype=bool)]
+    for section in sections:
+        if len(section.centres) > 1 and section.levels:
+            image_mpp = section.mpp(section.image_mpp)
+            side = spec.tile_px * (image_mpp if spec.mpp == "image" else float(spec.mpp)) / image_mpp
+            nearer.append(cKDTree(section.centres).query(section.centres, k=2)[0][:, 1] < side)
+    found = np.concatenate(nearer)
+    return bool(len(found)) and bool(found.mean() > _MOST)
 
 
 def fields_of(section: Section, spec: TileSpec, network: Encoder) -> Fields:

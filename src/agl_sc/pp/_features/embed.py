@@ -22,7 +22,7 @@ from agl_sc.core.encoders.dense import Fields
 from agl_sc.core.encoders.encode import BLOCK, EncodedBlock, Recipe, Workers, encoded_blocks, precision_of
 from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
-from agl_sc.core.encoders.maps import CELL_PX, maps_of
+from agl_sc.core.encoders.maps import CELL_PX
 from agl_sc.core.encoders.several import joined
 from agl_sc.core.progress import Progress
 from agl_sc.core.tiles.reader import Boxes
@@ -97,13 +97,15 @@ def embed(  # noqa: PLR0913 -- an entry point
         Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
     orientations
         Ways of laying every tile that its features are averaged over: 1, as it is; 2, upside down too; 4, by quarter turns;
-        8, mirrored too. As many times the time of one.
+        8, mirrored too. As many times the time of one. Of fields of view by maps half as many, for their means are over many
+        places: with 2 as they are.
     maps
         Which fields of view are means over maps of the tissue, over which the encoder passes once whatever the number of
         spots: ``"wider"`` those of ``context``, ``"all"`` the tiles too, ``"none"``. Every field by tiles takes as long as
-        the tiles. By default ``"wider"`` for convolutional networks that see nothing far away; transformers and networks
-        with squeeze-excitation take ``"none"``, and their own width of windows where they are asked for maps. Features
-        of a transformer by maps are means of its patch tokens.
+        the tiles. By default, for convolutional networks that see nothing far away, ``"all"`` where most spots lie nearer to
+        each other than a tile is wide, as on Visium and Visium HD, and else ``"wider"``; transformers and networks with
+        squeeze-excitation take ``"none"``, and their own width of windows where they are asked for maps
+        (:func:`agl_sc.pp.encoders` says which encoder can). Features of a transformer by maps are means of its patch tokens.
     batch_size
         Tiles per forward pass.
     device
@@ -219,7 +221,8 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         logger.info(
             "Tiles of %d px are resized to the %d px that %s takes.", spec.tile_px, network.input_px, network.name
         )
-    views, maps = chosen_views(asked.views, network, study.imaged)
+    network = replace(network, module=folded(network.module, network.input_px))  # first: what is chosen is what runs
+    views, maps = chosen_views(asked.views, network, study.imaged, spec=spec)
     precision = precision_of(asked.device, asked.client)
     made_from, tiles = (
         feature_record(network, spec, placed, views=views, precision=precision),
@@ -230,11 +233,9 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         study.remember_images(study.imaged)
         return
-    network = replace(network, module=folded(network.module, network.input_px))
     recipe = Recipe(
-        network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision,
-        maps=None if maps is None else maps_of(network),
-    )  # fmt: skip
+        network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision, maps
+    )
     run = partial(encode, recipe, views=views, folder=cache_folder(study.sdata), client=asked.client)
     features = np.asarray(table.obsm[keys.features]) if is_there else run(placed, n_obs=table.n_obs)
     n_own = network.n_features if recipe.maps is None or views.maps != "all" else recipe.maps.n_features

@@ -125,7 +125,7 @@ def check_alone(study: Study) -> None:
     beside = {name: value for name, value in views.plain().items() if value != alone[name]}
     if beside:
         said = ", ".join(f"{name}={value!r}" for name, value in beside.items())
-        msg = f'finetune=True trains on the tiles alone, and obsm["{study.keys.features}"] was made with {said}; run agl_sc.pp.embed(sdata, context=(), orientations=1) first.'
+        msg = f'finetune=True trains on the tiles alone, and obsm["{study.keys.features}"] was made with {said}; run agl_sc.pp.embed(sdata, context=(), orientations=1, maps="none") first.'
         raise ValueError(msg)
 
 
