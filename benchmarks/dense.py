@@ -64,7 +64,7 @@ def passes(recipe: Recipe, n_spots: int) -> int:
         side = int(MM * 1000 / (MPP * factor))
         places = (np.arange(int(np.sqrt(n_spots))) + 0.5) * side / int(np.sqrt(n_spots))
         centres = np.stack(np.meshgrid(places, places), axis=2).reshape(-1, 2)
-        image: Any = dask.array.zeros((3, side, side), dtype=np.uint8, chunks=1024)  # type: ignore[no-untyped-call]
+        image: Any = dask.array.zeros((3, side, side), dtype=np.uint8, chunks=1024)
         white = np.full(3, 255, dtype=np.uint8)
         total += recipe.n_passes(dense.Fields(image, centres, float(TILE_PX), 1.0, white, "", ""))
     return total
@@ -73,12 +73,12 @@ def passes(recipe: Recipe, n_spots: int) -> int:
 def against_the_encoder() -> None:
     """Seconds of `pp.embed` of a section with overlapping tiles, and of the network on the windows that it passed."""
     sdata = datasets.toy_tissue(n_sections=1, n_spots_per_side=24)
-    windows: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
     passed = dense.window_cells
 
-    def noted(how: dense.Pass, given: torch.Tensor) -> dense.Cells:
-        windows.append(given)
-        return passed(how, given)
+    def noted(how: dense.Pass, windows: torch.Tensor) -> dense.Cells:
+        seen.append(windows)
+        return passed(how, windows)
 
     dense.window_cells = noted
     start = time.process_time()
@@ -89,11 +89,11 @@ def against_the_encoder() -> None:
     module = recipe.mapped.to(memory_format=torch.channels_last)
     start = time.process_time()
     with torch.inference_mode():
-        for window in windows:
+        for window in seen:
             for _ in recipe.window_ways:
                 module(recipe.encoder.scale(window).contiguous(memory_format=torch.channels_last))
     alone = time.process_time() - start
-    told = f"{sdata['table'].n_obs} spots, {len(windows)} windows"
+    told = f"{sdata['table'].n_obs} spots, {len(seen)} windows"
     print(f"{told}: embed {whole:.1f} s, encoder alone {alone:.1f} s, ratio {whole / alone:.2f} (goal 1.1)")
 
 
