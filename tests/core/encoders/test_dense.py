@@ -97,7 +97,11 @@ def test_fields_are_exact_means_over_the_maps_of_all_windows(seed: int, side: fl
     how = passing(encoder())
     centres = np.random.default_rng(seed).uniform(-20, 170, (3, 2))
     fields = fields_at(centres, side, ratio=ratio)
-    np.testing.assert_allclose(features_of(how, fields), by_brute_force(how, fields), rtol=1e-3, atol=5e-3)
+    found, expected = features_of(how, fields), by_brute_force(how, fields)
+    np.testing.assert_allclose(found[:, :13], expected[:, :13], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        found[:, 13:] ** 2, expected[:, 13:] ** 2, rtol=1e-3, atol=1e-3
+    )  # the root magnifies rounding
 
 
 def shared(low: float, high: float, edges: FloatArray) -> torch.Tensor:
@@ -118,6 +122,8 @@ def by_brute_force(how: Pass, fields: Fields) -> Float32Array:
         for window in ((row, column) for row in rows for column in columns):
             boxes = replace(grid.boxes(fields, np.array([window])), within=np.zeros((0, 2), dtype=np.int64))
             tile = torch.from_numpy(next(iter(read_boxes(boxes, 1)))[1])
+            if not grid.touch_image(fields, np.array([window]))[0]:  # whose resized halo may see the image
+                tile = torch.from_numpy(np.broadcast_to(BACKGROUND[:, None, None], tile.shape).copy())
             cells = dense.window_cells(how, resize(tile, grid.window_px))
             for i, (layer, part) in enumerate(zip(how.maps.layers, cells, strict=True)):
                 edges = np.arange(0.0, core + 1, layer.cell_px)
