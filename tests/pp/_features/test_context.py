@@ -135,7 +135,7 @@ def test_other_views_are_refused_by_name(
 
 
 def test_finetuning_is_for_tiles_alone(wide: SpatialData, config: TrainConfig) -> None:
-    match = r"was made with context='2', neighbors=1, orientations=4; run agl_sc.pp.embed\(sdata, context=\(\), orientations=1\) first"
+    match = r"was made with context='2', neighbors=1, orientations=4; run agl_sc.pp.embed\(sdata, context=\(\), orientations=1, maps=.none.\) first"
     with pytest.raises(ValueError, match=match):
         train(wide, method="pgl", finetune=True, config=config)
 
