@@ -16,6 +16,8 @@ import agl_sc
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SRC = Path(agl_sc.__file__).parent
+LONGEST = 80
+"""Letters of a line of code that the column of the site holds."""
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
@@ -30,29 +32,62 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def checker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_site", DOCS / "check_site.py")
+def loaded(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["check_site"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def test_every_public_name_has_an_entry(site: Path) -> None:
+@pytest.fixture(scope="module")
+def checker() -> ModuleType:
+    return loaded("check_site")
+
+
+def test_every_public_name_has_a_page_of_its_own_with_its_source(site: Path) -> None:
     for namespace in (agl_sc.io, agl_sc.datasets, agl_sc.pp, agl_sc.tl, agl_sc.pl):
-        page = (site / "api" / f"{namespace.__name__.removeprefix('agl_sc.')}.html").read_text(encoding="utf-8")
-        missing = [name for name in namespace.__all__ if f'id="{namespace.__name__}.{name}"' not in page]
-        assert not missing
+        for name in namespace.__all__:
+            full = f"{namespace.__name__}.{name}"
+            page = site / "api" / "generated" / f"{full}{'.class' if full == 'agl_sc.tl.Benchmark' else ''}.html"
+            text = page.read_text(encoding="utf-8")
+            assert f'id="{full}"' in text
+            assert f"/blob/v{agl_sc.__version__}/src/agl_sc/" in text, f"{full} has no link to its source"
 
 
-def test_every_page_of_the_reference_begins_with_a_table_of_its_names() -> None:
+def test_every_page_of_the_reference_is_a_table_of_its_names() -> None:
     for namespace in (agl_sc.io, agl_sc.datasets, agl_sc.pp, agl_sc.tl, agl_sc.pl):
         page = (DOCS / "api" / f"{namespace.__name__.removeprefix('agl_sc.')}.md").read_text(encoding="utf-8")
-        listed = re.findall(r"^   (\w+)$", page.partition(".. automodule")[0], re.MULTILINE)
-        assert listed == namespace.__all__
+        assert re.findall(r"^   (\w+)$", page, re.MULTILINE) == namespace.__all__
+
+
+@pytest.fixture(scope="module")
+def gallery() -> ModuleType:
+    return loaded("gallery")
+
+
+def test_gallery_shows_every_figure_with_its_call(gallery: ModuleType) -> None:
+    figures = gallery.figures()
+    assert {re.match(r"agl\.pl\.(\w+)\(", call)[1] for call in figures.values()} == set(agl_sc.pl.__all__)  # type: ignore[index]
+    page = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    assert page.count("agl.pl.") == len(figures) == page.count("](gallery/")
+    assert sorted(figures) == sorted(f"gallery/{path.name}" for path in (DOCS / "gallery").iterdir())
+    assert max((DOCS / image).stat().st_size for image in figures) < 350_000
+
+
+def test_calls_of_the_gallery_are_run_as_they_stand(gallery: ModuleType) -> None:
+    assert gallery.with_save('agl.pl.history(\n    model,\n)', Path("a.png")) == "agl.pl.history(model, save='a.png')"
+    with pytest.raises(TypeError, match="'model' is no call; the page shows one function of agl.pl in a block"):
+        gallery.with_save("model", Path("a.png"))
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_code_fits_the_column(page: Path) -> None:
+    blocks = re.findall(r"^```(?:python|bash|r)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > LONGEST] == []
 
 
 def test_site_is_sound(site: Path, checker: ModuleType) -> None:
@@ -71,7 +106,7 @@ def test_faults_are_found(tmp_path: Path, checker: ModuleType) -> None:
         "index.html links to b.html, which does not exist",
         "index.html links to index.html#there, which has no such anchor",
         "search.html does not render: no title or no text",
-        "search.html?q=train does not list agl_sc.tl.train",
+        *[f"search.html?q={words} does not list {expected} among the first 3" for words, expected in checker.SEARCHES.items()],
     ]
 
 
