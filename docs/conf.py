@@ -30,9 +30,18 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "_templates", "_generated", "jupyter_execute", "benchmark", "tutorials/.ipynb_checkpoints"]
+exclude_patterns = [
+    "_build",
+    "_templates",
+    "_generated",
+    "jupyter_execute",
+    "benchmark",
+    "tutorials/.ipynb_checkpoints",
+]
 autosummary_generate = True  # a page for every name in the tables
-autosummary_filename_map = {"agl_sc.tl.Benchmark": "agl_sc.tl.Benchmark.class"}  # beside "benchmark" where case does not matter
+autosummary_filename_map = {
+    "agl_sc.tl.Benchmark": "agl_sc.tl.Benchmark.class"
+}  # beside "benchmark" where case does not matter
 templates_path = ["_templates"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -79,8 +79,8 @@ def test_gallery_shows_every_figure_with_its_call(gallery: ModuleType) -> None:
 
 
 def test_calls_of_the_gallery_are_run_as_they_stand(gallery: ModuleType) -> None:
-    assert gallery.with_save('agl.pl.history(\n    model,\n)', Path("a.png")) == "agl.pl.history(model, save='a.png')"
-    with pytest.raises(TypeError, match="'model' is no call; the page shows one function of agl.pl in a block"):
+    assert gallery.with_save("agl.pl.history(\n    model,\n)", Path("a.png")) == "agl.pl.history(model, save='a.png')"
+    with pytest.raises(TypeError, match=r"'model' is no call; the page shows one function of agl\.pl in a block"):
         gallery.with_save("model", Path("a.png"))
 
 
@@ -106,7 +106,10 @@ def test_faults_are_found(tmp_path: Path, checker: ModuleType) -> None:
         "index.html links to b.html, which does not exist",
         "index.html links to index.html#there, which has no such anchor",
         "search.html does not render: no title or no text",
-        *[f"search.html?q={words} does not list {expected} among the first 3" for words, expected in checker.SEARCHES.items()],
+        *[
+            f"search.html?q={words} does not list {expected} among the first 3"
+            for words, expected in checker.SEARCHES.items()
+        ],
     ]
 
 
