@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from agl_sc import datasets, io, pl, pp, tl
     from agl_sc.model import Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Model", "datasets", "io", "pl", "pp", "tl"]
 
 
