@@ -70,6 +70,15 @@ def test_all_pythons_run_the_gate() -> None:
     assert jobs["gate"]["steps"][-1]["run"] == ".ci/run"
 
 
+def test_ten_thousand_other_calls_are_fuzzed_every_night() -> None:
+    workflow = parsed(ROOT / ".github" / "workflows" / "nightly.yaml")
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", workflow[True]["schedule"][0]["cron"])
+    job = workflow["jobs"]["fuzz"]
+    assert job["env"] == {"AGL_SC_FUZZ": "10000", "AGL_SC_FUZZ_FIRST": "${{ github.run_number }}0000"}
+    assert "tests/test_fuzz.py" in job["steps"][-1]["run"]
+    assert all(name in (ROOT / "tests" / "test_fuzz.py").read_text(encoding="utf-8") for name in job["env"])
+
+
 def test_gate_is_spelt_the_same_everywhere() -> None:
     tests = gate()[-1]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ def test_predictions_are_those_of_the_library(run: Run, *, store: Path, results:
     np.testing.assert_array_equal(table.layers["agl"], expected["table"].layers["agl"])
     n_genes = int(np.isfinite(table.layers["agl"]).any(axis=0).sum())
     assert json.loads(done.stdout) == {
-        "store": str(tmp_path / "out.zarr"), "layer": "agl", "n_genes": n_genes, "n_spots": 159, "n_obs": 159
+        "store": str(tmp_path / "out.zarr"), "layer": "agl", "predictions": 'layers["agl"]', "n_genes": n_genes, "n_spots": 159, "n_obs": 159
     }  # fmt: skip
     assert (tmp_path / "out.agl-sc.toml").is_file()
     refused = run("predict", store, results / "model", "--output", tmp_path / "out.zarr")
@@ -45,3 +45,12 @@ def test_folder_that_is_no_model(run: Run, store: Path, tmp_path: Path) -> None:
     done = run("predict", store, tmp_path, "--output", tmp_path / "out.zarr")
     assert done.exit_code == 2
     assert "is not a model: model.json is missing" in done.stderr
+
+
+def test_an_image_of_a_file_is_a_slide(run: Run, *, results: Path, tmp_path: Path) -> None:
+    """Which file it is, is read in front of the sign; what is wrong with it is told of the file, not of a store."""
+    (tmp_path / "slide.tif").write_bytes(b"nothing")
+    done = run("predict", f"{tmp_path / 'slide.tif'}#1", results / "model", "--output", tmp_path / "out.zarr")
+    assert done.exit_code == 2
+    assert "SpatialData store" not in done.stderr
+    assert f"'{tmp_path / 'slide.tif'}' is no TIFF, so it holds one image and none named '1'" in done.stderr

@@ -118,3 +118,16 @@ def test_what_is_no_tiled_slide_is_refused(wsi: Any) -> None:
     wsi.set_mpp(80.0)
     with pytest.raises(ValueError, match=r"says 80 um per pixel \(LazySlide\), outside 0\.1 to 20"):
         from_wsidata(wsi)
+
+
+@pytest.mark.parametrize(
+    ("magnification", "fits"), [("1.25", True), ("40", False), ("unknown", True), (None, True), ("nan", True)]
+)
+def test_a_magnification_may_be_text(wsi: Any, *, magnification: Any, fits: bool) -> None:
+    """Readers such as cucim give it so."""
+    wsi.properties.magnification = magnification
+    if fits:
+        assert from_wsidata(wsi)["table"].n_obs == 45
+    else:
+        with pytest.raises(ValueError, match=r"a magnification of 40x, which has about 0\.25"):
+            from_wsidata(wsi)

@@ -206,6 +206,8 @@ def test_undefined_values_are_counted_in_the_log(sdata: SpatialData, caplog: pyt
     sdata["table"].layers["agl"][:, sdata["table"].var_names.get_loc(gene)] = 0.5
     evaluate(sdata, metrics=["pearson", "mse"])
     assert "Undefined (NaN) in section_1, of 4 genes: pearson 1." in caplog.messages
+    evaluate(sdata, metrics=["pearson", "variance_ratio"])
+    assert "1 of 4 genes are predicted the same at all spots of section_1" in caplog.text
 
 
 def test_without_positions_the_spatial_metrics_are_undefined_unless_asked_for(

@@ -71,13 +71,14 @@ def predict(  # noqa: PLR0913 -- an entry point
     from agl_sc import Model, tl
     from agl_sc._sdata.predictions import predicted_of
     from agl_sc._sdata.study import Address, Study
+    from agl_sc.io._image import split_name
     from agl_sc.io._ngff import is_ome_zarr
 
     place = free_destination(output, force=force)
     beside = [] if h5ad is None else [free_destination(h5ad, force=force)]
     trained = Model.load(_model_of(folder, model), trust_encoder=trust_encoder)
     say(f"Reading {source}")
-    is_slide = source.is_file() or is_ome_zarr(source)
+    is_slide = split_name(source)[0].is_file() or is_ome_zarr(source)
     sdata = (
         read_slides([str(source)], spacing_um, lattice, image_mpp=image_mpp, distrust_file=distrust_file)
         if is_slide
@@ -106,7 +107,8 @@ def predict(  # noqa: PLR0913 -- an entry point
     n_genes, n_spots = int(known.any(axis=0).sum()), int(known.any(axis=1).sum())
     values: dict[str, Any] = {
         "store": place.path,
-        "layer": key_added,
+        "layer": key_added if found.slot.startswith("layers") else None,
+        "predictions": found.slot,
         "n_genes": n_genes,
         "n_spots": n_spots,
         "n_obs": len(known),

@@ -226,7 +226,7 @@ def agreed_mpp(
     if abs(found.mpp / stated - 1) > _TOLERANCE:
         msg = (
             f"image_mpp={stated:.4g} of {name!r} contradicts '{path}', which says {found.mpp:.4g} um per pixel ({found.source}); leave "
-            "image_mpp= out where the file is right, or pass trust_file=False where it is wrong."
+            "image_mpp= out where the file is right, or pass trust_file=False (--distrust-file) where it is wrong."
         )
         raise ValueError(msg)
     return float(stated)

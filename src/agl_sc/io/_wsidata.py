@@ -119,11 +119,21 @@ def _mpp(properties: Any, path: Path, section: str) -> float:
     if properties.mpp is None:
         msg = f"LazySlide does not know the microns per pixel of '{path}'; tell it with wsi.set_mpp(0.5), and tile the slide again."
         raise ValueError(msg)
-    fault = FileScale(float(properties.mpp), float(properties.mpp), "LazySlide", properties.magnification).fault()
+    mpp = float(properties.mpp)
+    fault = FileScale(mpp, mpp, "LazySlide", _magnification(properties.magnification)).fault()
     if fault is not None:
         msg = f"'{path}' {fault}; correct it with wsi.set_mpp(0.5), and tile the slide again."
         raise ValueError(msg)
-    return agreed_mpp(float(properties.mpp), None, path, name=section, on_conflict="stated")
+    return agreed_mpp(mpp, None, path, name=section, on_conflict="stated")
+
+
+def _magnification(value: Any) -> float | None:
+    """As a number, which some readers give as text; None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number > 0 else None
 
 
 def _mask(tissues: Any, slide: Slide) -> Tissue:

@@ -338,6 +338,14 @@ def _tell(values: pd.DataFrame, names: Sequence[str], structure: float) -> None:
     if any(undefined.values()):
         counted = ", ".join(f"{name} {n}" for name, n in undefined.items() if n)
         logger.warning("Undefined (NaN) in %s, of %d genes: %s.", section, len(values), counted)
+    if "pearson" in names and "variance_ratio" in names:
+        n_flat = int((values["pearson"].isna() & (values["variance_ratio"] == 0)).sum())
+        if n_flat:
+            logger.warning(
+                "%d of %d genes are predicted the same at all spots of %s: their tiles tell nothing of them. Wider fields of view may, "
+                "agl_sc.pp.embed with a larger tile_px= or context=.",
+                *(n_flat, len(values), section),
+            )
     if "gene_structure" in names:
         logger.info("Gene-gene correlations of %s agree by %.2f.", section, structure)
     if "pearson" in names:

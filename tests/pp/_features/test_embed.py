@@ -16,9 +16,11 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
+from agl_sc._sdata.study import Study
 from agl_sc.core.encoders.load import load_encoder
 from agl_sc.pp import embed
 from agl_sc.pp._features import embed as module
+from agl_sc.pp._features.made_from import placed_again
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
@@ -213,6 +215,14 @@ def test_a_spot_without_position_has_no_features(tissue: SpatialData, caplog: py
 def test_the_images_own_resolution_is_recorded(tissue: SpatialData) -> None:
     embed(tissue, tile_px=32, mpp="image", image_mpp=1.02)
     assert tissue["table"].uns["agl"]["features"]["mpp"] == pytest.approx(1.02)
+
+
+def test_tiles_at_scales_of_their_own_are_cut_again_as_they_were(tissue: SpatialData) -> None:
+    """The record holds one number for all sections, their mean."""
+    embed(tissue, **{**TILES, "mpp": "image", "image_mpp": {"section_1": 1.04, "section_2": 0.97, "section_3": 1.0}})
+    again = placed_again(Study.of(tissue))
+    assert [boxes.side for _, boxes in again] == [TILES["tile_px"]] * 3
+    assert [boxes.mpp for _, boxes in again] == [1.04, 0.97, 1.0]
 
 
 def unknown_scale(sdata: SpatialData) -> None:

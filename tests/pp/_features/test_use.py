@@ -13,6 +13,7 @@ from agl_sc import pp, tl
 from agl_sc._sdata.study import Study
 from agl_sc.core.arrays import FloatArray
 from agl_sc.pp._features.reference import reference_of
+from agl_sc.pp._features.sketch import is_same_tissue, sketch_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -270,3 +271,59 @@ def test_a_model_knows_the_sections_whose_features_it_was_fitted_on(
     obs = tissue["table"].obs
     assert set(obs["again_split"][obs["section"] != "section_3"]) == {"train"}
     assert set(obs["again_split"][obs["section"] == "section_3"]) == {"test"}
+
+
+def test_a_part_of_a_section_without_an_image_is_known(tissue: "SpatialData", config: "TrainConfig") -> None:
+    tissue.images.clear()
+    features = _features(tissue)
+    features[::9] = 0.0  # blank tiles, which every slide has
+    pp.use_features(tissue, features, **DECLARED)
+    pp.split(tissue, test=["section_3"], validation=["section_2"])
+    model = tl.train(tissue, config=config)
+    part = np.arange(tissue["table"].n_obs) % 4 == 1
+    tissue.tables["table"] = tissue["table"][part].copy()
+    pp.use_features(tissue, features[part], **DECLARED, key_added="again")
+    tl.predict(tissue, model, key_added="again")
+    obs = tissue["table"].obs
+    assert set(obs["again_split"][obs["section"] != "section_3"]) == {"train"}
+    assert set(obs["again_split"][obs["section"] == "section_3"]) == {"test"}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_sketches_tell_parts_from_others(share: float) -> None:
+    rng = np.random.default_rng(0)
+    whole, other = rng.normal(size=(2, 3000, 5)).astype(np.float32)
+    whole[:9], other[:9] = 0.0, 0.0
+    whole[10] = np.nan
+    part = rng.permutation(whole)[: int(share * len(whole))]
+    assert is_same_tissue(sketch_of(part), sketch_of(whole))
+    assert not is_same_tissue(sketch_of(part), sketch_of(other))
+    assert not is_same_tissue(sketch_of(part), "")
+
+
+@pytest.mark.parametrize("name", ["features", "coords"])
+def test_entries_that_lie_in_other_files_are_not_opened(tissue: "SpatialData", *, name: str, tmp_path: Path) -> None:
+    path = _trident(tmp_path / "uni.h5", tissue, _features(tissue))
+    with h5py.File(path, "a") as file, h5py.File(tmp_path / "private.h5", "w") as other:
+        file.copy(name, other)
+        del file[name]
+        file[name] = h5py.ExternalLink("private.h5", name)
+    with pytest.raises(ValueError, match=rf"'{name}' of '.*uni\.h5' lies in another file, which is not opened"):
+        pp.use_features(tissue, path, **DECLARED, shapes_key="section_1")
+
+
+def test_only_the_rows_of_spots_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agl_sc.datasets import toy_tissue
+    from agl_sc.pp._features import elsewhere
+
+    sdata = toy_tissue(n_sections=1, n_spots_per_side=6)
+    features, path = _features(sdata), tmp_path / "uni.h5"
+    _trident(path, sdata, features)
+    monkeypatch.setattr(elsewhere, "_ROWS", 7)
+    pp.use_features(sdata, path, **DECLARED)
+    np.testing.assert_array_equal(sdata["table"].obsm["agl_features"], features.astype(np.float32))
+    with h5py.File(path, "a") as file:
+        del file["features"]
+        file["features"] = np.ones((2, len(features), 12))
+    with pytest.raises(ValueError, match=r"features of '.*uni\.h5' have shape \(2, 41, 12\); they must be a matrix"):
+        pp.use_features(sdata, path, **DECLARED)

@@ -9,6 +9,7 @@ from sklearn.utils.extmath import randomized_svd
 from agl_sc.core.arrays import FloatArray, Floats, IntArray
 from agl_sc.core.evaluation.held_out import HeldOutFold
 from agl_sc.core.linear.predictability import MOST_SPOTS
+from agl_sc.core.spots.thinned import thinned
 
 BEYOND = 0.99
 """A spot is beyond the training tissue if more than this share of held-out training spots lies nearer."""
@@ -39,10 +40,9 @@ class Reference:
 
     @classmethod
     def fitted(cls, features: Floats, sections: IntArray) -> "Reference":
-        """Of some spots (n_spots, n_features) of several sections, of at most 4,096 of them."""
-        if len(features) > MOST_SPOTS:
-            rows = np.sort(np.random.default_rng(0).choice(len(features), MOST_SPOTS, replace=False))
-            features, sections = features[rows], sections[rows]
+        """Of some spots (n_spots, n_features) of several sections, of about 4,096 of them at most."""
+        rows = thinned(sections, MOST_SPOTS)
+        features, sections = features[rows], sections[rows]
         parts = [np.asarray(features[sections == code], dtype=float) for code in np.unique(sections)]
         centre = np.mean([part.mean(axis=0) for part in parts], axis=0)
         within = np.sqrt(np.mean([part.var(axis=0) for part in parts], axis=0))

@@ -13,6 +13,7 @@ from agl_sc.core.linear.predictability import MOST_SPOTS
 from agl_sc.core.numerics.constant import divisor
 from agl_sc.core.spots.expression import Expression, gene_blocks
 from agl_sc.core.spots.scaling import center_per_section, depth_weights, scale_features, spread
+from agl_sc.core.spots.thinned import thinned
 
 N_LEADING = 50
 """Genes of highest variance that choose the penalty where nobody names others."""
@@ -58,7 +59,8 @@ def held_out_predictions(
     """Measured expression of all genes, and its prediction by a ridge that has not seen the spot.
 
     In every fold features are scaled, expression is centred and scaled within sections, spots are weighted by depth and the
-    penalty is chosen by leave-one-out, all on the spots fitted on, at most 4,096 of them. Features are centred within whole
+    penalty is chosen by leave-one-out, all on the spots fitted on, about 4,096 of them at most: the same share of every section, and all
+    of a section of fewer than 20. Features are centred within whole
     sections, as they are in prediction.
 
     Parameters
@@ -88,8 +90,7 @@ def held_out_predictions(
 
 def _smoother(samples: Samples, centred: FloatArray, fold: HeldOutFold, *, leading: IntArray | None) -> _Smoother:
     fit = fold.fit
-    if len(fit) > MOST_SPOTS:
-        fit = np.sort(np.random.default_rng(0).choice(fit, MOST_SPOTS, replace=False))
+    fit = fit[thinned(samples.sections[fit], MOST_SPOTS)]
     scale = spread(centred[fit])
     features, held = (scale_features(centred[rows], scale).astype(np.float32) for rows in (fit, fold.held))
     values = samples.expression[fit]

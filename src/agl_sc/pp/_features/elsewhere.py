@@ -16,12 +16,14 @@ _FEATURES = ("features", "embeddings")
 _BARCODES = ("barcodes", "barcode")
 _SIDES = ("patch_size_level0", "patch_size_src")
 """Attributes that hold the side of a tile in pixels of the finest level."""
+_ROWS = 4096
+"""Rows that are read at once."""
 _BESIDE = 0.05
 """Distance between the centre of a tile and its spot, in sides of the tile."""
 
 
 def features_of_file(study: "Study", path: Path, *, side_um: float) -> tuple[IntArray, Any]:
-    """Row of every spot, -1 without one, and the features of all rows.
+    """Row of every spot, -1 without one, and the features of those rows that spots have.
 
     Parameters
     ----------
@@ -45,6 +47,7 @@ def features_of_file(study: "Study", path: Path, *, side_um: float) -> tuple[Int
         msg = f"'{path}' is no HDF5 file ({error}); is the file complete?"
         raise ValueError(msg) from error
     with file:
+        _refuse_links(file, path)
         held = [name for name in _FEATURES if name in file]
         named = [name for name in _BARCODES if name in file]
         if not held or not (named or "coords" in file):
@@ -53,20 +56,49 @@ def features_of_file(study: "Study", path: Path, *, side_um: float) -> tuple[Int
                 "tell whose they are."
             )
             raise KeyError(msg)
-        values = np.asarray(file[held[0]])
         barcodes = [_text(each) for each in np.asarray(file[named[0]]).ravel()] if named else None
         corners = np.asarray(file["coords"], dtype=float) if "coords" in file else None
         side_px = _side_px(file)
-    values = values[0] if values.ndim == 3 and len(values) == 1 else values
-    rows = (
-        _rows_of_barcodes(study, barcodes, path)
-        if barcodes is not None
-        else _rows_of_corners(study, corners, path, side_px=side_px, side_um=side_um)
-    )
-    if rows.max() >= len(values):
-        msg = f"'{path}' has features of {len(values)} tiles and the places of more; is the file complete?"
+        rows = (
+            _rows_of_barcodes(study, barcodes, path)
+            if barcodes is not None
+            else _rows_of_corners(study, corners, path, side_px=side_px, side_um=side_um)
+        )
+        return _read_rows(file[held[0]], rows, path)
+
+
+def _read_rows(matrix: Any, rows: IntArray, path: Path) -> tuple[IntArray, Any]:
+    """The rows that spots have, block by block, and which of these every spot has, -1 without one."""
+    shape = getattr(matrix, "shape", ())
+    is_stacked = len(shape) == 3 and shape[0] == 1
+    if len(shape) != 2 and not is_stacked:
+        msg = f"The features of '{path}' have shape {shape}; they must be a matrix, (n_tiles, n_features)."
         raise ValueError(msg)
-    return rows, values
+    n_rows = shape[-2]
+    if rows.max() >= n_rows:
+        msg = f"'{path}' has features of {n_rows} tiles and the places of more; is the file complete?"
+        raise ValueError(msg)
+    needed = np.unique(rows[rows >= 0])
+    blocks = []
+    for start in range(0, n_rows, _ROWS):
+        wanted = needed[(needed >= start) & (needed < start + _ROWS)]
+        if len(wanted):
+            part = slice(start, start + _ROWS)
+            blocks.append(np.asarray(matrix[0, part] if is_stacked else matrix[part])[wanted - start])
+    found = np.where(rows >= 0, np.searchsorted(needed, rows), -1)
+    return found, np.concatenate(blocks) if blocks else np.empty((0, shape[-1]))
+
+
+def _refuse_links(file: Any, path: Path) -> None:
+    """Refuse entries that lie in other files, which a file from elsewhere could make of any file here."""
+    for name in (*_FEATURES, *_BARCODES, "coords"):
+        link = file.get(name, getlink=True)
+        is_elsewhere = isinstance(link, h5py.ExternalLink)
+        if not is_elsewhere and name in file:
+            is_elsewhere = bool(getattr(file[name], "external", None) or getattr(file[name], "is_virtual", False))
+        if is_elsewhere:
+            msg = f"{name!r} of '{path}' lies in another file, which is not opened; copy it into '{path.name}' itself."
+            raise ValueError(msg)
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from agl_sc.core.encoders.load import Encoder
 from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.placed import Placed, place_section, placed_quietly
-from agl_sc.pp._features.tiles import TileSpec
+from agl_sc.pp._features.tiles import Mpp, TileSpec
 
 
 def feature_record(network: Encoder, spec: TileSpec, placed: Placed, *, views: Views, precision: str) -> FeatureRecord:
@@ -108,9 +108,18 @@ def _tiles_digest(boxes: Boxes) -> str:
 
 def placed_again(study: Study) -> Placed:
     """Sections and boxes of the tiles that the features in place were made from."""
-    made_from = made_by_embed(study)
-    spec = TileSpec(made_from.tile_px, made_from.mpp)
-    return [place_section(section, spec, made_from.image_mpp.get(section.name)) for section in study.imaged]
+    made_from, found = made_by_embed(study), []
+    for section in study.imaged:
+        image_mpp = made_from.image_mpp.get(section.name)
+        spec = TileSpec(made_from.tile_px, _own_mpp(section, made_from, image_mpp))
+        found.append(place_section(section, spec, image_mpp))
+    return found
+
+
+def _own_mpp(section: Section, made_from: FeatureRecord, image_mpp: float | None) -> Mpp:
+    """Microns per pixel of the tiles of a section; of several at a scale of their own, the record holds the mean."""
+    _, boxes, _ = placed_quietly(section, TileSpec(made_from.tile_px, "image"), image_mpp)
+    return "image" if _tiles_digest(boxes) == made_from.sections.get(section.name) else made_from.mpp
 
 
 def made_by_embed(study: Study) -> FeatureRecord:

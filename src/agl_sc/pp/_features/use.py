@@ -1,6 +1,5 @@
 """Features that were computed elsewhere, with what they were made of declared."""
 
-import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from agl_sc._sdata.table import region_of
 from agl_sc.core.arguments import check_name
 from agl_sc.core.arrays import BoolArray, Float32Array, StrArray
 from agl_sc.pp._features.elsewhere import features_of_file
+from agl_sc.pp._features.sketch import sketch_of
 from agl_sc.pp._features.tiles import TileSpec, overview
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _digests(study: Study, found: Float32Array) -> dict[str, str]:
     """What every region with features is known by, so that a model knows those it was fitted on: its image, else its features."""
     regions = region_of(study.table).to_numpy(dtype=str)
     names = sorted(set(regions[np.isfinite(found[:, 0])].tolist()))
-    digests = {name: hashlib.sha256(found[regions == name].tobytes()).hexdigest() for name in names}
+    digests = {name: sketch_of(found[regions == name]) for name in names}
     try:
         sections = study.of_regions(names).positioned
     except (KeyError, ValueError):  # nobody says where the spots lie

@@ -20,6 +20,7 @@ from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.genes import Normalize, mean_variance_detected, normalize_counts, ranks, target_correlation
 from agl_sc.core.spots.scaling import center_per_section, depth_weights, scale_features, spread
 from agl_sc.core.spots.spots import usable_spots
+from agl_sc.core.spots.thinned import thinned
 from agl_sc.pp._genes.scores import morans_i
 from agl_sc.pp._splits.split import check_fitted_on, record_fitted_on, training_spots
 
@@ -335,9 +336,9 @@ def _predictability(study: Study, expression: scipy.sparse.csr_matrix) -> FloatA
     if not len(usable):
         msg = f'No training spot has both features in obsm["{keys.features}"] and counts; run agl_sc.pp.embed(sdata) again.'
         raise ValueError(msg)
-    if len(usable) > MOST_SPOTS:
-        usable = np.sort(np.random.default_rng(0).choice(usable, MOST_SPOTS, replace=False))
     codes = pd.factorize(study.section_names[training[usable]], sort=True)[0].astype(np.int64)
+    rows = thinned(codes, MOST_SPOTS)
+    usable, codes = usable[rows], codes[rows]
     centred = center_per_section(features[usable], codes)
     is_target = role_of(study) == "target"
     order = np.argsort(~is_target, kind="stable")

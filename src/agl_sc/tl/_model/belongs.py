@@ -14,6 +14,7 @@ from agl_sc._sdata.sections import Names, in_regions
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import X, near_matches, region_of
 from agl_sc.core.arrays import BoolArray, IntArray
+from agl_sc.pp._features.sketch import is_same_tissue
 from agl_sc.pp._splits.split import assigned_in, split_hash
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def seen_spots(study: Study, card: dict[str, Any]) -> BoolArray:
         return seen
     for section in study.positioned:
         for name, digest in card["fitted_on"].items():
-            if features.images.get(section.name) != digest:
+            if not is_same_tissue(features.images.get(section.name, ""), digest):
                 continue
             box = card.get("places", {}).get(name)
             if box is None or not section.levels:  # of an older model, or of positions alone
