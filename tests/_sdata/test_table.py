@@ -338,3 +338,8 @@ def test_sections_that_concatenation_renamed_are_their_regions(
         uns={"spatialdata_attrs": {"region_key": "region", "instance_key": "spot", "region": sorted(set(regions))}},
     )
     assert section_of(table).tolist() == expected
+
+
+def test_counts_that_no_spot_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="X holds values above 2,147,483,648, as no spot has counts"):
+        counts_of(AnnData(np.full((2, 2), 1e30, np.float32)), None)

@@ -25,6 +25,7 @@ _UNSAID = ("", "nan", "na", "none", "<na>")
 """Spellings of a column that says yes or no, in lower case."""
 _FEW = 100
 """Rows of a matrix that are looked at to see whether it may hold counts."""
+_LARGEST = 2**31
 IS_OF = "agl_sc_predictions_of"
 """Entry of ``uns`` by which a table of predictions is known: the name of the table whose spots they are of."""
 
@@ -205,6 +206,8 @@ def counts_of(table: "AnnData", layer: str | None) -> scipy.sparse.csr_matrix:
         fault = "negative values"
     elif (values != np.round(values)).any():
         fault = "values that are not whole numbers, as after normalisation"
+    elif (values > _LARGEST).any():
+        fault = f"values above {_LARGEST:,}, as no spot has counts"
     else:
         return counts
     msg = f"{where} holds {fault}; raw counts are needed, {_counts_elsewhere(table, layer if is_layer else X)}."

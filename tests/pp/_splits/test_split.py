@@ -275,6 +275,12 @@ def test_the_blocks_that_a_refusal_names_fill_every_set(
     assert set(tissue["table"].obs["agl_split"]) >= {"train", "validation", "test"}
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64])
+def test_a_fraction_may_be_of_any_kind_of_number(tissue: SpatialData, kind: type) -> None:
+    split(tissue, test=kind(0.5), validation=kind(0.25))
+    assert tissue["table"].obs["agl_split"].nunique() == 3
+
+
 def test_one_section_cannot_be_training_and_test(one_section: SpatialData, unchanged: Unchanged) -> None:
     with (
         pytest.raises(ValueError, match=r"only one section \(section_1\), which cannot be both .* divide by='block'"),

@@ -169,7 +169,7 @@ def _by_units(names: StrArray, test: Units, *, validation: Units, by: str, gener
         msg = f"{by.capitalize()} {sorted(both)[0]!r} is named for both test and validation; name it once."
         raise ValueError(msg)
     for argument, value in (("test", test), ("validation", validation)):
-        if isinstance(value, float | int):
+        if is_number(value):
             n_units = max(1, round(value * len(known))) if value > 0 else 0
             sets[argument] = pool[: min(n_units, len(pool) - 1)]
             pool = pool[len(sets[argument]) :]
