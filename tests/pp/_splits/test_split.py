@@ -277,7 +277,7 @@ def test_the_blocks_that_a_refusal_names_fill_every_set(
 
 @pytest.mark.parametrize("kind", [float, np.float32, np.float64])
 def test_a_fraction_may_be_of_any_kind_of_number(tissue: SpatialData, kind: type) -> None:
-    split(tissue, test=kind(0.5), validation=kind(0.25))
+    split(tissue, test=kind(0.25), validation=kind(0.25))
     assert tissue["table"].obs["agl_split"].nunique() == 3
 
 
