@@ -69,7 +69,7 @@ def features_of_file(study: "Study", path: Path, *, side_um: float) -> tuple[Int
 
 def _read_rows(matrix: Any, rows: IntArray, path: Path) -> tuple[IntArray, Any]:
     """The rows that spots have, block by block, and which of these every spot has, -1 without one."""
-    shape = getattr(matrix, "shape", ())
+    shape: tuple[int, ...] = getattr(matrix, "shape", ())
     is_stacked = len(shape) == 3 and shape[0] == 1
     if len(shape) != 2 and not is_stacked:
         msg = f"The features of '{path}' have shape {shape}; they must be a matrix, (n_tiles, n_features)."
