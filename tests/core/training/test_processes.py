@@ -46,6 +46,7 @@ def test_two_processes_train_as_one(two: Path, arm: str, size: str) -> None:
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5, equal_nan=True, msg=name)
     assert one["history.loss"][1:].std() > 1e-4
     assert (len(set(one["history.cutoff"].tolist())) > 2) == (arm == "dkgsb")
+    assert (len(one["denoising"]) > 2) == (arm == "denoised")
 
 
 def test_a_damaged_checkpoint_is_refused_by_both(two: Path) -> None:

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_matrix
 
 from agl_sc.core.config import Method, TrainConfig
+from agl_sc.core.linear.choose_denoising import NOT_DENOISED, choose_denoising, denoised
 from agl_sc.core.spots.counts import Counts
+from agl_sc.core.spots.denoise import Denoised
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.checkpoint import Checkpoint
@@ -26,6 +28,8 @@ ARMS: dict[str, tuple[Method, dict[str, Any]]] = {
     "dkgsb": ("dkgsb", GRADIENT),
     "uncertainty": ("uncertainty", {}),
     "poisson": ("agl", {"loss": "poisson"}),
+    "multinomial": ("agl", {"loss": "multinomial"}),
+    "denoised": ("agl", {"denoise_genes": [5, 20], "denoise_components": [2, 4], "denoise_mix": [0.8]}),
     "rounds": ("dkgsb", {**GRADIENT, "start": "agl", "search_patience": 2, "lr": 2e-2}),
 }
 SIZES = {"even": 96, "odd": 91}
@@ -53,6 +57,9 @@ def trained(
     config = TrainConfig.from_plain({**small, "batch_size": batch, "outer_batch_size": BATCH, **changes})
     common: dict[str, Any] = {"n_targets": 4, "config": config, "accelerator": accelerator, "checkpoint": checkpoint}
     training, validation = spots(SIZES[size])
+    choice = NOT_DENOISED if config.denoise is None else choose_denoising(training, 4, config.denoise)
+    if not choice.trace.empty:  # whichever is chosen, one of them is trained on
+        training = denoised(training, 4, Denoised(20, 4, 0.8))
     if config.start == "agl":
         result = fit_in_rounds(training, validation, method=method_spec(method), **common)
     else:
@@ -61,6 +68,7 @@ def trained(
         f"history.{name}": torch.from_numpy(result.history[name].to_numpy(dtype=float, copy=True))
         for name in result.history
     }
+    table["denoising"] = torch.from_numpy(choice.trace["pearson"].to_numpy(dtype=float, copy=True))
     return {**result.state, "weights": torch.from_numpy(result.weights), **table}
 
 
