@@ -14,6 +14,7 @@ from torch import nn
 from agl_sc.core.arrays import Float32Array, FloatArray, Floats
 from agl_sc.core.encoders import dense
 from agl_sc.core.encoders.dense import Fields, Pass, box_sums, field_blocks, field_rows, n_windows, overlaps
+from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import Encoder
 from agl_sc.core.encoders.maps import Maps, maps_of
 from agl_sc.core.encoders.stages import WithStages
@@ -255,3 +256,13 @@ def test_what_lies_beyond_the_image_is_passed_once_and_as_background() -> None:
     image: Any = dask.array.from_array(plain, chunks=(3, 30, 30))  # type: ignore[no-untyped-call]
     inside = replace(far, image=image, centres=np.array([[30.0, 30.0]]))
     np.testing.assert_allclose(features_of(how, far), np.repeat(features_of(how, inside), 3, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("orientations", "of_tiles"), [(1, 1), (2, 1), (4, 2), (8, 4)])
+def test_maps_of_the_tiles_themselves_are_laid_in_half_the_ways(orientations: int, of_tiles: int) -> None:
+    network = encoder()
+    recipe = Recipe(network, 32, orientations, maps=small(network))
+    wide = fields_at(np.full((1, 2), 70.0), 32.0)
+    assert len(recipe.ways_of(wide)) == orientations
+    assert len(recipe.ways_of(replace(wide, wider=False))) == of_tiles
+    assert recipe.n_passes(wide) >= recipe.n_passes(replace(wide, wider=False))

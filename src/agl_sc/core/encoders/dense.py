@@ -50,6 +50,8 @@ class Fields:
     """SHA-256 of the pixels of the coarsest level."""
     name: str
     """What messages call the level."""
+    wider: bool = True
+    """Whether they are wider than the tiles of their spots."""
 
 
 @dataclass(frozen=True, slots=True)

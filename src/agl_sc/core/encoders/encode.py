@@ -41,8 +41,7 @@ class Recipe:
     tile_px: int
     """Side that tiles are resampled to, in pixels."""
     orientations: int = 1
-    """Ways of laying every tile that are averaged over: 1 as it is, 2 half turns too, 4 quarter turns, 8 mirrored ones; half
-    as many of a window, whose map is averaged over many places."""
+    """Ways of laying every tile that are averaged over: 1 as it is, 2 half turns too, 4 quarter turns, 8 mirrored ones."""
     batch_size: int = 32
     """Tiles per forward pass; on the CPU at most 8."""
     device: str | None = None
@@ -60,10 +59,9 @@ class Recipe:
         """Whether a tile is mirrored, and its quarter turns, for every way of laying it."""
         return [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: self.orientations]
 
-    @property
-    def window_ways(self) -> list[tuple[bool, int]]:
-        """Of :attr:`ways`, those of laying a window."""
-        return self.ways[: max(1, self.orientations // 2)]
+    def ways_of(self, seen: Boxes | Fields) -> list[tuple[bool, int]]:
+        """Of :attr:`ways` all, but half for the maps of the tiles themselves, which cost most and are the least of what predicts."""
+        return self.ways if isinstance(seen, Boxes) or seen.wider else self.ways[: max(1, self.orientations // 2)]
 
     def n_features(self, seen: Boxes | Fields) -> int:
         """Width of the features of tiles, or of fields of view by maps."""
@@ -77,7 +75,7 @@ class Recipe:
         """Work in tiles: so many of them have as many pixels as what goes through the network, in all orientations."""
         if isinstance(seen, Boxes):
             return len(seen.origins) * len(self.ways)
-        return math.ceil(n_pixels(self.mapped, seen) * len(self.window_ways) / self.tile_px**2)
+        return math.ceil(n_pixels(self.mapped, seen) * len(self.ways_of(seen)) / self.tile_px**2)
 
     @property
     def mapped(self) -> Maps:
@@ -159,18 +157,18 @@ def encoded_blocks(recipe: Recipe, seen: Boxes | Fields, blocks: Sequence[int]) 
         msg = f"Features in {recipe.precision} cannot be made on device {device.type!r}, which computes in {precision}; name a device= that all have."
         raise ValueError(msg)
     if isinstance(seen, Fields):
-        yield from field_blocks(_pass(recipe, device), seen, rows=recipe.rows(seen), blocks=blocks)
+        yield from field_blocks(_pass(recipe, seen, device), seen, rows=recipe.rows(seen), blocks=blocks)
     else:
         yield from _tile_blocks(recipe, seen, blocks, device=device)
 
 
-def _pass(recipe: Recipe, device: torch.device) -> Pass:
+def _pass(recipe: Recipe, seen: Fields, device: torch.device) -> Pass:
     """How windows go through the network; one by one on the CPU, which finds less of a larger batch in its caches."""
     maps = recipe.mapped.to(device).to(memory_format=torch.channels_last)
     at_once = recipe.batch_size * _USUAL_PX**2 // maps.window_px**2
     compiled = cast("Maps", torch.compile(maps, dynamic=False)) if recipe.compiled else maps
     at_once = 1 if device.type == "cpu" else max(1, at_once)
-    return Pass(recipe.encoder, compiled, recipe.window_ways, at_once, device, _dtype(device))
+    return Pass(recipe.encoder, compiled, recipe.ways_of(seen), at_once, device, _dtype(device))
 
 
 def _tile_blocks(

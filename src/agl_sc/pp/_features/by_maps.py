@@ -71,7 +71,7 @@ def _overlap(sections: Sequence[Section], spec: TileSpec) -> bool:
     return bool(len(found)) and bool(found.mean() > _MOST)
 
 
-def fields_of(section: Section, spec: TileSpec, network: Encoder) -> Fields:
+def fields_of(section: Section, spec: TileSpec, network: Encoder, *, wider: bool) -> Fields:
     """Fields of view of a section's spots, of the extent of tiles and on the level that tiles are read from."""
     image_mpp = section.mpp(section.image_mpp)
     boxes = boxes_of(section, spec, image_mpp, may_exceed=True)
@@ -85,4 +85,5 @@ def fields_of(section: Section, spec: TileSpec, network: Encoder) -> Fields:
         background=boxes.background,
         overview_digest=boxes.overview_digest,
         name=boxes.name,
+        wider=wider,
     )

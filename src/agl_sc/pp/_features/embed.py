@@ -300,7 +300,7 @@ def _seen(section: Section, boxes: Boxes, *, recipe: Recipe, views: Views) -> li
     for factor in (1.0, *views.context):
         spec = TileSpec(recipe.tile_px, factor * boxes.mpp)
         if views.maps == "all" or (views.maps == "wider" and factor > 1):
-            found.append(fields_of(section, spec, recipe.encoder))
+            found.append(fields_of(section, spec, recipe.encoder, wider=factor > 1))
         else:
             found.append(boxes if factor == 1 else boxes_of(section, spec, image_mpp, may_exceed=True))
     return found
@@ -361,6 +361,6 @@ def _cache_key(recipe: Recipe, seen: Boxes | Fields) -> str:
 def _fields_digest(recipe: Recipe, fields: Fields) -> str:
     maps = recipe.mapped
     sha = hashlib.sha256(f"{fields.image.shape} {fields.side!r} {fields.ratio!r} {fields.overview_digest}".encode())
-    sha.update(f"{maps.window_px} {maps.halo_px} {CELL_PX} {maps.layers}".encode())
+    sha.update(f"{maps.window_px} {maps.halo_px} {CELL_PX} {maps.layers} {recipe.ways_of(fields)}".encode())
     sha.update(fields.centres.tobytes())
     return sha.hexdigest()
