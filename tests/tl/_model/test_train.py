@@ -249,14 +249,14 @@ def test_two_sections_are_split_by_block(
     table.obs["section"] = table.obs["section"].astype(str).replace("section_3", "section_2")
     seen: dict[str, Any] = {}
 
-    def spy(study: Study, asked: SplitRequest) -> None:
-        seen.update(by=asked.by)
+    def spy(study: Study, asked: SplitRequest, *, may_fit: bool) -> None:
+        seen.update(by=asked.by, may_fit=may_fit)
         split_study(study, replace(asked, block_um=250, buffer_um=50))
 
     monkeypatch.setattr("agl_sc.tl._model.train.split_study", spy)
     embed(tissue, tile_px=32, mpp=1.0)
     train(tissue, method="pgl", config=config)
-    assert seen["by"] == "block"
+    assert seen == {"by": "block", "may_fit": True}
     assert {"train", "validation", "test"} <= set(table.obs["agl_split"])
 
 

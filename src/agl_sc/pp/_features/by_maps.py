@@ -63,10 +63,11 @@ def _overlap(sections: Sequence[Section], spec: TileSpec) -> bool:
     """Whether most spots lie nearer to the next one than a tile is wide."""
     nearer = [np.zeros(0, dtype=bool)]
     for section in sections:
-        if len(section.centres) > 1 and section.levels:
+        known = section.centres[np.isfinite(section.centres).all(axis=1)]
+        if len(known) > 1 and section.levels:
             image_mpp = section.mpp(section.image_mpp)
             side = spec.tile_px * (image_mpp if spec.mpp == "image" else float(spec.mpp)) / image_mpp
-            nearer.append(cKDTree(section.centres).query(section.centres, k=2)[0][:, 1] < side)
+            nearer.append(cKDTree(known).query(known, k=2)[0][:, 1] < side)
     found = np.concatenate(nearer)
     return bool(len(found)) and bool(found.mean() > _MOST)
 
