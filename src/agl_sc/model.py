@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from agl_sc._hub import OnHub
 from agl_sc._lazyslide import LazySlideModel
+from agl_sc._model_anndata import ToAnnData
 from agl_sc._model_file import CARD, FORMAT, FORMAT_WITHOUT_LEVELS, WEIGHTS, checksum, in_order, read_model
 from agl_sc._model_tables import numeric_table, scores_in
 from agl_sc._model_text import description_of
@@ -29,7 +30,7 @@ from agl_sc.core.spots.scaling import centred_rows, means_of, rows_at_once, scal
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Model(OnHub):
+class Model(OnHub, ToAnnData):
     """A trained predictor of gene expression from H&E."""
 
     tensors: dict[str, torch.Tensor] = field(repr=False)

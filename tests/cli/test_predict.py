@@ -54,3 +54,18 @@ def test_an_image_of_a_file_is_a_slide(run: Run, *, results: Path, tmp_path: Pat
     assert done.exit_code == 2
     assert "SpatialData store" not in done.stderr
     assert f"'{tmp_path / 'slide.tif'}' is no TIFF, so it holds one image and none named '1'" in done.stderr
+
+
+def test_place_and_intervals_are_those_asked_for(run: Run, *, store: Path, results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    refused = run("predict", store, results / "model", "--output", out, "--interval", "0.9")
+    assert refused.exit_code == 2
+    assert "No interval of 90% can be promised" in refused.stderr
+    odd = run("predict", store, results / "model", "--output", out, "--write-to", "nowhere")
+    assert odd.exit_code == 2
+    assert "write_to" in odd.stderr
+    done = run("predict", store, results / "model", "--output", out, "--write-to", "table")
+    assert done.exit_code == 0, done.output
+    found = spatialdata.read_zarr(out)
+    assert "agl" not in found["table"].layers
+    assert found["agl_prediction"].n_vars == Model.load(results / "model").n_predicted

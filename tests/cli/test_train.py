@@ -108,3 +108,22 @@ def test_old_names_of_settings_are_taken_and_the_new_form_is_told(
 def test_bad_setting(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         train_config([setting], None)
+
+
+def test_training_goes_on_from_a_model(run: Run, *, store: Path, results: Path, tmp_path: Path) -> None:
+    first = Model.load(results / "model")
+    start = ["--test", "section_1", "--validation", "section_2", "--set", "batch_size=16", "--set", "max_epochs=2"]
+    refused = run("train", store, "--init", results / "model", "--targets", "3", "--output", tmp_path / "model")
+    assert refused.exit_code == 2
+    assert "brings its own genes and tiles, and genes is asked for too; leave that out" in refused.stderr
+    refused = run("train", store, *start, "--init", results / "model", "--output", tmp_path / "model")
+    assert refused.exit_code == 2
+    assert "init was fitted on section_1" in refused.stderr
+    again = ["--test", "section_3", "--validation", "section_2", *start[4:], "--write-to", "table"]
+    written = ["--output", tmp_path / "model", "--write", tmp_path / "result.zarr"]
+    done = run("train", store, *again, "--init", results / "model", *written)
+    assert done.exit_code == 0, done.output
+    model = Model.load(tmp_path / "model")
+    assert model.predicted_genes == first.predicted_genes
+    assert "continued_from" in model.card
+    assert "agl_prediction" in spatialdata.read_zarr(tmp_path / "result.zarr").tables

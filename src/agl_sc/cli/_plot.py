@@ -21,6 +21,9 @@ def plot(  # noqa: PLR0913 -- an entry point
     ] = None,
     out_of_fold: Annotated[bool, typer.Option("--out-of-fold", help="Predictions of cross-validation.")] = False,
     difference: Annotated[bool, typer.Option("--difference", help="Predicted minus measured, too.")] = False,
+    hatch_beyond: Annotated[
+        bool, typer.Option("--hatch-beyond", help="Hatch spots beyond the tissue that the model was trained on.")
+    ] = False,
     force: Force = False,
     table_key: TableKey = None,
     image_key: ImageKey = None,
@@ -47,6 +50,7 @@ def plot(  # noqa: PLR0913 -- an entry point
     options: dict[str, Any] = {
         "prediction": "oof" if out_of_fold else "model",
         "difference": difference,
+        "hatch_beyond": hatch_beyond,
         "layer": layer,
     }
     with written(context, place) as (fresh,):

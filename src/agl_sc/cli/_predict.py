@@ -45,6 +45,10 @@ def predict(  # noqa: PLR0913 -- an entry point
     interval: Annotated[
         float | None, typer.Option(help="Share of spots that intervals are to cover, such as 0.9.", show_default=False)
     ] = None,
+    write_to: Annotated[
+        str,
+        typer.Option(help="Predictions as layer, as a table of their own, or auto: as a table where a layer is large."),
+    ] = "auto",
     force: Force = False,
     spacing_um: Spacing = 100.0,
     lattice: LatticeOption = "hex",

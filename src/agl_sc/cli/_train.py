@@ -61,6 +61,13 @@ def train(  # noqa: PLR0913 -- an entry point
     settings: TrainSettings = None,
     finetune: Annotated[bool, typer.Option("--finetune", help="Train the whole encoder too.")] = False,
     checkpoint: Checkpoint = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Folder of a model to go on from, with its genes and tiles.")
+    ] = None,
+    write_to: Annotated[
+        str,
+        typer.Option(help="Predictions as layer, as a table of their own, or auto: as a table where a layer is large."),
+    ] = "auto",
     by: By = None,
     test: Units = None,
     validation: Units = None,
@@ -104,8 +111,9 @@ def train(  # noqa: PLR0913 -- an entry point
       agl-sc train STORE.zarr --by section --test C6 --validation C5 --output model
       agl-sc train STORE.zarr --method agl --set batch_size=64 --set max_epochs=20 --output model --write RESULT.zarr
       agl-sc train --config model/agl-sc.toml --output another_model
+      agl-sc train OTHER.zarr --init model --output model_of_both
     """
-    from agl_sc import tl
+    from agl_sc import Model, tl
     from agl_sc._sdata.study import Address, Study
 
     places = [
@@ -122,11 +130,18 @@ def train(  # noqa: PLR0913 -- an entry point
     genes = given(genes=number_or_names(targets), score=score)
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
     encoding: dict[str, Any] = {"device": device, "batch_size": batch_size}
+    start = None if init is None else Model.load(init)
+    if start is not None and (genes or tiles):
+        msg = f"--init {init} brings its own genes and tiles, and {', '.join([*genes, *tiles])} is asked for too; leave that out, or train without --init."
+        raise ValueError(msg)
     say(f"Reading {store}")
     sdata = open_store(store)
     say("Preparing")
     study = Study.of(sdata, Address(**where, layer=layer), key_added)
-    _prepare(study, (split, genes, tiles), encoding=encoding, seed=seed)
+    if start is None:
+        _prepare(study, (split, genes, tiles), encoding=encoding, seed=seed)
+    else:
+        _divide(study, split, seed=seed)
     say(f"Training {method}")
     model = tl.train(
         sdata,
@@ -134,6 +149,8 @@ def train(  # noqa: PLR0913 -- an entry point
         finetune=finetune,
         config=config,
         checkpoint=checkpoint,
+        init=start,
+        write_to=write_to,  # type: ignore[arg-type]  # refuses an unknown one
         layer=layer,
         key_added=key_added,
         seed=seed,
@@ -234,6 +251,17 @@ def number_or_names(values: list[str] | None) -> int | list[str] | None:
     return values or None
 
 
+def _divide(study: "Study", split: dict[str, Any], *, seed: int) -> None:
+    """The split that options ask for, if they do; one is made where there is none."""
+    from agl_sc.pp._splits.drawn import SplitRequest
+    from agl_sc.pp._splits.split import split_study
+    from agl_sc.tl._model.train import split_if_missing
+
+    if split:
+        split_study(study, SplitRequest(**split, seed=seed))
+    split_if_missing(study, seed=seed)
+
+
 def _prepare(
     study: "Study",
     options: tuple[dict[str, Any], dict[str, Any], dict[str, Any]],
@@ -245,14 +273,10 @@ def _prepare(
     from agl_sc.pp._features.context import WIDER, Views
     from agl_sc.pp._features.embed import FeatureRequest, embed_study
     from agl_sc.pp._genes.targets_and_ranks import choose_targets, rank_study
-    from agl_sc.pp._splits.drawn import SplitRequest
-    from agl_sc.pp._splits.split import split_study
-    from agl_sc.tl._model.train import N_TARGETS, split_if_missing
+    from agl_sc.tl._model.train import N_TARGETS
 
     split, genes, tiles = options
-    if split:
-        split_study(study, SplitRequest(**split, seed=seed))
-    split_if_missing(study, seed=seed)
+    _divide(study, split, seed=seed)
     if split or genes:  # both are fitted on training spots
         choose_targets(study, genes=genes.get("genes", min(N_TARGETS, study.table.n_vars)))
         if study.keys.prior_rank in study.table.var:

@@ -10,6 +10,7 @@ from agl_sc._sdata.predictions import Prediction
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import check_flag, is_whole
+from agl_sc.pl._beyond import beyond_of, hatch
 from agl_sc.pl._finish import AxesGrid, axes_grid, check_save, finish
 from agl_sc.pl._panels import Scale, Shown, Style, check_scale, draw_grid, draw_residuals, draw_unmeasured, panels_of
 from agl_sc.pl._style import DIVERGING, colours_of
@@ -32,6 +33,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     vmin: float | None = None,
     vmax: float | None = None,
     ncols: int | None = None,
+    hatch_beyond: bool = False,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
@@ -84,6 +86,8 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     ncols
         Genes abreast in a new figure, their sections below each other; by default genes are below each other and sections
         abreast where that leaves few places blank. Where nothing was measured, panels abreast.
+    hatch_beyond
+        Hatch predicted spots that lie beyond the tissue the model was trained on (``obs["agl_distance"]`` above .99), and count them.
     table_key
         Table to use; the only one by default.
     image_key
@@ -122,7 +126,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     Raises
     ------
     KeyError
-        There is no prediction of that name, or a gene, section, layer or table is not there.
+        There is no prediction of that name, or a gene, section, layer or table is not there; distances are to be hatched and are not known.
     ValueError
         A gene was not predicted, nothing was selected, the counts are not raw, or an argument is out of range.
     TypeError
@@ -144,6 +148,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
     path = check_save(save, show)
     check_flag("difference", difference)
     check_flag("image_panel", image_panel)
+    check_flag("hatch_beyond", hatch_beyond)
     colours = colours_of(cmap)
     check_style(size, image_alpha)
     limits = check_scale(scale, vmin, vmax)
@@ -159,6 +164,7 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
         layer=layer,
     )
     study = Study.of(sdata, address, key_added)
+    beyond = beyond_of(study) if hatch_beyond else None
     names, shown = _shown(
         study, genes, prediction=prediction, sections=sections, size=size, may_lack_counts=not difference
     )
@@ -167,9 +173,16 @@ def spatial_pred(  # noqa: PLR0913  one argument per thing that a user may want 
         columns = panels_of(image=image_panel, difference=difference)
         grid = None if ax is None else axes_grid(ax, shape=(len(names) * len(shown), len(columns)))
         drawn = draw_grid(shown, names, columns=columns, style=style, grid=grid, n_abreast=ncols)
+        predicted = drawn[:, [columns.index("predicted")]]
     else:
         grid = None if ax is None else axes_grid(ax, shape=(len(shown), 1 + len(names)), what="section, H&E and genes")
         drawn = draw_unmeasured(shown, names, style=style, grid=grid, n_abreast=ncols)
+        predicted = drawn[:, 1:]
+    if beyond is not None:
+        for number, row in enumerate(predicted):
+            section = shown[number % len(shown)].section
+            for panel in row:
+                hatch(panel, section, beyond[section.rows], size=size)
     finish(drawn[0, 0], is_new=ax is None, show=show, path=path)
     return drawn
 

@@ -239,3 +239,17 @@ def test_an_altered_card_is_refused(of_one_patient: tuple[SpatialData, Model], t
     replace(model, tensors={**model.tensors, **wrong}).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"'intervals.sections' in .* is torch.float32 of shape"):
         Model.load(tmp_path / "model")
+
+
+def test_a_model_gives_an_anndata_and_leaves_the_sections_alone(
+    of_one_patient: tuple[SpatialData, Model], unchanged: Unchanged
+) -> None:
+    sdata, model = of_one_patient
+    with unchanged(sdata):
+        adata = model.to_anndata(sdata, interval=0.9)
+    assert adata.shape == (sdata["table"].n_obs, model.n_predicted)
+    tl.predict(sdata, model, interval=0.9)
+    expected = tl.to_anndata(sdata)
+    np.testing.assert_array_equal(adata.X, expected.X)
+    np.testing.assert_array_equal(adata.layers["upper"], expected.layers["upper"])
+    assert set(adata.uns["spatial"]) == set(expected.uns["spatial"])
