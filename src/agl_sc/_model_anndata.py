@@ -1,7 +1,7 @@
 """Predictions of a model as an AnnData, without a trace in the sections that they are of."""
 
 import copy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from agl_sc._sdata.sections import Names, Scales
 
@@ -88,14 +88,12 @@ class ToAnnData:
 
         model: Model = self  # type: ignore[assignment]  # which inherits this
         own = _own_tables(sdata)
-        where = {
+        where: dict[str, Any] = {
             "table_key": table_key, "image_key": image_key, "shapes_key": shapes_key, "coordinate_system": coordinate_system,
             "image_mpp": image_mpp, "key_added": key_added,
         }  # fmt: skip
-        tl.predict(
-            own, model, device=device, batch_size=batch_size, min_r=min_r, interval=interval, write_to="auto", **where
-        )  # type: ignore[arg-type]
-        return tl.to_anndata(own, **where)  # type: ignore[arg-type]
+        tl.predict(own, model, device=device, batch_size=batch_size, min_r=min_r, interval=interval, **where)
+        return tl.to_anndata(own, **where)
 
 
 def _own_tables(sdata: "SpatialData") -> "SpatialData":
