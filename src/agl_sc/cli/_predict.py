@@ -99,6 +99,7 @@ def predict(  # noqa: PLR0913 -- an entry point
         batch_size=batch_size,
         min_r=min_r,
         interval=interval,
+        write_to=write_to,  # type: ignore[arg-type]  # refuses an unknown one
         key_added=key_added,
     )
     found = predicted_of(Study.of(sdata, Address(table_key=table_key), key_added), "model")
