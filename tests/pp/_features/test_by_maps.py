@@ -74,11 +74,11 @@ def test_by_default_wider_fields_of_a_convolutional_network_go_by_maps(
     assert not np.allclose(default[:, :N_FEATURES], features_of(tissue)[:, :N_FEATURES], atol=1e-3)
 
 
-def test_by_default_tiles_that_overlap_go_by_maps_too_however_many_they_are(
+def test_by_default_tiles_of_crowded_spots_go_by_maps_too_however_many_they_are(
     tissue: SpatialData, small: dict[str, Any]
 ) -> None:
     """Spots are 100 um apart."""
-    wide = {**small, "tile_px": 104}
+    wide = {**small, "tile_px": 104, "mpp": 4.0}
     embed(tissue, context=(), **wide)
     assert made_from(tissue)["maps"] == "all"
     whole = features_of(tissue)
@@ -88,7 +88,7 @@ def test_by_default_tiles_that_overlap_go_by_maps_too_however_many_they_are(
     embed(tissue, context=(), **wide)
     assert made_from(tissue)["maps"] == "all"
     np.testing.assert_array_equal(features_of(tissue), whole[some])
-    embed(tissue, context=(), **{**small, "tile_px": 96})
+    embed(tissue, context=(), **{**wide, "tile_px": 96})
     assert made_from(tissue)["maps"] == "none"
 
 
