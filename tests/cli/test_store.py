@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import zarr
+from spatialdata import SpatialData
+from spatialdata._io.format import SpatialDataContainerFormatV01
 from typer.testing import Result
 
 from agl_sc.cli._store import free_destination, holding_destinations, open_store
@@ -46,6 +48,21 @@ def test_what_is_no_store_is_refused(tmp_path: Path, make: Callable[[Path], None
     make(tmp_path / "a.zarr")
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         open_store(tmp_path / "a.zarr")
+
+
+@pytest.mark.filterwarnings("ignore")  # of zarr and spatialdata about a version of old
+def test_the_only_table_of_the_first_versions_is_read(tmp_path: Path, tissue: SpatialData) -> None:
+    """In 2023 it lay in ``table/table``, and the container had no attributes."""
+    path = tmp_path / "old.zarr"
+    tissue.write(path, sdata_formats=SpatialDataContainerFormatV01())
+    (path / "table").mkdir()
+    (path / "tables" / "table").rename(path / "table" / "table")
+    (path / "tables").rename(tmp_path / "gone")
+    (path / ".zattrs").write_text("{}")
+    (path / ".zmetadata").unlink(missing_ok=True)
+    read = open_store(path)
+    assert list(read["table"].obs["section"]) == list(tissue["table"].obs["section"])
+    assert read["table"].uns["spatialdata_attrs"]["region_key"] == "region"
 
 
 def test_place_is_free_or_forced(tmp_path: Path) -> None:

@@ -50,10 +50,21 @@ def open_store(path: Path) -> "SpatialData":
         msg = f"{path} is not a SpatialData store; {_MEND}."
         raise ValueError(msg)
     try:
-        return spatialdata.read_zarr(path)
+        return _with_older_table(spatialdata.read_zarr(path), path)
     except (OSError, KeyError, TypeError, ValueError) as error:
         msg = f"{path} is a damaged SpatialData store ({error}); {_MEND}."
         raise ValueError(msg) from error
+
+
+def _with_older_table(sdata: "SpatialData", path: Path) -> "SpatialData":
+    """The same with the table of ``table/table``, where the first versions of spatialdata kept their only one."""
+    older = path / "table" / "table"
+    if not sdata.tables and older.is_dir():
+        import anndata
+        from spatialdata.models import TableModel
+
+        sdata.tables["table"] = TableModel.parse(anndata.read_zarr(older))
+    return sdata
 
 
 @dataclass(frozen=True, slots=True)
