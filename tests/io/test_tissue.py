@@ -51,6 +51,27 @@ def test_ink_black_borders_and_smears_are_left_out_and_folds_flagged() -> None:
     assert (labels[FAT] > 0).mean() > 0.99
 
 
+@pytest.mark.parametrize("level", [0, 70], ids=["glass as usual", "grey glass"])
+def test_white_that_fills_an_image_up_is_no_example_of_glass(level: int) -> None:
+    """As Space Ranger shrinks them: a frame of 2,000 px, the picture grey, what is left of the frame white."""
+    pixels = (painted().astype(int) - level).clip(0, 254).astype(np.uint8)
+    expected = _found(pixels)
+    pixels[-12:] = pixels[:, -9:] = 255
+    labels = _found(pixels)
+    assert not labels[-12:].any()
+    assert not labels[:, -9:].any()
+    assert (labels[TISSUE] > 0).mean() > 0.99
+    assert ((labels > 0) == (expected > 0)).mean() > 0.98
+
+
+def test_white_glass_is_glass() -> None:
+    pixels = painted()
+    pixels[np.abs(pixels.astype(int) - np.array(GLASS)).max(axis=2) < 12] = 255
+    labels = _found(pixels)
+    assert (labels[TISSUE] > 0).mean() > 0.99
+    assert not labels[:40].any()
+
+
 def test_tissue_in_every_corner_but_with_glass_between_is_found() -> None:
     pixels = painted()
     turned = np.roll(pixels, (120, 150), axis=(0, 1))  # now tissue is in the corners

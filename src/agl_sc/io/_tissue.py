@@ -42,6 +42,9 @@ _SMALLEST_MM2 = 0.02
 _DARK_RATIO = 2.0
 """Optical density of a fold, in that of the tissue around; two layers have twice."""
 _FULL = 0.98
+_WHITE = 255
+_MOST_WHITE = 1e-3
+"""Share of white pixels between white strips up to which they are no glass, but were put around."""
 
 _coarsen: Callable[..., da.Array] = da.coarsen
 
@@ -152,15 +155,28 @@ def _overview(levels: Sequence[da.Array], mpp: float) -> tuple[UInt8Array, tuple
 
 
 def _covered(pixels: UInt8Array) -> BoolArray:
-    """Ink of a marker, and black that reaches the edge of the image."""
+    """Ink of a marker, black that reaches the edge of the image, and strips of white that fill it up to a size."""
     red, green = pixels[..., 0].astype(np.int16), pixels[..., 1].astype(np.int16)
     ink = green - red > _INK
     black = pixels.max(axis=2) < _BLACK
     parts, _ = ndimage.label(black)
     edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
     black = np.isin(parts, edge[edge > 0])
-    opened: BoolArray = ndimage.binary_opening(ink, iterations=1) | black
+    opened: BoolArray = ndimage.binary_opening(ink, iterations=1) | black | _white_strips(pixels)
     return np.asarray(ndimage.binary_dilation(opened, iterations=2)) if opened.any() else opened
+
+
+def _white_strips(pixels: UInt8Array) -> BoolArray:
+    """Rows and columns at the edges that are white from end to end, on a slide whose glass is not."""
+    white = (pixels == _WHITE).all(axis=2)
+    strips = np.zeros_like(white)
+    for axis in (0, 1):
+        full = white.all(axis=1 - axis)
+        at_edge = np.logical_and.accumulate(full) | np.logical_and.accumulate(full[::-1])[::-1]
+        strips |= at_edge[:, None] if axis == 0 else at_edge
+    inside = ~strips
+    is_glass = bool(white[inside].mean() > _MOST_WHITE) if inside.any() else True
+    return np.zeros_like(white) if is_glass else strips
 
 
 def _flatness(pixels: UInt8Array) -> FloatArray:

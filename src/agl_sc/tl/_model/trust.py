@@ -30,6 +30,13 @@ _DIGITS = 5
 _MOSTLY = 0.5
 """Share of a section's spots beyond the training tissue from which on the section is."""
 _SHOWN = 3
+_TOLD_BEYOND = (
+    "%.0f %% of the spots of %s lie farther from the training tissue than %.0f %% of a held-out training %s: another stain, scanner, "
+    "scale, focus or organ than the model knows; do not rely on predictions there.",
+    "%.0f %% of the spots of %s lie farther from the training tissue than %.0f %% of held-out %ss of its one training section. From one "
+    "section nobody can tell whether sections of the same tissue lie as far or stain, scanner, scale, focus or organ are others; "
+    "train on several.",
+)
 
 
 def with_trust(study: Study, data: TrainingData, model: Model, *, seed: int) -> Model:
@@ -167,12 +174,4 @@ def _tell_beyond(share: FloatArray, sections: StrArray, *, by: str) -> None:
     known = np.isfinite(share)
     beyond = pd.Series(share[known] > BEYOND).groupby(sections[known]).mean()
     for name, part_beyond in beyond[beyond > _MOSTLY].items():
-        held_out = "another place of its one training section" if by == "block" else f"a held-out training {by}"
-        logger.warning(
-            "%.0f %% of the spots of %s lie farther from the training tissue than %.0f %% of %s: another stain, scanner, scale, "
-            "focus or organ than the model knows; do not rely on predictions there.",
-            100 * part_beyond,
-            name,
-            100 * BEYOND,
-            held_out,
-        )
+        logger.warning(_TOLD_BEYOND[by == "block"], 100 * part_beyond, name, 100 * BEYOND, by)
