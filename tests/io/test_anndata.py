@@ -303,7 +303,7 @@ REFUSED: list[Any] = [
     pytest.param(set_obs("a/b", 1), {}, ValueError, "a/b", id="name that spatialdata refuses"),
     pytest.param(set_obs("half", [None] * 9 + ["s1"] * 21), {"library_key": "half"}, ValueError, r"9 spots have no library", id="no library"),
     pytest.param(unchanged, {"library_key": "lib"}, KeyError, "library_key='lib' is not a column of obs, which has library", id="library_key"),
-    pytest.param(set_obs("library", "s9"), {"library_key": "library"}, KeyError, r"no library 's9'; it has s1; or pass image=", id="unknown library"),
+    pytest.param(set_obs("library", "s9"), {"library_key": "library"}, KeyError, r"no library 's9' \(it has s1\); pass image=", id="unknown library"),
     pytest.param(without("images", "hires"), {"image_key": "hires"}, KeyError, "'s1' has no image hires; it has lowres", id="no such image"),
     pytest.param(without("images"), {}, KeyError, "'s1' has no image hires or lowres; it has none", id="no image"),
     pytest.param(without("scalefactors", "tissue_hires_scalef"), {}, KeyError, "lack 'tissue_hires_scalef'", id="no scale"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agl_sc._sdata.predictions import Predicted, Prediction, predicted_of
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arguments import check_names as check_arguments
 from agl_sc.core.arguments import check_seed
 from agl_sc.core.evaluation.between import FEWEST_SECTIONS, pearson_between
 from agl_sc.core.evaluation.lattice import Lattice
@@ -239,17 +240,19 @@ def evaluate_study(
 
 def _asked(study: Study, metrics: Sequence[str] | None, prediction: Prediction) -> tuple[list[str], bool]:
     """Metrics that are asked for without that of intervals, and whether it is; all there are by default."""
-    has_intervals = prediction == "model" and intervals_in(study) is not None
-    asks = COVERAGE in metrics if isinstance(metrics, Sequence) and not isinstance(metrics, str) else False
+    check_arguments("metrics", metrics)
+    has_intervals = isinstance(prediction, str) and prediction == "model" and intervals_in(study) is not None
+    if metrics is None:
+        return list(NAMES), has_intervals
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    asks = COVERAGE in names
     if asks and not has_intervals:
         msg = 'metrics="coverage" is that of intervals, and there are none; run agl_sc.tl.predict(sdata, model, interval=0.9) first.'
         raise ValueError(msg)
-    if metrics is None:
-        return list(NAMES), has_intervals
-    rest = [name for name in metrics if name != COVERAGE] if asks else metrics
+    rest = [name for name in names if name != COVERAGE]
     if rest or not asks:
-        check_names(rest)
-    return list(rest), asks
+        check_names(metrics if isinstance(metrics, str) else rest)
+    return rest, asks
 
 
 def _between(means: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ def test_networks_that_see_far_away_get_windows_of_the_size_of_tiles(name: str, 
     maps = maps_of(encoder(name))
     assert maps is not None
     assert maps.local is local
-    assert (maps.window_px, maps.halo_px, maps.core_px) == ((576, 64, 448) if local else (224, 32, 160))
+    assert (maps.window_px, maps.halo_px, maps.core_px) == ((576, 32, 512) if local else (224, 32, 160))
 
 
 @torch.inference_mode()

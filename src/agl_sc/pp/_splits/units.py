@@ -70,6 +70,8 @@ def patient_of(table: "AnnData") -> StrArray:
 
 def _assumed_before(table: "AnnData") -> BoolArray:
     """Spots whose patient is only the name that their section had before spatialdata.concatenate renamed it, (n_obs,)."""
+    if "section" not in table.obs:
+        return np.zeros(table.n_obs, dtype=bool)
     same: BoolArray = (table.obs["patient"].astype(str) == table.obs["section"].astype(str)).to_numpy()
     return outdated(table) & same
 
