@@ -2,13 +2,12 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import EllipseCollection
 
 from agl_sc._sdata.sections import Section
 from agl_sc._sdata.study import Study
 from agl_sc.core.arrays import BoolArray
 from agl_sc.core.evaluation.domain import BEYOND
-from agl_sc.pl._tissue import MANY_SPOTS, diameter_px
+from agl_sc.pl._tissue import add_discs, diameter_px
 
 _HATCH = "//////"
 _GREY, _LINE_PT = "0.25", 0.4
@@ -47,23 +46,15 @@ def hatch(ax: Axes, section: Section, beyond: BoolArray, *, size: float | None) 
     chosen = np.flatnonzero(beyond & np.isfinite(section.centres).all(axis=1))
     if not len(chosen):
         return
-    widths = np.full(len(chosen), diameter_px(section, size))
-    spots = EllipseCollection(
-        widths,
-        widths,
-        np.zeros(len(chosen)),
-        units="xy",
-        offsets=section.centres[chosen],
-        offset_transform=ax.transData,
-        facecolors="none",
-        edgecolors=_GREY,
-        linewidths=_LINE_PT,
-        hatch=_HATCH,
-        zorder=3,
-        gid="beyond",
-    )
-    spots.set_rasterized(len(chosen) > MANY_SPOTS)
-    ax.add_collection(spots, autolim=False)
+    style = {
+        "facecolors": "none",
+        "edgecolors": _GREY,
+        "linewidths": _LINE_PT,
+        "hatch": _HATCH,
+        "zorder": 3,
+        "gid": "beyond",
+    }
+    add_discs(ax, section.centres[chosen], diameter_px(section, size), **style)
     ax.text(
         0.01,
         0.99,

@@ -157,19 +157,21 @@ def draw_spots(
     if cells is not None:
         ax.add_image(_image(ax, cells, values, cmap=cmap, norm=norm))
         return
-    widths = np.full(len(values), diameter_px(section, size))
-    spots = EllipseCollection(
-        widths,
-        widths,
-        np.zeros(len(values)),
-        units="xy",
-        offsets=section.centres,
-        offset_transform=ax.transData,
-        linewidths=0 if edge == "none" else edge_pt,
-        edgecolors=edge,
+    spots = add_discs(
+        ax, section.centres, diameter_px(section, size), linewidths=0 if edge == "none" else edge_pt, edgecolors=edge
     )
-    spots.set(array=np.ma.masked_invalid(values), cmap=cmap, norm=norm, rasterized=len(values) > MANY_SPOTS)
-    ax.add_collection(spots, autolim=False)
+    spots.set(array=np.ma.masked_invalid(values), cmap=cmap, norm=norm)
+
+
+def add_discs(ax: Axes, centres: FloatArray, diameter: float, **style: Any) -> EllipseCollection:
+    """Add discs of a diameter in pixels around centres (x, y), (n, 2), which do not change the limits; many are rasterised."""
+    widths = np.full(len(centres), diameter)
+    discs = EllipseCollection(
+        widths, widths, np.zeros(len(centres)), units="xy", offsets=centres, offset_transform=ax.transData, **style
+    )
+    discs.set_rasterized(len(centres) > MANY_SPOTS)
+    ax.add_collection(discs, autolim=False)
+    return discs
 
 
 def _image(ax: Axes, cells: Cells, values: FloatArray, *, cmap: Colormap, norm: Normalize) -> AxesImage:

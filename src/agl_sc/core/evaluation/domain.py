@@ -13,6 +13,8 @@ from agl_sc.core.spots.thinned import thinned
 
 BEYOND = 0.99
 """A spot is beyond the training tissue if more than this share of held-out training spots lies nearer."""
+MOSTLY = 0.5
+"""Share of a section's spots beyond the training tissue from which on the section is."""
 N_AXES = 32
 _SPOTS_PER_AXIS = 4
 _LEAST_SPREAD = 0.05

@@ -4,7 +4,6 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from agl_sc._sdata.study import Study
@@ -76,6 +75,16 @@ def _assumed_before(table: "AnnData") -> BoolArray:
     return outdated(table) & same
 
 
+def assumed_by_reader(study: Study) -> BoolArray:
+    """Spots whose patient is only the name of their section or region, which a reader took for it, (n_obs,)."""
+    table = study.table
+    if not study.sdata.attrs.get(ATTRS_KEY, {}).get(ASSUMED_KEY):
+        return np.zeros(table.n_obs, dtype=bool)
+    patients = table.obs["patient"].astype(str)
+    same: BoolArray = ((patients == section_of(table)) | (patients == region_of(table))).to_numpy()
+    return same
+
+
 def check_patients_named(study: Study) -> None:
     """Refuse to divide by patients that a reader had to assume, each section taken for its own.
 
@@ -89,12 +98,9 @@ def check_patients_named(study: Study) -> None:
     table = study.table
     if "patient" not in table.obs:
         return
-    sections, assumed = section_of(table), pd.Series(_assumed_before(table), index=table.obs_names)
-    if study.sdata.attrs.get(ATTRS_KEY, {}).get(ASSUMED_KEY):
-        patients = table.obs["patient"].astype(str)
-        assumed |= (patients == sections) | (patients == region_of(table))
+    assumed = _assumed_before(table) | assumed_by_reader(study)
     if assumed.any():
-        names = sorted(set(sections[assumed]))
+        names = sorted(set(section_of(table)[assumed]))
         listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         msg = (
             f"by='patient' needs patients, and nobody named those of {len(names)} sections ({listed}), each of which was taken for "

@@ -15,7 +15,7 @@ from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import region_of
 from agl_sc.core.arguments import is_number
 from agl_sc.core.arrays import BoolArray, FloatArray, StrArray
-from agl_sc.core.evaluation.domain import BEYOND
+from agl_sc.core.evaluation.domain import BEYOND, MOSTLY
 from agl_sc.core.evaluation.intervals import (
     LEVELS,
     Scale,
@@ -28,14 +28,13 @@ from agl_sc.core.evaluation.intervals import (
 )
 from agl_sc.core.spots.scaling import center_per_section
 from agl_sc.model import Model
-from agl_sc.pp._splits.units import ASSUMED_KEY, ATTRS_KEY
+from agl_sc.pp._splits.units import assumed_by_reader
 from agl_sc.tl._model.held_out import HeldOut
 
 logger = logging.getLogger(__name__)
 
 SHORT, MORE_OFTEN = 0.03, 2.0
 """By how much held-out sections may be covered less than is promised on the mean, and how much more often one may be missed."""
-_MOSTLY = 0.5
 _MEASURE = "measure {n} spots or more of it and adapt the model to them with agl_sc.tl.adapt"
 
 
@@ -53,10 +52,7 @@ def named_patients(study: Study) -> StrArray:
         return np.full(table.n_obs, "")
     column = table.obs["patient"]
     names: StrArray = column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=str)
-    if study.sdata.attrs.get(ATTRS_KEY, {}).get(ASSUMED_KEY):  # by a reader, each section for its own
-        regions = region_of(table).to_numpy(dtype=str)
-        names = np.where((names == study.section_names) | (names == regions), "", names)
-    return names
+    return np.where(assumed_by_reader(study), "", names)
 
 
 @dataclass(slots=True)
@@ -235,7 +231,7 @@ def promises(study: Study, model: Model, level: float, *, share: FloatArray | No
     for name in sorted(set(study.section_names[~fitted | of_measured].tolist())):
         inside = study.section_names == name
         own = None if share is None else share[inside & np.isfinite(share)]
-        is_beyond = own is not None and len(own) > 0 and float((own > BEYOND).mean()) > _MOSTLY
+        is_beyond = own is not None and len(own) > 0 and float((own > BEYOND).mean()) > MOSTLY
         answer = _of_section(study, model, level, region=str(regions[inside][0]), patient=str(patients[inside][0]))
         if isinstance(answer, Promise) and answer.kind != "spots" and is_beyond:
             answer = f"most of its spots lie beyond the training tissue; {_measure(level)}"

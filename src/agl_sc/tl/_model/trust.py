@@ -14,7 +14,7 @@ from agl_sc._sdata.records import HeldOutRecord, forget, remember
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import region_of
 from agl_sc.core.arrays import BoolArray, FloatArray, IntArray, StrArray
-from agl_sc.core.evaluation.domain import BEYOND, Domain, Reference
+from agl_sc.core.evaluation.domain import BEYOND, MOSTLY, Domain, Reference
 from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.training.recipe import TrainingData
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 _DOMAIN, _OF_DOMAIN = "domain.", ("units", "held_out", "limit")
 _DIGITS = 5
-_MOSTLY = 0.5
-"""Share of a section's spots beyond the training tissue from which on the section is."""
 _SHOWN = 3
 _TOLD_BEYOND = (
     "%.0f %% of the spots of %s lie farther from the training tissue than %.0f %% of a held-out training %s: another stain, scanner, "
@@ -173,5 +171,5 @@ def write_distance(study: Study, model: Model, share: FloatArray | None) -> None
 def _tell_beyond(share: FloatArray, sections: StrArray, *, by: str) -> None:
     known = np.isfinite(share)
     beyond = pd.Series(share[known] > BEYOND).groupby(sections[known]).mean()
-    for name, part_beyond in beyond[beyond > _MOSTLY].items():
+    for name, part_beyond in beyond[beyond > MOSTLY].items():
         logger.warning(_TOLD_BEYOND[by == "block"], 100 * part_beyond, name, 100 * BEYOND, by)
