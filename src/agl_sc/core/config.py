@@ -10,7 +10,9 @@ import numpy as np
 
 from agl_sc.core.arguments import check_choice, check_flag, is_number, is_whole
 
-Method = Literal["pgl", "agl", "dkgsb", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"]
+Method = Literal[
+    "pgl", "agl", "dkgsb", "denoiser", "fixed_k", "target_weight", "uncertainty", "auxilearn", "amal", "cosine"
+]
 Search = Literal["path", "gradient", "race"]
 Preset = Literal["paper", "released", "warmstart"]
 LossName = Literal["pearson", "mse", "poisson", "negative_binomial", "multinomial"]

@@ -14,6 +14,7 @@ from sklearn.model_selection import GroupKFold, LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
+from agl_sc.core.config import Denoise
 from agl_sc.core.linear.baselines import (
     BASELINES,
     NEIGHBOURS,
@@ -22,6 +23,7 @@ from agl_sc.core.linear.baselines import (
     fit_baseline,
 )
 from agl_sc.core.linear.choose_by_validation import ALPHAS, RANKS
+from agl_sc.core.linear.choose_denoising import choose_denoising, denoised
 from agl_sc.core.linear.inner_folds import inner_folds
 from agl_sc.core.spots.counts import Counts
 from agl_sc.core.spots.expression import Expression
@@ -188,12 +190,25 @@ def test_without_counts_weighted_ridge_is_ridge() -> None:
     np.testing.assert_allclose(fit_baseline("weighted_ridge", samples)(new), fit_baseline("ridge", samples)(new))
 
 
+@pytest.mark.parametrize(("name", "n"), [("denoised_ridge_targets", 0), ("denoised_ridge_all", N_GENES - N_TARGETS)])
+def test_controls_of_denoising_see_no_gene_or_every_gene(name: str, n: int) -> None:
+    samples, new = samples_of(), new_features()
+    spots, targets = samples.spots, samples.n_targets
+    choice = choose_denoising(spots, targets, Denoise(genes=(n,), components=(1, 2)))
+    assert set(choice.trace["n_genes"][1:]) == {n}
+    cut = replace(samples, spots=denoised(spots, targets, choose_denoising(spots, targets, Denoise(genes=(n,))).chosen))
+    np.testing.assert_array_equal(fit_baseline(name, samples)(new), fit_baseline("weighted_ridge", cut)(new))
+
+
 def test_every_baseline_has_a_reference() -> None:
     assert set(BASELINES) == {
         *REFERENCES,
         "depth",
         "weighted_ridge",
         "denoised_ridge",
+        "denoised_ridge_targets",
+        "denoised_ridge_random",
+        "denoised_ridge_all",
         "random_forest",
         "gradient_boosting",
     }

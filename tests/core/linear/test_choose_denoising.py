@@ -112,3 +112,11 @@ def test_many_spots_are_judged_by_an_even_share(monkeypatch: pytest.MonkeyPatch)
 def test_the_same_spots_give_the_same_choice_and_targets() -> None:
     one, two = (denoised(spots_of(shared=True), N_TARGETS, Denoised(100, 3, 0.5)).expression for _ in range(2))
     np.testing.assert_array_equal(one.columns(0, N_TARGETS), two.columns(0, N_TARGETS))
+
+
+def test_leading_genes_stay_denoised() -> None:
+    spots = denoised(spots_of(shared=True), N_TARGETS, Denoised(50, 3, 0.8))
+    own = spots.leading(N_TARGETS)
+    assert own.expression.shape[1] == N_TARGETS
+    np.testing.assert_array_equal(own.expression.columns(0, N_TARGETS), spots.expression.columns(0, N_TARGETS))
+    assert own.leading(N_TARGETS) is own

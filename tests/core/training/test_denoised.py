@@ -15,6 +15,7 @@ from agl_sc.core.network.network import network_from
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.denoise import AS_MEASURED, Denoised
 from agl_sc.core.spots.scaling import calibrate
+from agl_sc.core.spots.spots import Spots
 from agl_sc.core.training.recipe import TrainingData, fit_arm
 from agl_sc.core.weighting import METHODS
 from agl_sc.tl._model.data import training_data
@@ -70,6 +71,31 @@ def test_training_sees_denoised_targets_and_validation_and_calibration_measured_
 def test_a_likelihood_is_of_what_was_measured(data: TrainingData, config: TrainConfig, loss: str) -> None:
     own = TrainConfig.from_plain({**config.plain(), "loss": loss, **FORCED.plain()})
     assert data.denoising(data.spots(data.train), own) is NOT_DENOISED
+
+
+def test_auxiliary_genes_that_only_denoise_are_not_modelled(
+    data: TrainingData, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The denoiser is targets only, trained on targets that auxiliary genes have denoised."""
+    chosen = replace(NOT_DENOISED, chosen=Denoised(10, 2, 1.0))
+    monkeypatch.setattr("agl_sc.core.training.recipe.choose_denoising", lambda *_, **__: chosen)
+    short = replace(config, max_epochs=1, denoise=FORCED)
+    result = fit_arm(data, METHODS["denoiser"], short)
+    assert result.selected.tolist() == [True] * data.n_targets
+
+    def by_all_genes(spots: Spots, n_targets: int, _: Denoised) -> Spots:
+        rows = data.train if len(spots.sections) == data.train.sum() else data.train | data.validation
+        whole = denoised(data.spots(rows), n_targets, chosen.chosen).expression
+        return replace(spots, expression=spots.expression.replacing(whole.columns(0, n_targets)))
+
+    monkeypatch.setattr("agl_sc.core.training.recipe.denoised", by_all_genes)
+    alone = fit_arm(data, METHODS["pgl"], replace(short, denoise=None))
+    inputs = torch.from_numpy(data.features[data.train])
+    with torch.inference_mode():
+        found, expected = (
+            network_from(part(each.state, "network."))(inputs, data.n_targets) for each in (result, alone)
+        )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_targets_only_are_denoised_by_themselves(data: TrainingData, config: TrainConfig) -> None:

@@ -62,7 +62,7 @@ def test_every_method_with_every_loss_has_finite_results(method: Method, loss: L
     assert result.history["validation_pearson"].between(-1, 1).all()
     assert len(result.history) == 4
     if method not in ("dkgsb", "amal"):
-        assert result.selected.all() == (method not in ("pgl", "fixed_k"))
+        assert result.selected.all() == (method not in ("pgl", "denoiser", "fixed_k"))
 
 
 @pytest.mark.parametrize("loss", get_args(LossName))

@@ -32,7 +32,7 @@ def test_targets_weigh_one_and_auxiliary_genes_what_the_method_says(method: Meth
     assert weights.shape == (N_GENES,)
     assert (weights[:N_TARGETS] == 1).all()
     auxiliary = weights[N_TARGETS:]
-    if method == "pgl":
+    if method in ("pgl", "denoiser"):
         assert (auxiliary == 0).all()
     elif method == "fixed_k":
         assert auxiliary.tolist() == [1.0] * 5 + [0.0] * 15

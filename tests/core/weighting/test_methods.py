@@ -73,7 +73,8 @@ def test_the_table_has_the_names_of_the_type_and_labels_of_their_own() -> None:
     assert len({row.label for row in METHODS.values()}) == len(METHODS)
     assert [name for name in METHODS if METHODS[name].has_cutoff] == ["dkgsb", "fixed_k"]
     assert [name for name in METHODS if METHODS[name].searches] == ["dkgsb"]
-    assert [name for name in METHODS if not METHODS[name].uses_auxiliary] == ["pgl"]
+    assert [name for name in METHODS if not METHODS[name].uses_auxiliary] == ["pgl", "denoiser"]
+    assert [name for name in METHODS if not METHODS[name].sees_auxiliary] == ["pgl"]
     assert [name for name in METHODS if METHODS[name].relearns] == ["uncertainty", "cosine"]
 
 

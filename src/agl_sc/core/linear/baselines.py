@@ -132,10 +132,20 @@ def _weighted_ridge(samples: Samples) -> Predictor:
     return _ridge(samples, samples.spots.depth_weights)
 
 
-def _denoised_ridge(samples: Samples) -> Predictor:
+def _denoised_ridge(samples: Samples, settings: Denoise = Denoise()) -> Predictor:
     """Weighted ridge of targets denoised by auxiliary genes, as far as leaving sections out says; without any training."""
-    choice = choose_denoising(samples.spots, samples.n_targets, Denoise())
+    choice = choose_denoising(samples.spots, samples.n_targets, settings)
     return _weighted_ridge(replace(samples, spots=denoised(samples.spots, samples.n_targets, choice.chosen)))
+
+
+def _denoised_by_targets(samples: Samples) -> Predictor:
+    """The same, denoised by the targets themselves alone."""
+    return _denoised_ridge(samples, Denoise(genes=(0,)))
+
+
+def _denoised_by_all(samples: Samples) -> Predictor:
+    """The same, denoised by every auxiliary gene there is."""
+    return _denoised_ridge(samples, Denoise(genes=(samples.spots.expression.shape[1] - samples.n_targets,)))
 
 
 def _knn(samples: Samples) -> Predictor:
@@ -209,13 +219,17 @@ BASELINES: dict[str, Callable[[Samples], Predictor]] = {
     "ridge": _ridge,
     "weighted_ridge": _weighted_ridge,
     "denoised_ridge": _denoised_ridge,
+    "denoised_ridge_targets": _denoised_by_targets,
+    "denoised_ridge_random": _denoised_ridge,
+    "denoised_ridge_all": _denoised_by_all,
     "pca_ridge": _pca_ridge,
     "reduced_rank_ridge": _reduced_rank_ridge,
     "random_forest": _random_forest,
     "gradient_boosting": _gradient_boosting,
 }
-"""From samples to a predictor of centred and scaled targets; that of ``"depth"`` is given depth for features."""
-WITH_AUXILIARY = ("denoised_ridge", "reduced_rank_ridge")
+"""From samples to a predictor of centred and scaled targets; that of ``"depth"`` is given depth for features, that of
+``"denoised_ridge_random"`` auxiliary genes in random order."""
+WITH_AUXILIARY = ("denoised_ridge", "denoised_ridge_random", "denoised_ridge_all", "reduced_rank_ridge")
 """Baselines that look at auxiliary genes."""
 PICKING = ("reduced_rank_ridge",)
 """Baselines for which validation spots pick."""

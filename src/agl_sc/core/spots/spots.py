@@ -1,6 +1,6 @@
 """Spots ready for training, and spots that judge it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse
@@ -30,6 +30,14 @@ class Spots:
     def depth_weights(self) -> FloatArray | None:
         """Weight of every spot by its depth, (n_spots,); None without counts."""
         return None if self.counts is None else depth_weights(self.counts.library, self.sections)
+
+    def leading(self, n: int) -> "Spots":
+        """The same spots with the first ``n`` genes alone, denoised as they are."""
+        if n == self.expression.shape[1]:
+            return self
+        counts = None if self.counts is None else replace(self.counts, values=self.counts.values[:, :n])
+        own = self.expression.of_genes(0, n).replacing(self.expression.columns(0, n))
+        return replace(self, expression=own, counts=counts)
 
 
 def usable_spots(features: Floats, counts: scipy.sparse.csr_matrix) -> NDArray[np.bool_]:

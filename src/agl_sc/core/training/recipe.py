@@ -22,6 +22,7 @@ from agl_sc.core.network.network import calibration, network_from
 from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.counts import Counts, count_law, in_log_units
+from agl_sc.core.spots.denoise import Denoised
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.scaling import held_out_slope
 from agl_sc.core.spots.spots import Spots, Validation
@@ -89,6 +90,15 @@ class TrainingData:
         centres = None if self.centres is None else self.centres[self.train]
         return choose_denoising(training, self.n_targets, config.denoise, centres=centres)
 
+    def n_denoising(self, spec: MethodSpec) -> int | None:
+        """Number of leading genes that a method sees, be it to denoise with them alone; None for all."""
+        return None if spec.sees_auxiliary else self.n_targets
+
+    def denoised(self, rows: BoolArray, spec: MethodSpec, chosen: Denoised) -> Spots:
+        """Rows ready for training by a method: its genes, the targets denoised as chosen."""
+        spots = denoised(self.spots(rows, self.n_denoising(spec)), self.n_targets, chosen)
+        return spots if spec.uses_auxiliary else spots.leading(self.n_targets)
+
     def calibrated(self, result: FitResult, config: TrainConfig) -> dict[str, torch.Tensor]:
         """Tensors of a model: parameters, the head cut to the selected genes, and the calibration of its output."""
         selected = result.selected
@@ -152,14 +162,12 @@ def fit_arm(
     ``start`` is what an earlier training chose, and what it ended with, to go on from.
     """
     spec = with_auxiliary(spec, len(data.genes) - data.n_targets)
-    n_genes = None if spec.uses_auxiliary else data.n_targets
     accelerator = accelerator or Accelerator()
     common: dict[str, Any] = {
         "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed
     }  # fmt: skip
-    training, held_out = data.spots(data.train, n_genes), data.held_out()
-    denoising = data.denoising(training, config)
-    training = denoised(training, data.n_targets, denoising.chosen)
+    denoising = data.denoising(data.spots(data.train, data.n_denoising(spec)), config)
+    training, held_out = data.denoised(data.train, spec, denoising.chosen), data.held_out()
     settings = {
         **_settings(data, spec, config=config, seed=seed),
         "mixed_precision": accelerator.mixed_precision,
@@ -178,7 +186,7 @@ def fit_arm(
     result = replace(result, shrinkage=data.shrinkage(result, config), denoising=denoising)
     if not config.refit or data.sources is not None or in_rounds:
         return result
-    merged = denoised(data.spots(data.train | data.validation, n_genes), data.n_targets, denoising.chosen)
+    merged = data.denoised(data.train | data.validation, spec, denoising.chosen)
     # Weights learned from validation spots are kept; others are learned from training spots, and are again.
     kept = Earlier(None if start is None else start[1].state, None if spec.relearns else result.weights)
     again = fit(merged, None, method=spec, choices=result.choices, earlier=kept, **common)

@@ -21,6 +21,9 @@ METHODS: dict[str, MethodSpec] = {
         MethodSpec("pgl", "targets only", auxiliary_weights=no_gene, uses_auxiliary=False),
         MethodSpec("agl", "all auxiliary"),
         MethodSpec("dkgsb", "DkGSB", auxiliary_weights=soft_leading_genes, learns_cutoff=True),
+        MethodSpec(
+            "denoiser", "auxiliary genes only denoise", auxiliary_weights=no_gene, uses_auxiliary=False, denoises=True
+        ),
         MethodSpec("fixed_k", "fixed k", auxiliary_weights=leading_genes, cutoffs=FIXED_CUTOFFS),
         MethodSpec("target_weight", "tuned target weight", target_weights=TARGET_WEIGHTS),
         MethodSpec("uncertainty", "uncertainty", Uncertainty, relearns=True),
@@ -61,7 +64,7 @@ def method_spec(method: Method | MethodSpec | MakeWeighting) -> MethodSpec:
 
 def with_auxiliary(spec: MethodSpec, n_auxiliary: int) -> MethodSpec:
     """The method, or ``"pgl"`` with a warning where there are no auxiliary genes."""
-    if n_auxiliary or not spec.uses_auxiliary:
+    if n_auxiliary or not spec.sees_auxiliary:
         return spec
     logger.warning("There are no auxiliary genes: method=%r becomes 'pgl'.", spec.name)
     return METHODS["pgl"]

@@ -37,6 +37,8 @@ class MethodSpec:
     form too, in [0, 1], by prior rank; they stay where there is no ``weighting``."""
     uses_auxiliary: bool = True
     """Whether any auxiliary gene is modelled."""
+    denoises: bool = False
+    """Whether auxiliary genes denoise the targets, modelled or not; by the default candidates where the settings name none."""
     learns_cutoff: bool = False
     """Whether a cutoff on the rank axis is learned: by ``weighting`` where there is one, else as ``search`` of the settings says."""
     relearns: bool = False
@@ -53,6 +55,11 @@ class MethodSpec:
             raise ValueError(msg)
         if self.weighting is not None:
             _check_maker(self.weighting, f"weighting={self.weighting!r}")
+
+    @property
+    def sees_auxiliary(self) -> bool:
+        """Whether auxiliary genes are modelled or denoise."""
+        return self.uses_auxiliary or self.denoises
 
     @property
     def searches(self) -> bool:

@@ -60,6 +60,9 @@ ARMS = {
     "ridge": Arm("ridge", drawn=False),
     "weighted_ridge": Arm("ridge, weighted by depth", drawn=False),
     "denoised_ridge": Arm("ridge, denoised targets", cheap=False, drawn=False),
+    "denoised_ridge_targets": Arm("ridge, denoised by targets", cheap=False, drawn=False),
+    "denoised_ridge_random": Arm("ridge, denoised by random", score="random", cheap=False),
+    "denoised_ridge_all": Arm("ridge, denoised by all", cheap=False, drawn=False),
     "pca_ridge": Arm("PCA-256 + ridge", drawn=False),
     "reduced_rank_ridge": Arm("reduced-rank ridge", drawn=False),
     "random_forest": Arm("random forest", cheap=False),
@@ -67,6 +70,7 @@ ARMS = {
     "pgl": Arm(METHODS["pgl"].label, "pgl"),
     "agl": Arm(METHODS["agl"].label, "agl"),
     "dkgsb": Arm(METHODS["dkgsb"].label, "dkgsb"),
+    "denoiser": Arm(METHODS["denoiser"].label, "denoiser", cheap=False),
     "pgl_denoised": Arm("targets only, denoised", "pgl", denoise=True, cheap=False),
     "agl_denoised": Arm("all auxiliary, denoised", "agl", denoise=True, cheap=False),
     "dkgsb_denoised": Arm("DkGSB, denoised", "dkgsb", denoise=True, cheap=False),
@@ -135,6 +139,8 @@ def fit_in_place(
     """
     arm = ARMS[name]
     if arm.method is None:
+        if arm.score is not None:
+            rank_study(study, score=arm.score, seed=seed)
         _write_baseline(study, name, seed=seed)
         return None
     asked = TrainRequest(method_spec(arm.method), settings_of(name, config), Accelerator(), finetune, seed=seed)

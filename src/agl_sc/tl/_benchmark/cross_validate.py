@@ -100,7 +100,9 @@ def cross_validate(  # noqa: PLR0913 -- an entry point
         ``"dkgsb_paper"``, ``"dkgsb_released"``, ``"dkgsb_warmstart"`` (the published variants with their own settings); and
         the baselines ``"mean"``, ``"knn"``, ``"ridge"``, ``"weighted_ridge"`` (spots weighted by depth), ``"pca_ridge"``,
         ``"reduced_rank_ridge"``, ``"random_forest"``, ``"gradient_boosting"``. ``"pgl_denoised"``, ``"agl_denoised"``, ``"dkgsb_denoised"`` and
-        ``"denoised_ridge"`` are trained on denoised targets (:class:`agl_sc.tl.Denoise`). And ``"depth"``, which sees no pixels: ridge on
+        ``"denoised_ridge"`` are trained on denoised targets (:class:`agl_sc.tl.Denoise`), the latter's controls
+        ``"denoised_ridge_targets"``, ``"denoised_ridge_all"`` and ``"denoised_ridge_random"`` on targets denoised by themselves, by all
+        auxiliary genes, and by as many drawn at random. And ``"depth"``, which sees no pixels: ridge on
         the log of a spot's own total counts, within sections. It is told the measured counts of the spots that it predicts, so
         it is no competitor, but says how much of a score depth alone explains.
     by

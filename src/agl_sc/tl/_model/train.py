@@ -19,7 +19,7 @@ from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import X
 from agl_sc.core.arguments import check_flag, check_seed
-from agl_sc.core.config import Method, Preset, TrainConfig, checked_config
+from agl_sc.core.config import Denoise, Method, Preset, TrainConfig, checked_config
 from agl_sc.core.training.recipe import TrainingData, fit_arm
 from agl_sc.core.training.result import FitResult
 from agl_sc.core.weighting import MakeWeighting, MethodSpec, method_spec, with_auxiliary
@@ -85,7 +85,8 @@ def train(  # noqa: PLR0913 -- the entry point
         How auxiliary genes are weighted: ``"pgl"`` (none), ``"agl"`` (all) or ``"dkgsb"`` (the leading ones, their number
         learned). For comparison: ``"fixed_k"`` and ``"target_weight"`` (the best on validation spots of a few numbers of
         genes, or of weights of the targets among all genes), ``"uncertainty"`` (Kendall 2018), ``"auxilearn"`` (Navon
-        2021), ``"amal"`` (Sivasubramanian 2023), ``"cosine"`` (Du 2018). Or a weighting of your own: a subclass of
+        2021), ``"amal"`` (Sivasubramanian 2023), ``"cosine"`` (Du 2018). ``"denoiser"`` trains on none of them, and has them
+        denoise the targets (:class:`agl_sc.tl.Denoise`), which the others do where ``config`` says so. Or a weighting of your own: a subclass of
         :class:`agl_sc.tl.Weighting`, or a :class:`agl_sc.tl.MethodSpec` that makes one.
     finetune
         Train the whole encoder too, on tiles with flips and quarter turns, instead of the head on cached features.
@@ -212,6 +213,8 @@ class TrainRequest:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_flag("finetune", self.finetune)
+        if self.spec.denoises and self.config.denoise is None:
+            object.__setattr__(self, "config", replace(self.config, denoise=Denoise()))
 
 
 def train_study(study: Study, asked: TrainRequest) -> Model:
