@@ -1,7 +1,8 @@
-"""What the closed-form start costs: the path over 64 cutoffs against one ridge fit, and the peak memory of a large start.
+"""What the closed form costs: the path over 64 cutoffs against one ridge fit, a fold's seeds and arms that share it against
+those that make it alone, and the peak memory of a large start.
 
-    python benchmarks/closed_form.py                       # both, one thread, about a quarter of an hour, 8 GB
-    python benchmarks/closed_form.py --rows path
+    python benchmarks/closed_form.py                       # all, one thread, about twenty minutes, 8 GB
+    python benchmarks/closed_form.py --rows fold
     python benchmarks/closed_form.py --shrink 10           # all sizes by ten: a look, not a measurement
 
 Time is CPU time of one process, the least over rounds in which both sides take turns; memory is the peak resident size of a
@@ -22,16 +23,22 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from agl_sc.core.arrays import Floats
+from agl_sc.core.config import TrainConfig
 from agl_sc.core.linear.choose_by_validation import path_search
-from agl_sc.core.linear.closed_form import RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.linear.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.once import NOT_SHARED, Once
 from agl_sc.core.spots.expression import Expression
-from agl_sc.core.spots.spots import Validation
+from agl_sc.core.spots.spots import Spots, Validation
+from agl_sc.core.training.plan import Planner
+from agl_sc.core.weighting import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 N_TARGETS, N_FIELDS, DENSITY = 50, 100, 0.05
 PATH_SIZES, MEMORY_SIZES = (5_000, 18_000, 1_280), (100_000, 18_000, 3_000)
+FOLD_SIZES, FOLD_ARMS, N_SEEDS = (1_000, 17_500, 9_216), ("pgl", "agl", "dkgsb"), 3
+"""Of HER2ST with the default features, one section held out."""
 GOAL_RATIO, GOAL_GB = 10.0, 8.0
 
 
@@ -44,7 +51,7 @@ def ridge(basis: RidgeBasis, alpha: float) -> Floats:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=["path", "memory"], default=["path", "memory"])
+    parser.add_argument("--rows", nargs="+", choices=["path", "fold", "memory"], default=["path", "fold", "memory"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shrink", type=int, default=1)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -55,6 +62,8 @@ def main() -> None:
         return
     if "path" in arguments.rows:
         path_against_ridge(tuple(size // arguments.shrink for size in PATH_SIZES), arguments.rounds)
+    if "fold" in arguments.rows:
+        shared_against_alone(tuple(size // arguments.shrink for size in FOLD_SIZES))
     if "memory" in arguments.rows:
         peak_memory(arguments.shrink, memory_sizes)
 
@@ -87,6 +96,51 @@ def path_against_ridge(sizes: tuple[int, ...], rounds: int) -> None:
     for path in list(sides)[:2]:
         for ridge in list(sides)[2:]:
             print(f"  {path} / {ridge}: {seconds[path] / seconds[ridge]:.2f} (goal {GOAL_RATIO:.0f})")
+
+
+def shared_against_alone(sizes: tuple[int, ...]) -> None:
+    """Everything in closed form of a fold's arms and seeds, with validation spots and again on all, on both sides."""
+    n_spots, n_genes, n_features = sizes
+    print(f"{len(FOLD_ARMS)} arms x {N_SEEDS} seeds, {n_spots} spots x {n_genes} genes x {n_features} features")
+    features, layer = planted(n_spots, n_genes, n_features)
+    sections = np.arange(n_spots) * 5 // n_spots
+    training = sections > 0  # of five sections the first picks
+    seconds = {"every run alone": 0.0, "shared": 0.0}
+    shared = Once()
+    found: dict[str, list[LowRank]] = {side: [] for side in seconds}
+    for arm in FOLD_ARMS:
+        n = N_TARGETS if arm == "pgl" else n_genes
+        train, both = (spots(features[rows], layer[rows, :n], sections[rows]) for rows in (training, sections >= 0))
+        held_out = Validation(features[~training], layer[~training, :N_TARGETS].toarray(), sections[~training])
+        for side, once in [("every run alone", Once(NOT_SHARED)), ("shared", shared)] * N_SEEDS:
+            how: dict[str, Any] = {
+                "n_targets": N_TARGETS,
+                "method": METHODS[arm],
+                "config": TrainConfig(),
+                "once": once,
+            }
+            start = time.process_time()
+            plan = Planner.of(train, held_out, **how).plan(_no_training)
+            again, _ = Planner.of(both, None, **how).start(plan.choices)
+            seconds[side] += time.process_time() - start
+            found[side] += [plan.start, again]
+    same = all(
+        np.array_equal(a.trunk, b.trunk) and np.array_equal(a.head, b.head)
+        for a, b in zip(*found.values(), strict=True)
+    )
+    for side, took in seconds.items():
+        print(f"  {side:<30} {took:8.2f} s")
+    print(f"  alone / shared: {seconds['every run alone'] / seconds['shared']:.2f}; the same to the bit: {same}")
+
+
+def spots(features: Floats, layer: scipy.sparse.csr_matrix, sections: NDArray[np.int64]) -> Spots:
+    """Spots of equal depth."""
+    return Spots(features, Expression.fitted(layer, sections), sections)
+
+
+def _no_training(*_: object) -> float:
+    msg = "no arm of this benchmark picks by training"
+    raise RuntimeError(msg)
 
 
 def peak_memory(shrink: int, sizes: tuple[int, ...]) -> None:

@@ -27,18 +27,19 @@ _ROUNDING = 1e-6
 _ROWS = 4096
 
 
-def choose_alpha(basis: RidgeBasis, validation: Validation) -> float:
+def choose_alpha(basis: RidgeBasis, validation: Validation, *, turned: Validation | None = None) -> float:
     """Ridge penalty with the best mean validation Pearson of the targets, each penalty at its best rank of the trunk.
 
     Of the reduced-rank fit of all genes, not of the targets alone: auxiliary genes make up for the noise of the targets,
-    so they bear a smaller penalty, and with the larger one of the targets nothing of what they bring is left.
+    so they bear a smaller penalty, and with the larger one of the targets nothing of what they bring is left. ``turned`` is
+    the same spots as :func:`in_basis` gives them, where they are known.
     """
     n_targets = validation.targets.shape[1]
     widest = min(len(basis.singular_values), RANKS[-1])
     grid = [validation.features.shape[1] * alpha for alpha in ALPHAS]
-    validation = _turned(validation, basis)
+    turned = turned or in_basis(validation, basis)
     solutions = reduced_rank_penalties(basis, n_targets, grid, rank=widest)
-    scores = [rank_pearson(solution, _ranks(widest), validation).mean(axis=1).max() for solution in solutions]
+    scores = [rank_pearson(solution, _ranks(widest), turned).mean(axis=1).max() for solution in solutions]
     return float(grid[int(np.argmax(scores))])
 
 
@@ -99,6 +100,7 @@ def path_search(
     alone: float | None = None,
     rank: int | None = None,
     n_cutoffs: int = 64,
+    turned: Validation | None = None,
 ) -> tuple[float, pd.DataFrame]:
     """Cutoff from the closed-form fit at every number of auxiliary genes.
 
@@ -120,6 +122,8 @@ def path_search(
         Width of the trunk; chosen on the validation spots if None.
     n_cutoffs
         Number of cutoffs tried beside none, evenly over the rank axis: the gate's soft edge is hardly narrower.
+    turned
+        The validation spots as :func:`in_basis` gives them, where they are known.
 
     Returns
     -------
@@ -132,12 +136,13 @@ def path_search(
     widest = min(len(basis.singular_values), RANKS[-1] if rank is None else rank)
     ranks = _ranks(widest) if rank is None else [widest]
     targets = basis.of_leading(n_targets)
-    without = _targets_alone(targets, validation, ranks, alpha=alone or choose_alpha(targets, validation))
-    validation = _turned(validation, basis)
+    turned = turned or in_basis(validation, basis)
+    alone = alone or choose_alpha(targets, validation, turned=turned)
+    without = _targets_alone(targets, validation, ranks, alpha=alone)
     k = np.unique(np.maximum(np.round(np.linspace(0, n_auxiliary, n_cutoffs + 1)[1:]).astype(np.int64), 1))
     solutions = reduced_rank_path(basis, n_targets, k, alpha=alpha, rank=widest)
     path = Progress(solutions, total=len(k), desc="cutoffs", unit="cutoff")
-    scores = np.stack([rank_pearson(solution, ranks, validation) for solution in path])
+    scores = np.stack([rank_pearson(solution, ranks, turned) for solution in path])
     smooth = _smooth(scores)
     best = _first_best(smooth.mean(axis=2).max(axis=0))
     k, scores = np.append(0, k), np.vstack([without, scores[:, best]])
@@ -155,7 +160,7 @@ def _targets_alone(targets: RidgeBasis, validation: Validation, ranks: list[int]
     return best
 
 
-def _turned(validation: Validation, basis: RidgeBasis) -> Validation:
+def in_basis(validation: Validation, basis: RidgeBasis) -> Validation:
     """Validation spots with features times the loadings of the basis: as few as it has directions."""
     return replace(validation, features=multiplied(validation.features, basis.loadings))
 

@@ -41,11 +41,49 @@ class RidgeBasis:
         return self.loadings / self.singular_values
 
 
-def ridge_basis(features: Floats, expression: Expression, weights: FloatArray | None = None) -> RidgeBasis:
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """Training features F = U diag(s) V', which genes are projected on; rows of both sides times the roots of their weights."""
+
+    singular_values: FloatArray
+    """s, (q,), q <= min(n_spots, n_features)."""
+    loadings: FloatArray
+    """V, (n_features, q)."""
+    left: FloatArray | None
+    """U with rows times the roots of their weights, (n_spots, q), where there are fewer spots than features."""
+
+    @classmethod
+    def of(cls, features: Floats, weights: FloatArray | None = None) -> "Decomposition":
+        """By the smaller of the kernel (n_spots, n_spots) and the covariance (n_features, n_features), in double precision.
+
+        Parameters
+        ----------
+        features
+            Centred, (n_spots, n_features).
+        weights
+            Of every spot's squared error, with mean 1, (n_spots,); all 1 by default.
+        """
+        n_spots, n_features = features.shape
+        if n_spots >= n_features:
+            squares, loadings = _decompose(_gram(features.T, weights))
+            return cls(np.sqrt(squares), loadings, None)
+        root = np.ones(n_spots) if weights is None else np.sqrt(weights)
+        squares, left = _decompose(_gram(features) * np.outer(root, root))
+        singular_values = np.sqrt(squares)
+        left *= root[:, None]
+        return cls(singular_values, features.T @ left / singular_values, left)
+
+
+def ridge_basis(
+    features: Floats,
+    expression: Expression,
+    weights: FloatArray | None = None,
+    *,
+    decomposition: Decomposition | None = None,
+) -> RidgeBasis:
     """Decompose centred features once, and project centred genes on them, block by block.
 
-    Works on the smaller of the kernel (n_spots, n_spots) and the covariance (n_features, n_features), in double
-    precision; genes are projected and kept in the precision of the features.
+    Genes are projected and kept in the precision of the features.
 
     Parameters
     ----------
@@ -55,24 +93,21 @@ def ridge_basis(features: Floats, expression: Expression, weights: FloatArray | 
         Of the same spots.
     weights
         Of every spot's squared error, with mean 1, (n_spots,); all 1 by default.
+    decomposition
+        Of these features under these weights, where it is known.
     """
-    n_spots, n_features = features.shape
-    root = np.ones(n_spots) if weights is None else np.sqrt(weights)
-    if n_spots < n_features:
-        squares, left = _decompose(_gram(features) * np.outer(root, root))
-        singular_values = np.sqrt(squares)
-        left *= root[:, None]
-        loadings = features.T @ left / singular_values
-        return RidgeBasis(singular_values, loadings, _project(left.astype(features.dtype), expression), n_spots)
-    squares, loadings = _decompose(_gram(features.T, weights))
-    singular_values = np.sqrt(squares)
+    found = decomposition or Decomposition.of(features, weights)
+    singular_values, loadings = found.singular_values, found.loadings
+    if found.left is not None:
+        genes = _project(found.left.astype(features.dtype), expression)
+        return RidgeBasis(singular_values, loadings, genes, len(features))
     # With WF before V', no left singular vectors of n_spots rows are needed.
     genes = _project(features, expression, weights)
     turn = (loadings / singular_values).astype(features.dtype)
     for start in range(0, genes.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)
-        genes[: len(squares), columns] = turn.T @ genes[:, columns]
-    return RidgeBasis(singular_values, loadings, genes[: len(squares)], n_spots)
+        genes[: len(singular_values), columns] = turn.T @ genes[:, columns]
+    return RidgeBasis(singular_values, loadings, genes[: len(singular_values)], len(features))
 
 
 def _gram(matrix: Floats, weights: FloatArray | None = None) -> FloatArray:

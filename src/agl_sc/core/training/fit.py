@@ -16,6 +16,7 @@ from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.bilevel import Bilevel, Problem
 from agl_sc.core.network.sources import InputSource
 from agl_sc.core.numerics.tensors import Tensors
+from agl_sc.core.once import Once
 from agl_sc.core.progress import Progress
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.build import make_optimizer, make_problem
@@ -27,7 +28,7 @@ from agl_sc.core.training.result import FitResult, begin, result_of, resume, to_
 from agl_sc.core.weighting import Fixed, MethodSpec, Weighting, weighting_for, with_auxiliary
 
 
-def fit(
+def fit(  # noqa: PLR0913 -- the entry point of training
     spots: Spots,
     validation: Validation | None,
     *,
@@ -41,6 +42,7 @@ def fit(
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    once: Once | None = None,
 ) -> FitResult:
     """Fit trunk and head, and the encoder where ``sources`` bring one.
 
@@ -71,6 +73,8 @@ def fit(
     checkpoint
         Written after every epoch by the main process; where it exists, training continues from it and ends as if it had
         not stopped.
+    once
+        What trainings on the same spots have in common, whatever their seeds and methods; nothing by default.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def fit(
     _check(validation)
     accelerator, earlier = accelerator or Accelerator(), earlier or Earlier()
     method = with_auxiliary(method, spots.expression.shape[1] - n_targets)
-    planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=config)
+    planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=config, once=once)
     setup = partial(
         make_problem,
         spots,

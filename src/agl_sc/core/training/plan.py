@@ -1,16 +1,25 @@
 """What validation picks before training: penalty, width, cutoff, target weight."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from agl_sc.core.arrays import FloatArray
 from agl_sc.core.choices import TRACE_COLUMNS, Choices, no_trace
 from agl_sc.core.config import TrainConfig
-from agl_sc.core.linear.choose_by_validation import RANKS, choose_alpha, choose_rank, own_penalty, path_search
-from agl_sc.core.linear.closed_form import LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.linear.choose_by_validation import (
+    RANKS,
+    choose_alpha,
+    choose_rank,
+    in_basis,
+    own_penalty,
+    path_search,
+)
+from agl_sc.core.linear.closed_form import Decomposition, LowRank, RidgeBasis, reduced_rank_ridge, ridge_basis
+from agl_sc.core.once import NOT_SHARED, Once, Value
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.race import RACE_CUTOFFS, race_search
 from agl_sc.core.weighting.spec import MethodSpec
@@ -51,18 +60,57 @@ class Planner:
     """Settings."""
     own_alpha: float | None = None
     """Ridge penalty of the targets' own directions; None where the settings want none or the choices are given."""
+    once: Once = field(default_factory=lambda: Once(NOT_SHARED))
+    """What other trainings on the same spots have made, and are left."""
+    made_from: tuple[str, ...] = ()
+    """Digests of features with weights, of expression and of validation spots."""
 
     @classmethod
     def of(
-        cls, spots: Spots, validation: Validation | None, *, n_targets: int, method: MethodSpec, config: TrainConfig
+        cls,
+        spots: Spots,
+        validation: Validation | None,
+        *,
+        n_targets: int,
+        method: MethodSpec,
+        config: TrainConfig,
+        once: Once | None = None,
     ) -> "Planner":
-        """Decompose the features once."""
+        """Decompose the features once; nothing here depends on a seed, so that ``once`` serves all of them."""
+        once = once or Once(NOT_SHARED)
         weights = spots.depth_weights if config.depth_weights else None
-        basis, own_alpha = ridge_basis(spots.features, spots.expression, weights), None
-        if validation is not None and config.own_directions and config.start == "closed_form":
+        seen, genes = once.digest(spots.features, weights), once.digest(spots.expression)
+        found = once.of(("decomposition", seen), lambda: Decomposition.of(spots.features, weights))
+        basis = once.of(
+            ("basis", seen, genes),
+            lambda: ridge_basis(spots.features, spots.expression, weights, decomposition=found),
+        )
+
+        def own() -> float:
             targets = spots.expression.columns(0, n_targets)
-            own_alpha = own_penalty(basis, spots.features, targets, weights=weights)
-        return cls(basis, validation, n_targets, method, config, own_alpha)
+            return own_penalty(basis, spots.features, targets, weights=weights)
+
+        own_alpha = None
+        if validation is not None and config.own_directions and config.start == "closed_form":
+            own_alpha = once.of(("own_penalty", seen, genes, n_targets), own)
+        made_from = (seen, genes, once.digest(validation))
+        return cls(basis, validation, n_targets, method, config, own_alpha, once, made_from)
+
+    def _once(self, what: Hashable, make: Callable[[], Value]) -> Value:
+        """Of these spots: made by the first training that asks."""
+        return self.once.of((what, *self.made_from, self.n_targets), make)
+
+    def _alpha(self, validation: Validation, n_genes: int) -> float:
+        """Best penalty of the leading genes."""
+        return self._once(
+            ("alpha", n_genes),
+            lambda: choose_alpha(self.basis.of_leading(n_genes), validation, turned=self._turned(validation)),
+        )
+
+    def _turned(self, validation: Validation) -> Validation:
+        """Validation spots in the basis, which is the same whatever the genes."""
+        seen, _, judged_by = self.made_from or ("", "", "")
+        return self.once.of(("in_basis", seen, judged_by), lambda: in_basis(validation, self.basis))
 
     @property
     def n_auxiliary(self) -> int:
@@ -75,16 +123,25 @@ class Planner:
         where = {"n_targets": self.n_targets, "n_genes": n_genes}
         weights = self.method.gene_weights(choices.cutoff, **where, temperature=self.config.temperature)
         weights[: self.n_targets] *= choices.target_weight
+        pick_rank = pick_rank and self.config.rank is None
+        start, rank = self._once(
+            ("start", self.once.digest(weights), replace(choices, n_epochs=0), pick_rank),
+            lambda: self._made_start(weights, choices, pick_rank=pick_rank),
+        )
+        return start, replace(choices, rank=rank)
+
+    def _made_start(self, weights: FloatArray, choices: Choices, *, pick_rank: bool) -> tuple[LowRank, int]:
+        """The start under these weights, and the rank of what all genes share of it."""
         widest = min(choices.rank, len(self.basis.singular_values))
         start = reduced_rank_ridge(self.basis, weights, alpha=choices.alpha, rank=widest)
-        if pick_rank and self.validation is not None and self.config.rank is None:
+        if pick_rank and self.validation is not None:
             start = start.cut(choose_rank(start, self.validation))
-        choices = replace(choices, rank=start.trunk.shape[1])
+        rank = start.trunk.shape[1]
         if choices.own_alpha is not None:
             targets = self.basis.of_leading(self.n_targets)
             own = reduced_rank_ridge(targets, np.ones(self.n_targets), alpha=choices.own_alpha, rank=self.n_targets)
             start = start.averaged_with(own)
-        return start, choices
+        return start, rank
 
     def plan(self, train: Train) -> Plan:
         """Pick what can be picked before training, by closed form or by ``train`` where the method asks for that.
@@ -98,7 +155,7 @@ class Planner:
             msg = "Without validation spots, choices= must say which penalty, cutoff and number of epochs to use."
             raise ValueError(msg)
         first = Choices(
-            alpha=choose_alpha(self.basis, self.validation),
+            alpha=self._alpha(self.validation, self.n_targets + self.n_auxiliary),
             rank=self.config.rank or RANKS[-1],
             cutoff=1.0,
             n_epochs=0,
@@ -125,12 +182,11 @@ class Planner:
         limit = self.config.hard_limit
         if self.config.search == "path" and self.validation is not None:
             n_genes = self.n_targets + max(round(limit * self.n_auxiliary), 1)
-            alone = choose_alpha(self.basis.of_leading(self.n_targets), self.validation)
-            within = self.basis.of_leading(n_genes)
-            cutoff, trace = path_search(within, self.validation, alpha=first.alpha, alone=alone, rank=self.config.rank)
+            alone = self._alpha(self.validation, self.n_targets)
+            cutoff, trace = self._path(self.validation, n_genes, alpha=first.alpha, alone=alone)
             scale = (n_genes - self.n_targets) / self.n_auxiliary
-            trace["cutoff"] *= scale
-            return replace(first, cutoff=cutoff * scale, alpha=first.alpha if cutoff else alone), trace
+            scaled = trace.assign(cutoff=trace["cutoff"] * scale)
+            return replace(first, cutoff=cutoff * scale, alpha=first.alpha if cutoff else alone), scaled
         if self.config.search == "race":
 
             def at(cutoff: float, n_epochs: int) -> float:
@@ -141,6 +197,21 @@ class Planner:
             trace["k"] = np.round(trace["cutoff"] * self.n_auxiliary).astype(int)
             return replace(first, cutoff=cutoff), trace[list(TRACE_COLUMNS)]
         return replace(first, cutoff=min(self.config.gradient.start_cutoff, limit)), no_trace()
+
+    def _path(self, validation: Validation, n_genes: int, *, alpha: float, alone: float) -> tuple[float, pd.DataFrame]:
+        """Cutoff among the leading genes, and the scores of all that were tried."""
+        rank = self.config.rank
+        return self._once(
+            ("path", n_genes, alpha, alone, rank),
+            lambda: path_search(
+                self.basis.of_leading(n_genes),
+                validation,
+                alpha=alpha,
+                alone=alone,
+                rank=rank,
+                turned=self._turned(validation),
+            ),
+        )
 
     def _best_of(self, candidates: list[Choices], train: Train) -> tuple[Choices, pd.DataFrame]:
         """Train every candidate to its end; the first of the best."""

@@ -21,6 +21,7 @@ from agl_sc.core.linear.choose_denoising import NOT_DENOISED, DenoisingChoice, c
 from agl_sc.core.network.network import calibration, network_from
 from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.numerics.tensors import part
+from agl_sc.core.once import NOT_SHARED, Once
 from agl_sc.core.spots.counts import Counts, count_law, in_log_units
 from agl_sc.core.spots.denoise import Denoised
 from agl_sc.core.spots.expression import Expression
@@ -83,12 +84,15 @@ class TrainingData:
         rows = self.validation
         return Validation(self.features[rows], self.measured(rows, self.n_targets), self.sections[rows])
 
-    def denoising(self, training: Spots, config: TrainConfig) -> DenoisingChoice:
+    def denoising(self, training: Spots, config: TrainConfig, once: Once) -> DenoisingChoice:
         """How far the targets of the training spots are denoised; not at all where the counts themselves are modelled."""
         if config.denoise is None or config.loss in LIKELIHOODS:
             return NOT_DENOISED
-        centres = None if self.centres is None else self.centres[self.train]
-        return choose_denoising(training, self.n_targets, config.denoise, centres=centres)
+        settings, centres = config.denoise, None if self.centres is None else self.centres[self.train]
+        return once.of(
+            ("denoising", once.digest(training, centres), self.n_targets, settings),
+            lambda: choose_denoising(training, self.n_targets, settings, centres=centres),
+        )
 
     def n_denoising(self, spec: MethodSpec) -> int | None:
         """Number of leading genes that a method sees, be it to denoise with them alone; None for all."""
@@ -156,17 +160,21 @@ def fit_arm(
     on_improvement: Callable[[FitResult], None] | None = None,
     checkpoint: Path | None = None,
     start: tuple[Choices, Earlier] | None = None,
+    once: Once | None = None,
 ) -> FitResult:
     """Fit one method on training spots, validation picking; then once more on both where ``config.refit`` says so.
 
-    ``start`` is what an earlier training chose, and what it ended with, to go on from.
+    ``start`` is what an earlier training chose, and what it ended with, to go on from; ``once`` is what trainings on the same
+    spots have in common.
     """
+    once = once or Once(NOT_SHARED)
     spec = with_auxiliary(spec, len(data.genes) - data.n_targets)
     accelerator = accelerator or Accelerator()
     common: dict[str, Any] = {
-        "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed
+        "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed,
+        "once": once,
     }  # fmt: skip
-    denoising = data.denoising(data.spots(data.train, data.n_denoising(spec)), config)
+    denoising = data.denoising(data.spots(data.train, data.n_denoising(spec)), config, once)
     training, held_out = data.denoised(data.train, spec, denoising.chosen), data.held_out()
     settings = {
         **_settings(data, spec, config=config, seed=seed),

@@ -13,6 +13,7 @@ from agl_sc.core.choices import TRACE_COLUMNS, Earlier
 from agl_sc.core.config import TrainConfig
 from agl_sc.core.network.bilevel import Bilevel, Problem
 from agl_sc.core.network.sources import InputSource
+from agl_sc.core.once import Once
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.build import make_optimizer, make_problem
 from agl_sc.core.training.checkpoint import Checkpoint
@@ -36,6 +37,7 @@ def fit_in_rounds(
     seed: int = 0,
     on_improvement: Callable[[FitResult], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    once: Once | None = None,
 ) -> FitResult:
     """DkGSB from a network trained on all auxiliary genes, as in the paper's earlier supplement.
 
@@ -52,10 +54,11 @@ def fit_in_rounds(
         return replace(checkpoint, path=checkpoint.path.with_name(f"{checkpoint.path.name}.{round_}"))
 
     common: dict[str, Any] = {
-        "n_targets": n_targets, "config": plain, "sources": sources, "accelerator": accelerator, "seed": seed
+        "n_targets": n_targets, "config": plain, "sources": sources, "accelerator": accelerator, "seed": seed,
+        "once": once,
     }  # fmt: skip
     best = fit(spots, validation, method=METHODS["agl"], on_improvement=on_improvement, checkpoint=saved(0), **common)
-    planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=plain)
+    planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=plain, once=once)
     start, _ = planner.start(best.choices)
     setup = partial(make_problem, spots, validation, n_targets=n_targets, start=start, config=plain, sources=sources)
     history, traces, round_ = [best.history], list[pd.DataFrame](), 0

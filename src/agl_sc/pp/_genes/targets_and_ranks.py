@@ -16,13 +16,14 @@ from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arguments import check_choice, check_names, check_seed, is_number, is_whole
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.linear.predictability import MOST_SPOTS, predictability
+from agl_sc.core.once import Once
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.genes import Normalize, mean_variance_detected, normalize_counts, ranks, target_correlation
 from agl_sc.core.spots.scaling import center_per_section, depth_weights, scale_features, spread
 from agl_sc.core.spots.spots import usable_spots
 from agl_sc.core.spots.thinned import thinned
 from agl_sc.pp._genes.scores import morans_i
-from agl_sc.pp._splits.split import check_fitted_on, record_fitted_on, training_spots
+from agl_sc.pp._splits.split import check_fitted_on, record_fitted_on, split_hash, training_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -197,13 +198,16 @@ def rank_auxiliary(
     rank_study(Study.of(sdata, address, key_added), score=score, seed=seed)
 
 
-def rank_study(study: Study, *, score: str = "predictability", seed: int = 0) -> None:
-    """As :func:`rank_auxiliary`, of what is resolved already."""
+def rank_study(study: Study, *, score: str = "predictability", seed: int = 0, once: Once | None = None) -> None:
+    """As :func:`rank_auxiliary`, of what is resolved already, by what ``once`` has of the same split and targets."""
     table, keys = study.table, study.keys
     check_seed(seed)
     check_score(table, score)
     role = role_of(study)
-    values = _scores(study, score, seed=seed)
+    if once is None or score == "random":
+        values = _scores(study, score, seed=seed)
+    else:
+        values = once.of(("scores", score, split_hash(study), *role), lambda: _scores(study, score, seed=seed))
     table.var[keys.prior_rank] = ranks(values, role == "auxiliary")
     record_fitted_on(study, "prior_rank")
     study.remember_layer()

@@ -17,6 +17,7 @@ from agl_sc.core.arguments import check_names
 from agl_sc.core.config import Denoise, Method, Preset, TrainConfig
 from agl_sc.core.linear.baselines import WITH_AUXILIARY, Samples, fit_baseline
 from agl_sc.core.linear.depth import depth_feature
+from agl_sc.core.once import NOT_SHARED, Once
 from agl_sc.core.training.recipe import TrainingData
 from agl_sc.core.weighting import METHODS, method_spec
 from agl_sc.model import Model
@@ -116,7 +117,7 @@ def settings_of(name: str, config: TrainConfig) -> TrainConfig:
 
 
 def fit_in_place(
-    study: Study, name: str, *, config: TrainConfig, finetune: bool = False, seed: int = 0
+    study: Study, name: str, *, config: TrainConfig, finetune: bool = False, seed: int = 0, once: Once | None = None
 ) -> Model | None:
     """Fit one arm and write its predictions.
 
@@ -132,6 +133,8 @@ def fit_in_place(
         Train the whole encoder too, where the arm is a network.
     seed
         Of training, and of a random ranking.
+    once
+        What runs on the same split have in common; nothing by default.
 
     Returns
     -------
@@ -143,10 +146,12 @@ def fit_in_place(
             rank_study(study, score=arm.score, seed=seed)
         _write_baseline(study, name, seed=seed)
         return None
-    asked = TrainRequest(method_spec(arm.method), settings_of(name, config), Accelerator(), finetune, seed=seed)
+    once = once or Once(NOT_SHARED)
+    spec, settings = method_spec(arm.method), settings_of(name, config)
+    asked = TrainRequest(spec, settings, Accelerator(), finetune, seed=seed, once=once)
     n_random = _learned_k(study, asked) if arm.random_k else None
     if arm.score is not None:
-        rank_study(study, score=arm.score, seed=seed)
+        rank_study(study, score=arm.score, seed=seed, once=once)
     if n_random is None:
         return train_study(study, asked)
     table, keys = study.table, study.keys

@@ -37,7 +37,7 @@ from agl_sc.tl._benchmark.between import pearson_between_sections, with_between
 from agl_sc.tl._benchmark.provenance import fold_of, patients_of, provenance_of, versions, whole_provenance
 from agl_sc.tl._benchmark.request import Request, requested
 from agl_sc.tl._benchmark.result import CrossValidation
-from agl_sc.tl._benchmark.runs import Outcome, Protocol, RunData, Runs, run, run_path
+from agl_sc.tl._benchmark.runs import Outcome, Prepared, Protocol, RunData, Runs, run, run_path
 from agl_sc.tl._evaluate import Measured, lattices_of
 from agl_sc.tl._model.data import check_alone
 from agl_sc.tl._model.train import ensure_features
@@ -310,7 +310,7 @@ def _run_all(data: RunData, folds: Sequence[Fold], request: Request) -> Runs:
     protocol, finished = request.protocol, {}
     made_from = {"data": data.digest(), "protocol": protocol.plain(), "versions": versions()}
     seconds = dict.fromkeys(request.methods, 0.0)
-    prepared: tuple[int, Study] | None = None
+    prepared: tuple[int, Prepared] | None = None
     runs = request.runs(folds)
     paths = [
         None if request.folder is None else run_path(request.folder, fold, name=name, seed=seed, made_from=made_from)

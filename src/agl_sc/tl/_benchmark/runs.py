@@ -5,7 +5,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -22,6 +22,7 @@ from agl_sc._sdata.reference import ReferenceRecord
 from agl_sc._sdata.study import Study
 from agl_sc.core.arguments import check_flag
 from agl_sc.core.config import TrainConfig
+from agl_sc.core.once import Once
 from agl_sc.core.spots.genes import Normalize
 from agl_sc.core.spots.spots import usable_spots
 from agl_sc.core.training.epoch import batches_of
@@ -90,12 +91,12 @@ class RunData:
         own.obs[keys.split] = pd.Categorical(fold.assigned, categories=list(SETS))
         return self.study.around(own)
 
-    def prepared(self, fold: Fold, protocol: Protocol) -> Study:
-        """The same with what the runs of a fold have in common: target genes and prior ranks of its training spots."""
+    def prepared(self, fold: Fold, protocol: Protocol) -> "Prepared":
+        """The same with target genes and prior ranks of the fold's training spots, for all of its runs."""
         scratch = self.scratch(fold)
         choose_targets(scratch, genes=protocol.genes, choose_by=protocol.choose_by, normalize=protocol.normalize)
         rank_study(scratch, score=protocol.score)
-        return scratch
+        return Prepared(scratch)
 
     def digest(self) -> str:
         """Digest of everything in the data that a run depends on."""
@@ -109,6 +110,16 @@ class RunData:
         sha.update(table.var[list(self.columns)].to_csv().encode())
         sha.update(json.dumps(made_by_embed(self.study).plain(), sort_keys=True, default=str).encode())
         return sha.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What the runs of a fold have in common."""
+
+    study: Study
+    """With target genes and prior ranks; left as it is."""
+    once: Once = field(default_factory=Once)
+    """What does not depend on a run's seed: closed forms, searches, ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +153,13 @@ class Outcome:
             raise ValueError(msg) from error
 
 
-def run(prepared: Study, fold: Fold, *, name: str, seed: int, protocol: Protocol) -> Outcome:
+def run(prepared: Prepared, fold: Fold, *, name: str, seed: int, protocol: Protocol) -> Outcome:
     """Fit one arm to one fold, and predict its test spots.
 
     Parameters
     ----------
     prepared
-        From :meth:`RunData.prepared`; left as it is.
+        From :meth:`RunData.prepared`.
     fold
         Sets of the spots.
     name
@@ -160,12 +171,14 @@ def run(prepared: Study, fold: Fold, *, name: str, seed: int, protocol: Protocol
     """
     from anndata import AnnData
 
-    common = prepared.table
+    common = prepared.study.table
     own = AnnData(common.X, obs=common.obs.copy(), var=common.var.copy(), obsm=common.obsm, uns=deepcopy(common.uns))
-    scratch = prepared.around(own)
+    scratch = prepared.study.around(own)
     if protocol.score == "random":
         rank_study(scratch, score="random", seed=seed)
-    model = fit_in_place(scratch, name, config=protocol.config, finetune=protocol.finetune, seed=seed)
+    model = fit_in_place(
+        scratch, name, config=protocol.config, finetune=protocol.finetune, seed=seed, once=prepared.once
+    )
     test, targets = fold.assigned == "test", role_of(scratch) == "target"
     predicted = predicted_of(scratch, "model").of(own.var_names[targets])[test]
     n_updates = 0 if model is None else _n_updates(model, scratch)

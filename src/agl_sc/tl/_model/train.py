@@ -20,6 +20,7 @@ from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import X
 from agl_sc.core.arguments import check_flag, check_seed
 from agl_sc.core.config import Denoise, Method, Preset, TrainConfig, checked_config
+from agl_sc.core.once import NOT_SHARED, Once
 from agl_sc.core.training.recipe import TrainingData, fit_arm
 from agl_sc.core.training.result import FitResult
 from agl_sc.core.weighting import MakeWeighting, MethodSpec, method_spec, with_auxiliary
@@ -209,6 +210,8 @@ class TrainRequest:
     """How features are made where there are none."""
     seed: int = 0
     """Seed of split, initial weights and batches."""
+    once: Once = field(default_factory=lambda: Once(NOT_SHARED))
+    """What trainings on the same spots have in common."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -244,6 +247,7 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             on_improvement=None if folder is None else lambda best: describe(result=best).save(folder / "model"),
             checkpoint=None if folder is None else folder / "state.safetensors",
             start=None if start is None else (start.choices, start.earlier),
+            once=asked.once,
         )
         model = describe(result=result)
         if not study.is_scratch:  # of which no model is kept
