@@ -1,5 +1,6 @@
 """Values that are made once for all that share them, and forgotten where they take too much room."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ def asked(once: Once, *keys: str, n_bytes: int = 8) -> list[str]:
         return np.zeros(n_bytes, dtype=np.uint8)
 
     for key in keys:
-        once.of(key, lambda key=key: make(key))
+        once.of(key, partial(make, key))
     return made
 
 

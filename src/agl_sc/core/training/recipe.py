@@ -84,10 +84,11 @@ class TrainingData:
         rows = self.validation
         return Validation(self.features[rows], self.measured(rows, self.n_targets), self.sections[rows])
 
-    def denoising(self, training: Spots, config: TrainConfig, once: Once) -> DenoisingChoice:
+    def denoising(self, training: Spots, config: TrainConfig, once: Once | None = None) -> DenoisingChoice:
         """How far the targets of the training spots are denoised; not at all where the counts themselves are modelled."""
         if config.denoise is None or config.loss in LIKELIHOODS:
             return NOT_DENOISED
+        once = once or Once(NOT_SHARED)
         settings, centres = config.denoise, None if self.centres is None else self.centres[self.train]
         return once.of(
             ("denoising", once.digest(training, centres), self.n_targets, settings),
