@@ -3,7 +3,8 @@
     python benchmarks/toy.py --seeds 0 1 2 3 4
 
 Every seed is four sections and another law of expression: one trains, two pick, one is held out; "refit" arms are fitted
-once more on the three first. Features are those of the default encoder on the drawn tiles. Auxiliary genes are ranked by the
+once more on the three first. "denoised" arms have targets denoised: by themselves (pgl), or by auxiliary genes too, which are
+trained on (agl) or not (denoiser). Features are those of the default encoder on the drawn tiles. Auxiliary genes are ranked by the
 planted prior, and, in a second scenario, shuffled over the spots of every section, gene by gene: pure noise. Intervals are of
 the paired difference of mean Pearson over targets, blocks of 500 um drawn with replacement within the held-out section,
 2,000 times, and averaged over sections and seeds: they speak of these tissues, the last column of others.
@@ -26,7 +27,7 @@ from spatialdata import SpatialData
 import agl_sc
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import section_of
-from agl_sc.core.config import Method, Search
+from agl_sc.core.config import Denoise, Method, Search
 from agl_sc.core.linear.baselines import ridge_cv
 from agl_sc.datasets import toy_tissue
 from agl_sc.tl import GradientSearch, TrainConfig, train
@@ -38,8 +39,10 @@ N_DRAWS = 2000
 STARTS = (0.1, 0.5, 0.9)
 SEARCHES: tuple[Search, ...] = ("path", "race", "gradient")
 DKGSB = [f"dkgsb {search} .5" for search in SEARCHES]
-PAIRS = [("pgl", "ridge"), ("agl", "pgl"), *((name, arm) for name in DKGSB for arm in ("agl", "pgl"))]
-REFIT_PAIRS = [("pgl", "ridge"), ("agl", "pgl"), ("dkgsb path .5", "agl"), ("dkgsb path .5", "pgl")]
+DENOISED: dict[str, Method] = {"pgl denoised": "pgl", "denoiser": "denoiser", "agl denoised": "agl"}
+ROLES = [("pgl denoised", "pgl"), ("denoiser", "pgl denoised"), ("denoiser", "pgl"), ("agl denoised", "agl")]
+PAIRS = [("pgl", "ridge"), ("agl", "pgl"), *ROLES, *((name, arm) for name in DKGSB for arm in ("agl", "pgl"))]
+REFIT_PAIRS = [("pgl", "ridge"), ("agl", "pgl"), *ROLES, ("dkgsb path .5", "agl"), ("dkgsb path .5", "pgl")]
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,12 @@ def outcomes(sdata: SpatialData, searches: Sequence[Search], starts: tuple[float
     arms: dict[str, tuple[Method, TrainConfig]] = {
         "pgl": ("pgl", TrainConfig(refit=False)),
         "agl": ("agl", TrainConfig(refit=False)),
+        **{name: (method, TrainConfig(denoise=Denoise(), refit=False)) for name, method in DENOISED.items()},
     }
     for search, start in itertools.product(searches, starts):
         config = TrainConfig(search=search, gradient=GradientSearch(start_cutoff=start), refit=False)
         arms[f"dkgsb {search} .{start * 10:.0f}"] = "dkgsb", config
-    refitted = {"pgl", "agl", "dkgsb path .5"} & set(arms)
+    refitted = {"pgl", "agl", *DENOISED, "dkgsb path .5"} & set(arms)
     arms |= {f"{name}, refit": (arms[name][0], TrainConfig()) for name in sorted(refitted, key=list(arms).index)}
     found = {"ridge": ridge(sdata, score, refit=False), "ridge, refit": ridge(sdata, score, refit=True)}
     return found | {name: trained(sdata, score, arm) for name, arm in arms.items()}

@@ -74,7 +74,7 @@ def test_a_likelihood_is_of_what_was_measured(data: TrainingData, config: TrainC
 
 
 def test_auxiliary_genes_that_only_denoise_are_not_modelled(
-    data: TrainingData, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    data: TrainingData, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The denoiser is targets only, trained on targets that auxiliary genes have denoised."""
     chosen = replace(NOT_DENOISED, chosen=Denoised(10, 2, 1.0))
@@ -82,6 +82,7 @@ def test_auxiliary_genes_that_only_denoise_are_not_modelled(
     short = replace(config, max_epochs=1, denoise=FORCED)
     result = fit_arm(data, METHODS["denoiser"], short)
     assert result.selected.tolist() == [True] * data.n_targets
+    assert "no auxiliary genes" not in caplog.text
 
     def by_all_genes(spots: Spots, n_targets: int, _: Denoised) -> Spots:
         rows = data.train if len(spots.sections) == data.train.sum() else data.train | data.validation

@@ -87,7 +87,8 @@ def fit(  # noqa: PLR0913 -- the entry point of training
     """
     _check(validation)
     accelerator, earlier = accelerator or Accelerator(), earlier or Earlier()
-    method = with_auxiliary(method, spots.expression.shape[1] - n_targets)
+    if method.uses_auxiliary:
+        method = with_auxiliary(method, spots.expression.shape[1] - n_targets)
     planner = Planner.of(spots, validation, n_targets=n_targets, method=method, config=config, once=once)
     setup = partial(
         make_problem,
