@@ -74,7 +74,7 @@ def test_a_likelihood_is_of_what_was_measured(data: TrainingData, config: TrainC
 
 
 def test_auxiliary_genes_that_only_denoise_are_not_modelled(
-    data: TrainingData, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    *, data: TrainingData, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The denoiser is targets only, trained on targets that auxiliary genes have denoised."""
     chosen = replace(NOT_DENOISED, chosen=Denoised(10, 2, 1.0))
