@@ -211,7 +211,7 @@ class Model(OnHub, ToAnnData):
         network = ExactNetwork.of(part(self.tensors, "network."))
         slope, intercept = (self.tensors[name].double().numpy() for name in ("slope", "intercept"))
         base = self.tensors["base"].double().numpy() if "base" in self.tensors else None
-        levels, n_rows = self.levels, rows_at_once(len(scale))
+        levels, n_rows = self.levels, rows_at_once(max(len(scale), self.n_predicted))
         shifts = (
             np.zeros((len(means), 1)) if levels is None else np.array([levels.shift(mean / scale) for mean in means])
         )

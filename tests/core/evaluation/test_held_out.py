@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 from sklearn.linear_model import RidgeCV
 
-from agl_sc.core.arrays import FloatArray
+from agl_sc.core.arrays import Float32Array, FloatArray
 from agl_sc.core.evaluation import held_out
 from agl_sc.core.evaluation.held_out import HeldOutFold, Samples, held_out_predictions
 from agl_sc.core.linear.choose_by_validation import ALPHAS
@@ -90,3 +90,26 @@ def test_many_spots_are_thinned_before_a_fit_and_all_are_predicted(monkeypatch: 
     full = predicted_of(samples, folds)
     assert (thinned != full).any()
     assert np.corrcoef(thinned[:, 0], full[:, 0])[0, 1] > 0.95
+
+
+def test_weights_kept_as_two_factors_predict_as_their_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = problem(n_each=60)
+    folds = by_section(samples)
+    kept: list[int] = []
+    original = held_out._Smoother.__call__
+
+    def spied(self: held_out._Smoother, standard: Float32Array) -> Float32Array:
+        kept.append(len(self.factors))
+        return original(self, standard)
+
+    monkeypatch.setattr(held_out._Smoother, "__call__", spied)
+    factors = predicted_of(samples, folds)  # 60 x 120 weights by 20 features
+    monkeypatch.setattr(
+        held_out._Smoother,
+        "of",
+        classmethod(lambda cls, fold, left, right: cls(fold, ((left @ right).astype(np.float32),))),
+    )
+    product = predicted_of(samples, folds)
+    assert set(kept[:3]) == {2}
+    assert set(kept[3:]) == {1}
+    np.testing.assert_allclose(factors, product, rtol=1e-4, atol=1e-4)

@@ -5,11 +5,11 @@ import pytest
 import scipy.sparse
 import torch
 from numpy.typing import NDArray
+from tests.core.spots.dense_calibration import calibrate
 
 from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.network.network import Network, calibration, load_closed_form, network_from
 from agl_sc.core.spots import expression
-from agl_sc.core.spots.scaling import calibrate
 
 FloatArray = NDArray[np.float64]
 

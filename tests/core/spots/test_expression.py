@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from agl_sc.core.spots import expression as module
-from agl_sc.core.spots.expression import Expression, ExpressionOnDevice, gene_blocks
+from agl_sc.core.spots.expression import Expression, ExpressionOnDevice, gene_blocks, row_blocks
 from agl_sc.core.spots.scaling import spread
 
 FloatArray = NDArray[np.float64]
@@ -104,3 +104,34 @@ def test_batches_are_the_same_whether_kept_dense_or_made_from_sparse(
     assert torch.equal(*batches)
     assert batches[0].dtype == torch.float32
     np.testing.assert_allclose(batches[0].numpy(), dense(layer)[index.numpy(), :n_genes], atol=3e-6)
+
+
+@pytest.mark.parametrize("n_entries", [1, 40, 10**6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_products_with_the_sparse_matrix_are_those_of_dense_blocks(
+    layer: scipy.sparse.csr_matrix, n_entries: int, *, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ENTRIES_AT_ONCE", n_entries)
+    rng = np.random.default_rng(3)
+    left, weights = rng.normal(size=(N_SPOTS, 6)), rng.uniform(0.5, 2, N_SPOTS) if weighted else None
+    expression = Expression.fitted(layer, SECTIONS)
+    expected = (left * (1 if weights is None else weights[:, None])).T @ dense(layer)
+    np.testing.assert_allclose(expression.projected(left, weights), expected, atol=1e-10)
+    other = rng.normal(size=(N_SPOTS, 3))
+    replaced = expression.replacing(other).projected(left, weights)
+    np.testing.assert_allclose(replaced[:, 3:], expected[:, 3:], atol=1e-10)
+    weighted_left = left if weights is None else left * weights[:, None]
+    np.testing.assert_allclose(replaced[:, :3], weighted_left.T @ other, atol=1e-10)
+
+
+@pytest.mark.parametrize("n_entries", [1, 17, 10**6])
+def test_rows_come_in_blocks_of_so_many_entries(
+    layer: scipy.sparse.csr_matrix, n_entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ENTRIES_AT_ONCE", n_entries)
+    blocks = list(row_blocks(layer))
+    assert [row for rows in blocks for row in range(rows.start, rows.stop)] == list(range(N_SPOTS))
+    n_stored = [int(layer[rows].nnz) for rows in blocks]
+    assert all(n <= n_entries or rows.stop - rows.start == 1 for n, rows in zip(n_stored, blocks, strict=True))
+    empty = scipy.sparse.csr_matrix((5, N_GENES), dtype=np.float32)
+    assert sum(rows.stop - rows.start for rows in row_blocks(empty)) == 5

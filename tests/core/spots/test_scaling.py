@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from agl_sc.core.spots.scaling import (
     CLIP,
-    calibrate,
     center_per_section,
     centred_rows,
     depth_weights,
@@ -89,39 +88,6 @@ def test_features_are_divided_and_clipped() -> None:
     assert CLIP == 3
 
 
-def test_calibration_is_the_least_squares_line_of_every_gene(values: FloatArray) -> None:
-    measured = values * [0.5, 2.0, 1.0, 3.0] + np.random.default_rng(1).normal(3.0, 1.0, values.shape)
-    slope, intercept = calibrate(values, measured)
-    for gene in range(4):
-        expected = np.polyfit(values[:, gene], measured[:, gene], 1)
-        assert expected[0] > 0
-        np.testing.assert_allclose([slope[gene], intercept[gene]], expected, rtol=1e-9)
-
-
-def test_calibration_never_turns_a_prediction_round(values: FloatArray) -> None:
-    measured = values * [1.0, -1.0, 1.0, 1.0]
-    slope, intercept = calibrate(values, measured)
-    np.testing.assert_allclose(slope, [1, 0, 1, 1])
-    assert intercept[1] == pytest.approx(measured[:, 1].mean())
-
-
-@pytest.mark.parametrize("n_spots", [12, 100, 333])
-@pytest.mark.parametrize("constant", [0.0, 0.1, 0.3, 1e6 + 0.1])  # most are not the mean of their copies
-def test_constant_prediction_becomes_the_mean(constant: float, n_spots: int) -> None:
-    measured = np.random.default_rng(0).normal(5.0, 2.0, (n_spots, 4))
-    predicted = measured.copy()
-    predicted[:, 0] = constant
-    slope, intercept = calibrate(predicted, measured)
-    assert slope[0] == 0
-    assert intercept[0] == pytest.approx(measured[:, 0].mean())
-    np.testing.assert_allclose((slope * predicted + intercept)[:, 1:], measured[:, 1:])
-
-
-def test_constant_measurement_is_met(values: FloatArray) -> None:
-    slope, intercept = calibrate(values, np.full_like(values, 2.5))
-    np.testing.assert_allclose(slope * values + intercept, 2.5)
-
-
 def test_depth_weights_are_roots_with_mean_one_in_every_section() -> None:
     library, sections = np.array([4.0, 16.0, 100.0, 900.0, 100.0]), np.array([7, 7, 2, 2, 2])
     weights = depth_weights(library, sections)
@@ -143,15 +109,6 @@ def test_held_out_slope_neither_stretches_nor_turns(factor: float, expected: flo
     measured = np.random.default_rng(1).normal(size=(50, 3))
     predicted = np.zeros_like(measured) if factor == 0 else measured / factor
     assert held_out_slope(predicted, measured, np.zeros(50, dtype=np.int64)) == expected
-
-
-def test_shrunk_slopes_keep_the_mean() -> None:
-    rng = np.random.default_rng(2)
-    predicted = rng.normal(size=(60, 4))
-    measured = predicted + rng.normal(size=(60, 4)) + 3
-    slope, intercept = calibrate(predicted, measured, shrinkage=0.5)
-    np.testing.assert_allclose(slope, calibrate(predicted, measured)[0] / 2)
-    np.testing.assert_allclose((slope * predicted + intercept).mean(axis=0), measured.mean(axis=0))
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 64, 1000])

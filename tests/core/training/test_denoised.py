@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 import torch
 from spatialdata import SpatialData
+from tests.core.spots.dense_calibration import calibrate
 
 from agl_sc._sdata.study import Study
 from agl_sc.core.config import Denoise, TrainConfig
@@ -14,7 +15,6 @@ from agl_sc.core.linear.choose_denoising import NOT_DENOISED, denoised
 from agl_sc.core.network.network import network_from
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.denoise import AS_MEASURED, Denoised
-from agl_sc.core.spots.scaling import calibrate
 from agl_sc.core.spots.spots import Spots
 from agl_sc.core.training.recipe import TrainingData, fit_arm
 from agl_sc.core.weighting import METHODS

@@ -14,12 +14,13 @@ import torch
 from anndata import AnnData, read_h5ad
 from numpy.typing import NDArray
 from spatialdata import SpatialData
+from tests.core.spots.dense_calibration import calibrate
 
 from agl_sc._sdata.study import Study
 from agl_sc.core.config import Method
 from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.core.spots.genes import normalize_counts
-from agl_sc.core.spots.scaling import calibrate, held_out_slope
+from agl_sc.core.spots.scaling import held_out_slope
 from agl_sc.model import Model
 from agl_sc.pp import embed, rank_auxiliary, split, target_genes
 from agl_sc.pp._splits.drawn import SplitRequest

@@ -12,7 +12,14 @@ from agl_sc.core.linear.closed_form import ridge_basis, shrinkage_of
 from agl_sc.core.linear.predictability import MOST_SPOTS
 from agl_sc.core.numerics.constant import divisor
 from agl_sc.core.spots.expression import Expression, gene_blocks
-from agl_sc.core.spots.scaling import center_per_section, depth_weights, scale_features, spread
+from agl_sc.core.spots.scaling import (
+    centred_rows,
+    depth_weights,
+    scale_features,
+    scaled_rows,
+    section_means,
+    spread,
+)
 from agl_sc.core.spots.thinned import thinned
 
 N_LEADING = 50
@@ -49,8 +56,21 @@ class _Smoother:
 
     fold: HeldOutFold
     """Its rows, those to fit on as many as were used."""
-    weights: Float32Array
-    """Of every spot fitted on in the prediction of every one held out, (n_held, n_fit)."""
+    factors: tuple[Float32Array, ...]
+    """Whose product are the weights of every spot fitted on in the prediction of every one held out, (n_held, n_fit)."""
+
+    @classmethod
+    def of(cls, fold: HeldOutFold, left: FloatArray, right: FloatArray) -> "_Smoother":
+        """Of two factors, (n_held, q) and (q, n_fit), multiplied where that takes less time and memory than to keep both."""
+        (n_held, q), n_fit = left.shape, right.shape[1]
+        factors = (left @ right,) if n_held * n_fit <= q * (n_held + n_fit) else (left, right)
+        return cls(fold, tuple(each.astype(np.float32) for each in factors))
+
+    def __call__(self, standard: Float32Array) -> Float32Array:
+        """Predictions (n_held, n) from the standardised expression of the spots fitted on, (n_fit, n)."""
+        for factor in self.factors[::-1]:
+            standard = factor @ standard
+        return standard
 
 
 def held_out_predictions(
@@ -77,22 +97,24 @@ def held_out_predictions(
     A block of consecutive genes: which, measured and predicted, (n_spots, n) each in the units of the layer, the predicted
     NaN for a spot that no fold holds out.
     """
-    centred = center_per_section(samples.features, samples.sections)
-    smoothers = [_smoother(samples, centred, fold, leading=leading) for fold in folds]
+    means = section_means(samples.features, samples.sections)
+    smoothers = [_smoother(samples, means, fold, leading=leading) for fold in folds]
     for genes, measured in gene_blocks(samples.expression):
         predicted = np.full(measured.shape, np.nan)
         for each in smoothers:
             fit = each.fold.fit
             standard, mean, scale = _standardised(measured[fit], samples.sections[fit])
-            predicted[each.fold.held] = (each.weights @ standard) * scale + mean
+            predicted[each.fold.held] = each(standard) * scale + mean
         yield genes, measured, predicted
 
 
-def _smoother(samples: Samples, centred: FloatArray, fold: HeldOutFold, *, leading: IntArray | None) -> _Smoother:
+def _smoother(samples: Samples, means: FloatArray, fold: HeldOutFold, *, leading: IntArray | None) -> _Smoother:
     fit = fold.fit
     fit = fit[thinned(samples.sections[fit], MOST_SPOTS)]
-    scale = spread(centred[fit])
-    features, held = (scale_features(centred[rows], scale).astype(np.float32) for rows in (fit, fold.held))
+    centred = centred_rows(samples.features[fit], means[samples.sections[fit]])
+    scale = spread(centred)
+    features = scale_features(centred, scale).astype(np.float32)
+    held = scaled_rows(samples.features[fold.held], means, samples.sections[fold.held], scale=scale)
     values = samples.expression[fit]
     chosen = _most_variable(values) if leading is None else leading
     expression = Expression.fitted(scipy.sparse.csr_matrix(values[:, chosen]), samples.sections[fit])
@@ -100,8 +122,8 @@ def _smoother(samples: Samples, centred: FloatArray, fold: HeldOutFold, *, leadi
     basis = ridge_basis(features, expression, weights)
     alpha = own_penalty(basis, features, expression.columns(0, len(chosen)), weights=weights)
     of_fit, of_held = (multiplied(each, basis.to_left) for each in (features, held))
-    smoother = (of_held * shrinkage_of(basis, alpha)) @ (weights[:, None] * of_fit).T
-    return _Smoother(HeldOutFold(fit, fold.held), smoother.astype(np.float32))
+    of_held *= shrinkage_of(basis, alpha)
+    return _Smoother.of(HeldOutFold(fit, fold.held), of_held, (weights[:, None] * of_fit).T)
 
 
 def _most_variable(values: scipy.sparse.csr_matrix) -> IntArray:

@@ -11,6 +11,8 @@ from agl_sc.core.numerics.eigen import leading_eigenvectors
 from agl_sc.core.spots.expression import Expression
 
 _COLUMNS = 1024
+_SPARSE = 0.03
+"""Share of entries that are stored below which products with the sparse matrix are faster than those of dense blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ def _decompose(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _project(left: Floats, expression: Expression, weights: FloatArray | None = None) -> Floats:
     """``left' W Z``, (n_columns, n_genes), of ``left`` (n_spots, n_columns)."""
+    if expression.density < _SPARSE:
+        return expression.projected(left, weights).astype(left.dtype)
     projected = np.empty((left.shape[1], expression.shape[1]), dtype=left.dtype)
     for genes, values in expression.blocks():
         if weights is not None:

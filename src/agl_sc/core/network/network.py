@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import scipy.sparse
 import torch
 from torch import nn
@@ -10,9 +9,9 @@ from torch import nn
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.numerics.tensors import call
+from agl_sc.core.spots.calibration import CalibrationSums
 from agl_sc.core.spots.counts import in_log_units
-from agl_sc.core.spots.expression import gene_blocks
-from agl_sc.core.spots.scaling import calibrate
+from agl_sc.core.spots.scaling import rows_at_once
 
 
 class Network(nn.Module):
@@ -89,7 +88,7 @@ def calibration(
     base: torch.Tensor | None = None,
     shrinkage: float = 1.0,
 ) -> tuple[FloatArray, FloatArray]:
-    """Slope and intercept of measured on predicted expression, (n_genes,) each, a block of genes at a time.
+    """Slope and intercept of measured on predicted expression, (n_genes,) each, some spots after the others.
 
     Parameters
     ----------
@@ -104,12 +103,11 @@ def calibration(
     shrinkage
         What slopes are multiplied by, in [0, 1].
     """
-    lines = []
+    sums, n_rows = CalibrationSums(measured.shape[1]), rows_at_once(measured.shape[1])
     with torch.inference_mode():
-        shared = network.trunk(inputs)
-        for genes, values in gene_blocks(measured):
-            raw = network.read_out(shared, genes)
-            predicted = raw if base is None else in_log_units(raw, base[genes])
-            lines.append(calibrate(predicted.double().numpy(), values, shrinkage=shrinkage))
-    slope, intercept = (np.concatenate(each) for each in zip(*lines, strict=True))
-    return slope, intercept
+        for start in range(0, len(inputs), n_rows):
+            rows = slice(start, start + n_rows)
+            raw = network(inputs[rows])
+            predicted = raw if base is None else in_log_units(raw, base)
+            sums.add(predicted.double().numpy(), measured[rows])
+    return sums.line(shrinkage)

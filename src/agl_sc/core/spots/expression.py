@@ -1,6 +1,6 @@
 """Measured expression, kept sparse: centred and scaled on demand, by blocks of genes or by batches of spots."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -9,11 +9,13 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
-from agl_sc.core.arrays import FloatArray
+from agl_sc.core.arrays import FloatArray, Floats
 from agl_sc.core.numerics.constant import divisor
 
 BLOCK_BYTES = 2**27
 """Size of a dense block of genes."""
+ENTRIES_AT_ONCE = 2**22
+"""Stored entries of a sparse matrix that are gone through at a time."""
 DENSE_BYTES = 2**31
 """Expression up to this size, in single precision, is made dense once for training."""
 
@@ -48,12 +50,12 @@ class Expression:
             Section of every spot, (n_spots,).
         """
         codes = np.unique(sections, return_inverse=True)[1]
-        member = scipy.sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-        share = scipy.sparse.diags(1 / np.bincount(codes)) @ member
-        means = (share @ values).toarray()
-        centred = cls(values, codes, means, np.ones_like(means))
-        variance = np.hstack([share @ block**2 for _, block in centred.blocks()])
-        return replace(centred, scale=divisor(np.sqrt(variance)))
+        n_spots = np.bincount(codes)[:, None]
+        means = _sums(values, codes, of_entries=lambda stored, _: stored) / n_spots
+        square = _sums(values, codes, of_entries=lambda stored, mean: (stored - mean) ** 2, means=means)
+        n_zero = n_spots - _sums(values, codes, of_entries=lambda stored, _: np.ones(len(stored)))
+        variance = (square + n_zero * means**2) / n_spots
+        return cls(values, codes, means, divisor(np.sqrt(variance)))
 
     @classmethod
     def from_dense(cls, values: FloatArray) -> "Expression":
@@ -67,6 +69,11 @@ class Expression:
         """Numbers of spots and genes."""
         n_spots, n_genes = self.values.shape
         return n_spots, n_genes
+
+    @property
+    def density(self) -> float:
+        """Share of the entries that are stored."""
+        return float(self.values.nnz / max(self.values.shape[0] * self.values.shape[1], 1))
 
     @property
     def typical_scale(self) -> FloatArray:
@@ -96,6 +103,32 @@ class Expression:
         for genes, values in gene_blocks(self.values):
             yield genes, self._scaled(values, genes)
 
+    def projected(self, left: Floats, weights: FloatArray | None = None) -> FloatArray:
+        """``left' W Z`` of all genes Z, (n_columns, n_genes), without a dense block of them.
+
+        Of every section the products with what is stored, less those with the means, divided by the scale; sums over the rows
+        of a block are in the precision of ``left``, those over blocks in double precision.
+
+        Parameters
+        ----------
+        left
+            (n_spots, n_columns).
+        weights
+            Of the spots, (n_spots,); all 1 by default.
+        """
+        found = np.zeros((left.shape[1], self.shape[1]))
+        weighted = left if weights is None else left * weights[:, None].astype(left.dtype)
+        for code in np.unique(self.sections):
+            rows = np.flatnonzero(self.sections == code)
+            section, total = self.values[rows], np.zeros_like(found)
+            for block in row_blocks(section):
+                total += (section[block].T @ weighted[rows[block]]).T
+            total -= np.outer(weighted[rows].sum(axis=0, dtype=float), self.means[code])
+            found += total / self.scale[code]
+        if self.leading is not None:
+            found[:, : self.leading.shape[1]] = weighted.T @ self.leading
+        return found
+
     def _scaled(self, values: FloatArray, genes: slice) -> FloatArray:
         values -= self.means[self.sections, genes]
         values /= self.scale[self.sections, genes]
@@ -103,6 +136,34 @@ class Expression:
             own = self.leading[:, genes]
             values[:, : own.shape[1]] = own
         return values
+
+
+def row_blocks(values: scipy.sparse.csr_matrix) -> Iterator[slice]:
+    """Consecutive rows with about four million stored entries at a time, in rising order."""
+    start, n_spots = 0, values.shape[0]
+    while start < n_spots:
+        stop = int(np.searchsorted(values.indptr, values.indptr[start] + ENTRIES_AT_ONCE, side="right")) - 1
+        yield slice(start, max(stop, start + 1))
+        start = max(stop, start + 1)
+
+
+def _sums(
+    values: scipy.sparse.csr_matrix,
+    codes: NDArray[np.int64],
+    *,
+    of_entries: Callable[[FloatArray, FloatArray], FloatArray],
+    means: FloatArray | None = None,
+) -> FloatArray:
+    """Sums over the stored entries of every section and gene of what is made of them and their means, (n_sections, n_genes)."""
+    shape = int(codes.max(initial=-1)) + 1, values.shape[1]
+    means, total = np.zeros(shape) if means is None else means, np.zeros(shape[0] * shape[1])
+    for rows in row_blocks(values):
+        entries = slice(values.indptr[rows.start], values.indptr[rows.stop])
+        cells = np.repeat(codes[rows], np.diff(values.indptr[rows.start : rows.stop + 1])) * shape[1]
+        cells += values.indices[entries]
+        made = of_entries(values.data[entries].astype(float), means.ravel()[cells])
+        total += np.bincount(cells, made, minlength=len(total))
+    return total.reshape(shape)
 
 
 def gene_blocks(values: scipy.sparse.csr_matrix) -> Iterator[tuple[slice, FloatArray]]:

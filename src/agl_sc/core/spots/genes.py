@@ -7,7 +7,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from agl_sc.core.arguments import check_choice
-from agl_sc.core.arrays import FloatArray, IntArray
+from agl_sc.core.arrays import FloatArray, Floats, IntArray
 
 Normalize = Literal["log1p_cp10k", "log1p"]
 
@@ -21,6 +21,11 @@ def normalize_counts(counts: scipy.sparse.csr_matrix, normalize: Normalize) -> s
         scaled.data *= np.repeat(1e4 / np.where(totals > 0, totals, 1), np.diff(counts.indptr)).astype(np.float32)
     scaled.data = np.log1p(scaled.data)
     return scaled
+
+
+def with_data(matrix: scipy.sparse.csr_matrix, data: Floats) -> scipy.sparse.csr_matrix:
+    """Other values at the same places, which are shared and not copied."""
+    return scipy.sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
 
 
 def mean_variance_detected(expression: scipy.sparse.csr_matrix) -> tuple[FloatArray, FloatArray, FloatArray]:

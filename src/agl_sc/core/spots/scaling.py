@@ -1,4 +1,4 @@
-"""Centring per section, scaling, and calibration to the units of the measured layer."""
+"""Centring per section, scaling, weights by depth."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agl_sc.core.arrays import FloatArray, Floats
-from agl_sc.core.numerics.constant import divisor, varying
+from agl_sc.core.numerics.constant import divisor
 
 _BLOCK_BYTES = 2**26
 _FEWEST_ROWS = 64
@@ -171,33 +171,6 @@ def depth_weights(library: FloatArray, sections: NDArray[np.int64]) -> FloatArra
     weights: FloatArray = np.sqrt(library)
     codes = np.unique(sections, return_inverse=True)[1]
     return weights / (np.bincount(codes, weights) / np.bincount(codes))[codes]
-
-
-def calibrate(predicted: FloatArray, measured: FloatArray, *, shrinkage: float = 1.0) -> tuple[FloatArray, FloatArray]:
-    """Least-squares slope, shrunk, and intercept of measured on predicted, per gene.
-
-    A Pearson loss leaves location and scale free; this puts predictions into the units of the measured layer. The slope
-    is 0 where the prediction is constant, and never negative.
-
-    Parameters
-    ----------
-    predicted
-        Training spots, (n_spots, n_genes).
-    measured
-        The same spots, (n_spots, n_genes).
-    shrinkage
-        What the slope is multiplied by, in [0, 1]; see :func:`held_out_slope`.
-
-    Returns
-    -------
-    Slope and intercept, (n_genes,) each.
-    """
-    centred = predicted - predicted.mean(axis=0)
-    square = (centred**2).sum(axis=0)
-    product = (centred * (measured - measured.mean(axis=0))).sum(axis=0)
-    varies = varying(predicted)
-    slope = np.maximum(np.where(varies, product / np.where(varies, square, 1.0), 0.0), 0.0) * shrinkage
-    return slope, measured.mean(axis=0) - slope * predicted.mean(axis=0)
 
 
 def held_out_slope(calibrated: FloatArray, measured: FloatArray, codes: NDArray[np.int64]) -> float:

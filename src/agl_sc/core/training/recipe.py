@@ -25,6 +25,7 @@ from agl_sc.core.once import NOT_SHARED, Once
 from agl_sc.core.spots.counts import Counts, count_law, in_log_units
 from agl_sc.core.spots.denoise import Denoised
 from agl_sc.core.spots.expression import Expression
+from agl_sc.core.spots.genes import with_data
 from agl_sc.core.spots.scaling import held_out_slope
 from agl_sc.core.spots.spots import Spots, Validation
 from agl_sc.core.training.checkpoint import Checkpoint
@@ -75,8 +76,12 @@ class TrainingData:
 
     def spots(self, rows: BoolArray, n_genes: int | None = None) -> Spots:
         """Rows ready for training."""
-        expression = Expression.fitted(self.expression[rows][:, :n_genes], self.sections[rows])
-        counts = Counts(self.counts[rows][:, :n_genes], self.library[rows], self.units)
+        some = _leading(self.expression[rows], n_genes)
+        expression = Expression.fitted(some, self.sections[rows])
+        raw = with_data(
+            some, _leading(self.counts[rows], n_genes).data
+        )  # that it is of the same places takes half the memory
+        counts = Counts(raw, self.library[rows], self.units)
         return Spots(self.features[rows], expression, self.sections[rows], counts)
 
     def held_out(self) -> Validation:
@@ -149,6 +154,11 @@ class TrainingData:
         counts = Counts(self.counts[self.train], self.library[self.train], self.units)
         base = count_law(counts, self.sections[self.train]).base
         return torch.from_numpy(base[: len(genes)][genes].astype(np.float32))
+
+
+def _leading(values: scipy.sparse.csr_matrix, n_genes: int | None) -> scipy.sparse.csr_matrix:
+    """The leading genes of a matrix; it itself where that is all."""
+    return values if n_genes is None else values[:, :n_genes]
 
 
 def fit_arm(

@@ -311,11 +311,11 @@ def _scores(study: Study, score: str, *, seed: int) -> FloatArray:
     if score not in get_args(Score):
         column: FloatArray = table.var[score].to_numpy(dtype=float, na_value=np.nan)
         return column
+    if score == "predictability":
+        return _predictability(study)
     expression = training_expression(study, study.normalize)
     if score == "dispersion":
         return dispersion(expression)
-    if score == "predictability":
-        return _predictability(study, expression)
     training = training_spots(study)
     if score == "moran":
         centres, codes = positions_of(study)
@@ -327,31 +327,29 @@ def _scores(study: Study, score: str, *, seed: int) -> FloatArray:
     return mean if score == "mean" else variance
 
 
-def _predictability(study: Study, expression: scipy.sparse.csr_matrix) -> FloatArray:
-    """Of all genes, from the features of the training spots and their expression (n_train, n_genes)."""
+def _predictability(study: Study) -> FloatArray:
+    """Of all genes, from the features and the expression of some of the training spots."""
     table, keys = study.table, study.keys
     if keys.features not in table.obsm:
         msg = f"score='predictability' needs obsm[\"{keys.features}\"], which is missing; run agl_sc.pp.embed(sdata) first, or rank by another score such as 'dispersion'."
         raise KeyError(msg)
-    training = np.flatnonzero(training_spots(study))
-    features = np.asarray(table.obsm[keys.features])[training]
-    counts = study.counts[training]
-    usable = np.flatnonzero(usable_spots(features, counts))
+    features = np.asarray(table.obsm[keys.features])
+    usable = np.flatnonzero(training_spots(study) & usable_spots(features, study.counts))
     if not len(usable):
         msg = f'No training spot has both features in obsm["{keys.features}"] and counts; run agl_sc.pp.embed(sdata) again.'
         raise ValueError(msg)
-    codes = pd.factorize(study.section_names[training[usable]], sort=True)[0].astype(np.int64)
+    codes = pd.factorize(study.section_names[usable], sort=True)[0].astype(np.int64)
     rows = thinned(codes, MOST_SPOTS)
     usable, codes = usable[rows], codes[rows]
-    centred = center_per_section(features[usable], codes)
+    centred, counts = center_per_section(features[usable], codes), study.counts[usable]
     is_target = role_of(study) == "target"
     order = np.argsort(~is_target, kind="stable")
     values = np.empty(table.n_vars)
     values[order] = predictability(
         scale_features(centred, spread(centred)).astype(np.float32),
-        Expression.fitted(expression[usable][:, order], codes),
+        Expression.fitted(normalize_counts(counts, study.normalize)[:, order], codes),
         int(is_target.sum()),
-        weights=depth_weights(np.asarray(counts[usable].sum(axis=1), dtype=float).ravel(), codes),
+        weights=depth_weights(np.asarray(counts.sum(axis=1), dtype=float).ravel(), codes),
     )
     return values
 

@@ -14,7 +14,7 @@ from agl_sc._sdata.table import region_of
 from agl_sc.core.arrays import BoolArray, FloatArray
 from agl_sc.core.encoders.load import load_encoder
 from agl_sc.core.network.sources import EncodedTiles
-from agl_sc.core.spots.genes import normalize_counts
+from agl_sc.core.spots.genes import normalize_counts, with_data
 from agl_sc.core.spots.scaling import scaled_rows, spread_about
 from agl_sc.core.spots.spots import usable_spots
 from agl_sc.core.tiles.dataset import TileDataset
@@ -61,8 +61,8 @@ def training_data(study: Study, start: Start | None = None) -> TrainingData:
     else:
         scale, genes, n_targets = start.scale, start.genes, start.n_targets
     normalize = study.normalize
-    expression = normalize_counts(counts, normalize)
     columns = table.var_names.get_indexer(genes)
+    modelled = counts[:, columns]
     library = np.asarray(counts.sum(axis=1), dtype=float).ravel()
     digests = made_by_embed(study).images
     fitted = set(region_of(table)[train | validation])
@@ -71,8 +71,8 @@ def training_data(study: Study, start: Start | None = None) -> TrainingData:
         n_targets=n_targets,
         features=scaled_rows(raw, means, regions, scale=scale),
         feature_scale=scale,
-        expression=expression[:, columns],
-        counts=counts[:, columns],
+        expression=with_data(modelled, normalize_counts(counts, normalize)[:, columns].data),
+        counts=modelled,
         library=library,
         units=1e4 if normalize == "log1p_cp10k" else float(library[train].mean()),
         sections=codes,

@@ -17,6 +17,7 @@ from agl_sc.core.evaluation.lattice import Lattice
 from agl_sc.core.evaluation.noise_ceiling import RawCounts
 from agl_sc.core.progress import Progress
 from agl_sc.core.spots.genes import normalize_counts
+from agl_sc.core.spots.thinned import thinned
 from agl_sc.pp._genes.targets_and_ranks import positions_of
 from agl_sc.pp._splits.blocks import locate
 from agl_sc.pp._splits.units import ASSUMED_KEY, ATTRS_KEY, deal, patient_of
@@ -25,6 +26,8 @@ HeldOutBy = Literal["patient", "section", "block"]
 
 FEWEST_PATIENTS = 3
 """Of whom all but one still train a model like that of all."""
+MOST_HELD = 2**16
+"""More spots than this are not held out: the cost would grow with the spots, and scores would hardly change."""
 _MOST_FOLDS = 10
 _BLOCK_FOLDS = 5
 _BLOCK_UM, _BUFFER_UM = 500.0, 150.0
@@ -69,6 +72,8 @@ class HeldOut:
 def held_out_of(study: Study, usable: BoolArray, *, by: HeldOutBy | None = None) -> HeldOut:
     """Divide spots into folds: by patient where there are three, else by section where there are two, else by block.
 
+    Of more than 65,536 spots about as many, of every section the same share: a correlation over thousands of spots is known well enough.
+
     Parameters
     ----------
     study
@@ -84,6 +89,7 @@ def held_out_of(study: Study, usable: BoolArray, *, by: HeldOutBy | None = None)
         There are fewer than two of what is to be held out, or too few spots.
     """
     rows = np.flatnonzero(usable)
+    rows = rows[thinned(np.unique(study.section_names[rows], return_inverse=True)[1], MOST_HELD)]
     sections = study.section_names[rows]
     by = by or _coarsest(study, rows)
     if by == "block":

@@ -17,6 +17,7 @@ from agl_sc.core.arrays import BoolArray, FloatArray, IntArray, StrArray
 from agl_sc.core.evaluation.domain import BEYOND, MOSTLY, Domain, Reference
 from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.core.numerics.tensors import part
+from agl_sc.core.spots.scaling import rows_at_once
 from agl_sc.core.training.recipe import TrainingData
 from agl_sc.model import Model
 from agl_sc.pp._features.reference import reference_of
@@ -153,7 +154,9 @@ def distance_of(study: Study, model: Model, seen: BoolArray) -> FloatArray | Non
     share = np.full(study.table.n_obs, np.nan)
     codes, means = _regions(study)
     features = np.asarray(study.table.obsm[study.keys.features])
-    share[~seen] = domain.distance(features[~seen], codes[~seen], means=means)
+    asked, n_rows = np.flatnonzero(~seen), rows_at_once(features.shape[1])
+    for rows in (asked[start : start + n_rows] for start in range(0, len(asked), n_rows)):
+        share[rows] = domain.distance(features[rows], codes[rows], means=means)
     return share
 
 
