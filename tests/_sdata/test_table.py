@@ -19,7 +19,7 @@ from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import PaperRecord, SettingsRecord, SplitRecord, remember, remembered
 from agl_sc._sdata.rollback import unchanged_on_failure
 from agl_sc._sdata.sections import Section
-from agl_sc._sdata.table import counts_of, get_table, near_matches, off_tissue, region_of, section_of
+from agl_sc._sdata.table import canonical, counts_of, get_table, near_matches, off_tissue, region_of, section_of
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 STOP = "stop"
@@ -343,3 +343,16 @@ def test_sections_that_concatenation_renamed_are_their_regions(
 def test_counts_that_no_spot_has_are_refused() -> None:
     with pytest.raises(ValueError, match="X holds values above 2,147,483,648, as no spot has counts"):
         counts_of(AnnData(np.full((2, 2), 1e30, np.float32)), None)
+
+
+def test_counts_that_are_as_they_must_be_are_shared_and_not_written_to() -> None:
+    own = scipy.sparse.csr_matrix(np.array([[0, 2, 1], [3, 0, 0]], dtype=np.float32))
+    counts = canonical(own)
+    assert np.shares_memory(counts.data, own.data)
+    with pytest.raises(ValueError, match="read-only"):
+        counts.data[0] = 7
+    own.data[0] = 5  # the user's stay writable
+    stored_zero = own.copy()
+    stored_zero.data[0] = 0
+    assert canonical(stored_zero).nnz == 2
+    assert stored_zero.nnz == 3

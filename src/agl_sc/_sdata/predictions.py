@@ -1,7 +1,7 @@
 """Where predictions are: a layer of the table, or a table of their own where the layer would cost more than the counts."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -27,6 +27,7 @@ WriteTo = Literal["auto", "layer", "table"]
 SMALL_LAYER = 256 * 2**20
 """Bytes that a layer of predictions may take whatever the counts take."""
 
+_VALUES_AT_ONCE = 2**22
 _SOURCES = {"model": "agl_sc.tl.train or agl_sc.tl.predict", "oof": "agl_sc.tl.cross_validate"}
 
 Block = tuple[Any, Sequence[str], NDArray[np.floating[Any]]]
@@ -54,7 +55,10 @@ class Predicted:
     @property
     def known(self) -> "pd.Index[str]":
         """Genes with a prediction in any spot."""
-        return self.genes[np.asarray(~np.isnan(self.values).all(axis=0))]
+        found = np.zeros(len(self.genes), dtype=bool)
+        for rows in _rows_at_once(self.values):
+            found |= ~np.isnan(self.values[rows]).all(axis=0)
+        return self.genes[found]
 
 
 def predicted_of(study: "Study", prediction: Prediction) -> Predicted:
@@ -78,7 +82,8 @@ def predicted_of(study: "Study", prediction: Prediction) -> Predicted:
         raise KeyError(msg)
     slot = f'layers["{layer}"]' if own is None else f'sdata.tables["{_own_name(study, prediction)}"]'
     values = table.layers[layer] if own is None else own.X
-    if values is None or scipy.sparse.issparse(values) or values.dtype.kind != "f" or np.isinf(values).any():
+    is_dense = values is not None and not scipy.sparse.issparse(values) and values.dtype.kind == "f"
+    if not is_dense or any(np.isinf(values[rows]).any() for rows in _rows_at_once(values)):
         msg = f"{slot} holds no predictions that agl_sc wrote (dense, decimal, finite or NaN); run {source} again, or pass another key_added."
         raise ValueError(msg)
     if own is None:
@@ -307,6 +312,13 @@ def _in_rows(
         msg = f"{slot} has several rows of one shape, and other rows than the table; run {source} again."
         raise ValueError(msg)
     return _taken(values, there.get_indexer(here), axis=0)
+
+
+def _rows_at_once(values: NDArray[np.floating[Any]]) -> Iterator[slice]:
+    """Consecutive rows, about four million values at a time."""
+    n_rows = max(1, _VALUES_AT_ONCE // max(values.shape[1], 1))
+    for start in range(0, len(values), n_rows):
+        yield slice(start, start + n_rows)
 
 
 def _taken(values: NDArray[np.float32], where: NDArray[np.int64], *, axis: int) -> NDArray[np.float32]:

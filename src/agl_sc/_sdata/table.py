@@ -249,7 +249,9 @@ def _are_whole(matrix: Any) -> bool:
 
 
 def canonical(matrix: Any, where: str = "X") -> scipy.sparse.csr_matrix:
-    """Any matrix that AnnData holds as a CSR of its own, float32, without repeated entries, stored zeros or disorder.
+    """Any matrix that AnnData holds as a CSR of float32, without repeated entries, stored zeros or disorder.
+
+    One that is so already is not copied, and can be read alone.
 
     Parameters
     ----------
@@ -271,6 +273,13 @@ def canonical(matrix: Any, where: str = "X") -> scipy.sparse.csr_matrix:
     if loaded.dtype.kind not in "buif" or loaded.ndim != 2:
         msg = f"{where} holds {loaded.dtype} of shape {loaded.shape}, not a matrix of numbers; raw counts are needed."
         raise TypeError(msg)
+    if scipy.sparse.issparse(loaded) and loaded.format == "csr" and loaded.dtype == np.float32:
+        parts = tuple(np.asarray(part).view() for part in (loaded.data, loaded.indices, loaded.indptr))
+        shared = scipy.sparse.csr_matrix(parts, shape=loaded.shape, copy=False)
+        if shared.has_canonical_format and bool((shared.data != 0).all()):
+            for part in (shared.data, shared.indices, shared.indptr):
+                part.flags.writeable = False
+            return shared
     counts = scipy.sparse.csr_matrix(loaded, dtype=np.float32, copy=True)
     counts.sum_duplicates()
     counts.eliminate_zeros()

@@ -61,10 +61,9 @@ class Measured:
     lattices: Mapping[str, Lattice]
     """Lattice of the spots of every section that lies on one, where metrics ask for it."""
 
-    @cached_property
-    def expression(self) -> scipy.sparse.csr_matrix:
-        """Measured expression in the units of the predictions, (n_obs, n_genes)."""
-        return self.normalize(self.counts)
+    def of(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> scipy.sparse.csr_matrix:
+        """Measured expression of some genes in some spots, in the units of the predictions, (n_rows, n_columns)."""
+        return self.normalize(self.counts[rows])[:, columns]
 
     @cached_property
     def library(self) -> NDArray[np.float64]:
@@ -86,7 +85,7 @@ class Measured:
         if lattice is not None:
             lattice = lattice.take(np.isin(np.flatnonzero(self.sections == section), rows))
         counts = RawCounts(self.counts[rows][:, columns], self.library[rows], self.normalize)
-        measured = self.expression[rows][:, columns].toarray()
+        measured = self.of(rows, columns).toarray()
         return section_metrics(measured, predicted, names=names, lattice=lattice, counts=counts, seed=seed)
 
 
@@ -218,9 +217,13 @@ def evaluate_study(
     tables, means = [], []
     for name in sorted(set(study.section_names[rows])):
         inside = rows & (study.section_names == name)
-        pair = measured.expression[inside][:, genes].toarray(), predicted[inside]
-        at: dict[str, Any] = {"rows": np.flatnonzero(inside), "columns": genes, "names": computed}
-        values = measured.metrics(pair[1], **at, seed=seed) if computed else pd.DataFrame(index=range(len(genes)))
+        at: dict[str, Any] = {"rows": np.flatnonzero(inside), "columns": genes}
+        pair = measured.of(**at).toarray(), predicted[inside]
+        values = (
+            measured.metrics(pair[1], **at, names=computed, seed=seed)
+            if computed
+            else pd.DataFrame(index=range(len(genes)))
+        )
         values.insert(0, "section", name)
         values.insert(1, "gene", table.var_names[genes])
         values.insert(2, "n_spots", int(inside.sum()))

@@ -42,7 +42,7 @@ class CachedFeatures:
     """Features computed once, (n_spots, n_features)."""
 
     def __init__(self, features: Floats, device: torch.device) -> None:
-        self.features = torch.from_numpy(features.astype(np.float32)).to(device)
+        self.features = torch.from_numpy(features.astype(np.float32, copy=False)).to(device)
         self.encoder: nn.Module | None = None
 
     def __len__(self) -> int:

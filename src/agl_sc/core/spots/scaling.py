@@ -124,7 +124,12 @@ def spread_about(values: Floats, means: FloatArray, codes: NDArray[np.int64], *,
 
 
 def scaled_rows(
-    values: Floats, means: FloatArray, codes: NDArray[np.int64], *, scale: FloatArray
+    values: Floats,
+    means: FloatArray,
+    codes: NDArray[np.int64],
+    *,
+    scale: FloatArray,
+    directions: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """All values centred, scaled and clipped, in single precision, (n_spots, n_columns); rows with NaN are NaN.
 
@@ -138,11 +143,15 @@ def scaled_rows(
         Section of every spot, (n_spots,).
     scale
         What they are divided by, (n_columns,).
+    directions
+        What they are projected on then, (n_columns, width): the result is (n_spots, width).
     """
-    scaled, n_rows = np.empty(values.shape, dtype=np.float32), rows_at_once(values.shape[1])
+    n_rows, width = rows_at_once(values.shape[1]), values.shape[1] if directions is None else directions.shape[1]
+    scaled = np.empty((len(values), width), dtype=np.float32)
     for start in range(0, len(values), n_rows):
         rows = slice(start, start + n_rows)
-        scaled[rows] = scale_features(centred_rows(values[rows], means[codes[rows]]), scale)
+        block = scale_features(centred_rows(values[rows], means[codes[rows]]), scale)
+        scaled[rows] = block if directions is None else block.astype(np.float32) @ directions
     return scaled
 
 

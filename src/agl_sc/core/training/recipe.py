@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from agl_sc.core.arrays import BoolArray, FloatArray
+from agl_sc.core.arrays import BoolArray, Float32Array, FloatArray
 from agl_sc.core.choices import Choices, Earlier
 from agl_sc.core.config import LIKELIHOODS, TrainConfig
 from agl_sc.core.encoders.load import weights_digest
 from agl_sc.core.linear.choose_denoising import NOT_DENOISED, DenoisingChoice, choose_denoising, denoised
-from agl_sc.core.network.network import calibration, network_from
+from agl_sc.core.network.network import Network, calibration, network_from
 from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.once import NOT_SHARED, Once
@@ -45,7 +45,8 @@ class TrainingData:
     n_targets: int
     """Number of leading genes that are targets."""
     features: NDArray[np.float32]
-    """Of all spots, centred per section, scaled and clipped, (n_obs, n_features); NaN where there are none."""
+    """Of all spots, centred per section, scaled and clipped, (n_obs, n_features), or what is left of them in ``directions``,
+    (n_obs, width); NaN where there are none."""
     feature_scale: FloatArray
     """What they were divided by, (n_features,)."""
     expression: scipy.sparse.csr_matrix
@@ -66,6 +67,8 @@ class TrainingData:
     """Digest of the image of every section that has training or validation spots."""
     centres: FloatArray | None = None
     """Where all spots lie, in any unit, (n_obs, 2); None where nobody knows."""
+    directions: Float32Array | None = None
+    """Directions that the features were projected on, orthonormal, (n_features, width); None where they are as they are."""
     sources: tuple[EncodedTiles, EncodedTiles] | None = None
     """Tiles of training and validation spots with the encoder to fine-tune."""
 
@@ -120,11 +123,19 @@ class TrainingData:
         slope, intercept = calibration(network, inputs, measured, base=base, shrinkage=result.shrinkage)
         scale = {"feature_scale": self.feature_scale, "slope": slope, "intercept": intercept}
         return {
-            **{f"network.{name}": tensor for name, tensor in network.state_dict().items()},
+            **{f"network.{name}": tensor for name, tensor in self._on_features(network).items()},
             **{name: tensor for name, tensor in result.state.items() if name.startswith("encoder.")},
             **{name: torch.from_numpy(values.astype(np.float32)) for name, values in scale.items()},
             **({} if base is None else {"base": base}),
         }
+
+    def _on_features(self, network: Network) -> dict[str, torch.Tensor]:
+        """Parameters of the network that makes of whole features what this one makes of their projections."""
+        state: dict[str, torch.Tensor] = dict(network.state_dict())
+        if self.directions is None:
+            return state
+        back = torch.from_numpy(self.directions.T.copy())
+        return {**state, **{name: state[name] @ back for name in ("linear.weight", "inner.weight")}}
 
     def shrinkage(self, result: FitResult, config: TrainConfig) -> float:
         """How much less validation expression varies with predictions than that of the training spots, in [0, 1]."""
@@ -216,6 +227,6 @@ def _settings(data: TrainingData, spec: MethodSpec, *, config: TrainConfig, seed
     """What a checkpoint must have been made with to be continued."""
     sha = hashlib.sha256("\n".join(data.genes).encode())
     for array in (data.features, data.expression.data, data.expression.indices, data.train, data.validation):
-        sha.update(np.ascontiguousarray(array).tobytes())
+        sha.update(np.ascontiguousarray(array).data)
     run = {"method": spec.name, "seed": seed, "finetune": data.sources is not None, "data": sha.hexdigest()}
     return {**run, **config.plain()}

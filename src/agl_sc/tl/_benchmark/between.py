@@ -55,7 +55,7 @@ def _sums(of: Measured, names: "pd.Index[str]", fold: Fold, *, runs: Runs, key: 
     columns, frames = names.get_indexer(pd.Index(outcome.genes)), []
     for section in np.unique(of.sections[rows[known]]):
         inside = known & (of.sections[rows] == section)
-        measured = np.asarray(of.expression[rows[inside]][:, columns].sum(axis=0), dtype=float).ravel()
+        measured = np.asarray(of.of(rows[inside], columns).sum(axis=0), dtype=float).ravel()
         sums = {"measured": measured, "predicted": outcome.predicted[inside].sum(axis=0, dtype=float)}
         frames.append(pd.DataFrame({"gene": outcome.genes, "section": section, **sums, "n_spots": int(inside.sum())}))
     return pd.concat(frames)

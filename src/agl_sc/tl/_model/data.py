@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import region_of
-from agl_sc.core.arrays import BoolArray, FloatArray
+from agl_sc.core.arrays import BoolArray, Float32Array, FloatArray, Floats, IntArray
 from agl_sc.core.encoders.load import load_encoder
+from agl_sc.core.linear.directions import MOST_SPOTS, directions
+from agl_sc.core.linear.predictability import MOST_SPOTS as MOST_FITTED
 from agl_sc.core.network.sources import EncodedTiles
+from agl_sc.core.spots.counts import Counts
+from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.genes import normalize_counts, with_data
-from agl_sc.core.spots.scaling import scaled_rows, spread_about
-from agl_sc.core.spots.spots import usable_spots
+from agl_sc.core.spots.scaling import rows_at_once, scaled_rows, spread_about
+from agl_sc.core.spots.spots import Spots, usable_spots
+from agl_sc.core.spots.thinned import thinned
 from agl_sc.core.tiles.dataset import TileDataset
 from agl_sc.core.tiles.reader import MAX_BYTES
 from agl_sc.core.training.recipe import TrainingData
@@ -30,11 +35,12 @@ from agl_sc.tl._model.continued import Start
 logger = logging.getLogger(__name__)
 
 
-def training_data(study: Study, start: Start | None = None) -> TrainingData:
+def training_data(study: Study, start: Start | None = None, *, whole: bool = False) -> TrainingData:
     """Collect features, expression and sets from the slots that :mod:`agl_sc.pp` wrote.
 
     Features are centred on the reference of their region, which is of images alone: that tiles of test spots are among its
-    tiles tells nothing of their expression. Genes and scale are those of ``start`` where training goes on from a model.
+    tiles tells nothing of their expression. Genes and scale are those of ``start`` where training goes on from a model. Of more than 50,000
+    spots features are projected on few directions, but for ``whole``, and where training goes on from a network of all features.
     """
     table, counts = study.table, study.counts
     raw = np.asarray(table.obsm[study.keys.features])
@@ -49,7 +55,7 @@ def training_data(study: Study, start: Start | None = None) -> TrainingData:
     regions, names = pd.factorize(region_of(table))
     reference = reference_of(study)
     means = np.array([reference[name] for name in names])
-    if not any(np.ptp(raw[train & (codes == code)], axis=0).any() for code in np.unique(codes[train])):
+    if not any(_varies(raw, np.flatnonzero(train & (codes == code))) for code in np.unique(codes[train])):
         msg = (
             f'obsm["{study.keys.features}"] is the same in all {int(train.sum())} training spots, so that nothing can be learned '
             "from it; embed larger tiles with agl_sc.pp.embed(sdata, tile_px=224)."
@@ -64,23 +70,49 @@ def training_data(study: Study, start: Start | None = None) -> TrainingData:
     columns = table.var_names.get_indexer(genes)
     modelled = counts[:, columns]
     library = np.asarray(counts.sum(axis=1), dtype=float).ravel()
+    expression = with_data(modelled, normalize_counts(counts, normalize)[:, columns].data)
+    units = 1e4 if normalize == "log1p_cp10k" else float(library[train].mean())
+    few = None
+    if start is None and not whole and len(raw) > MOST_SPOTS:
+        rows = np.flatnonzero(train)
+        rows = rows[thinned(codes[rows], MOST_FITTED)]
+        some = scaled_rows(raw[rows], means, regions[rows], scale=scale)
+        measured, own = Expression.fitted(expression[rows], codes[rows]), Counts(modelled[rows], library[rows], units)
+        few = _few_directions(study, Spots(some, measured, codes[rows], own), n_targets)
     digests = made_by_embed(study).images
     fitted = set(region_of(table)[train | validation])
     return TrainingData(
         genes=genes,
         n_targets=n_targets,
-        features=scaled_rows(raw, means, regions, scale=scale),
+        features=scaled_rows(raw, means, regions, scale=scale, directions=few),
+        directions=few,
         feature_scale=scale,
-        expression=with_data(modelled, normalize_counts(counts, normalize)[:, columns].data),
+        expression=expression,
         counts=modelled,
         library=library,
-        units=1e4 if normalize == "log1p_cp10k" else float(library[train].mean()),
+        units=units,
         sections=codes,
         train=train,
         validation=validation,
         centres=_centres(study),
         section_digests={name: digest for name, digest in digests.items() if name in fitted},
     )
+
+
+def _varies(features: Floats, rows: IntArray) -> bool:
+    """Whether any of these rows differs from the first."""
+    n_rows = rows_at_once(features.shape[1])
+    starts = range(0, len(rows), n_rows)
+    return any(bool((features[rows[start : start + n_rows]] != features[rows[0]]).any()) for start in starts)
+
+
+def _few_directions(study: Study, some: Spots, n_targets: int) -> Float32Array | None:
+    """Directions to train on, found on some of the training spots; says so."""
+    found = directions(some, n_targets)
+    if found is not None:
+        told = "Training on %d directions of the %d features, which predict the targets about as well."
+        study.tell_written(logger, told, found.shape[1], found.shape[0])
+    return found
 
 
 def _centres(study: Study) -> FloatArray | None:

@@ -19,6 +19,7 @@ from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import X
 from agl_sc.core.arguments import check_flag, check_seed
+from agl_sc.core.arrays import BoolArray
 from agl_sc.core.config import Denoise, Method, Preset, TrainConfig, checked_config
 from agl_sc.core.once import NOT_SHARED, Once
 from agl_sc.core.training.recipe import TrainingData, fit_arm
@@ -222,38 +223,12 @@ class TrainRequest:
 
 def train_study(study: Study, asked: TrainRequest) -> Model:
     """As :func:`train`, of what is resolved already."""
-    accelerator, config, folder = asked.accelerator, asked.config, asked.folder
+    accelerator, folder = asked.accelerator, asked.folder
     _ = study.counts  # refused before any work where they are not raw
     check_place(study)
+    tracking = bool(accelerator.log_with) and not accelerator.trackers
     with unchanged_on_failure(study.table, study.keys, study.sdata):
-        start = _prepare(study, asked)
-        data = training_data(study, start)
-        spec = with_auxiliary(asked.spec, len(data.genes) - data.n_targets) if start is None else start.spec
-        if asked.finetune:
-            data = finetune_data(study, data, accelerator.device)
-        if folder is not None:
-            folder.mkdir(exist_ok=True)
-        tracking = bool(accelerator.log_with) and not accelerator.trackers
-        if tracking:
-            said = {"method": spec.name, "seed": asked.seed, **config.plain()}
-            accelerator.init_trackers("agl_sc", config=said)
-        describe = partial(_model, study, data=data, spec=spec, asked=asked)
-        result = fit_arm(
-            data,
-            spec,
-            config,
-            accelerator=accelerator,
-            seed=asked.seed,
-            on_improvement=None if folder is None else lambda best: describe(result=best).save(folder / "model"),
-            checkpoint=None if folder is None else folder / "state.safetensors",
-            start=None if start is None else (start.choices, start.earlier),
-            once=asked.once,
-        )
-        model = describe(result=result)
-        if not study.is_scratch:  # of which no model is kept
-            model = with_trust(study, data, model, seed=asked.seed)
-        if folder is not None and accelerator.is_main_process:
-            model.save(folder / "model")
+        model, fitted = _fitted(study, asked, tracking=tracking)
         _write(study, model)
     with kept_on_failure(study, model, folder):
         seen = PredictionRecord(
@@ -263,12 +238,45 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             counts=counts_digest(study),
         )
         write_predictions(study, model, record=seen, tiles=asked.tiles)
-        write_distance(study, model, distance_of(study, model, data.train | data.validation))
+        write_distance(study, model, distance_of(study, model, fitted))
     if tracking:  # end_training() would end the processes' connection too, which the next training needs
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.trackers = []
     return model
+
+
+def _fitted(study: Study, asked: TrainRequest, *, tracking: bool) -> tuple[Model, BoolArray]:
+    """The model, and which spots it was fitted among: what it was fitted to is gone before predictions need the memory."""
+    accelerator, config, folder = asked.accelerator, asked.config, asked.folder
+    start = _prepare(study, asked)
+    data = training_data(study, start, whole=asked.finetune)
+    spec = with_auxiliary(asked.spec, len(data.genes) - data.n_targets) if start is None else start.spec
+    if asked.finetune:
+        data = finetune_data(study, data, accelerator.device)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    if tracking:
+        said = {"method": spec.name, "seed": asked.seed, **config.plain()}
+        accelerator.init_trackers("agl_sc", config=said)
+    describe = partial(_model, study, data=data, spec=spec, asked=asked)
+    result = fit_arm(
+        data,
+        spec,
+        config,
+        accelerator=accelerator,
+        seed=asked.seed,
+        on_improvement=None if folder is None else lambda best: describe(result=best).save(folder / "model"),
+        checkpoint=None if folder is None else folder / "state.safetensors",
+        start=None if start is None else (start.choices, start.earlier),
+        once=asked.once,
+    )
+    model = describe(result=result)
+    if not study.is_scratch:  # of which no model is kept
+        model = with_trust(study, data, model, seed=asked.seed)
+    if folder is not None and accelerator.is_main_process:
+        model.save(folder / "model")
+    return model, data.train | data.validation
 
 
 def _checkpoint_folder(path: str | Path) -> Path:
