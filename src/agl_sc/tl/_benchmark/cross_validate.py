@@ -247,7 +247,7 @@ def run_all(study: Study, request: Request) -> CrossValidation:
     _check_folds(folds, request, study.section_names)
     normalize = partial(normalize_counts, normalize=protocol.normalize)
     measured = Measured(study.counts, normalize, study.section_names, lattices)
-    _check_genes(folds, protocol, table.var_names, measured=measured.expression)
+    _check_genes(folds, protocol, table.var_names, measured=normalize(study.counts))
     with unchanged_on_failure(table, study.keys, study.sdata):
         ensure_features(study, request.tiles, finetune=protocol.finetune)
         if protocol.finetune:
