@@ -9,6 +9,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util.inspect import TypeAliasForwardRef
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -48,7 +49,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "sphinx_book_theme"
 html_title = f"agl-sc {release}"
 html_static_path = ["_static"]
-html_css_files = ["formulas.css"]
+html_css_files = ["page.css"]
 html_math_renderer = "mathml"  # of setup(), below: every browser draws it, and no script is fetched
 html_theme_options = {
     "show_toc_level": 2,
@@ -84,6 +85,8 @@ autodoc_type_aliases = {
     "Client": "distributed.Client",
     "Axes": "matplotlib.axes.Axes",
 }
+
+TypeAliasForwardRef.__repr__ = lambda self: str(self.name)  # what Sphinx prints of it in a union
 
 # Links into other projects need their inventories, which are on the network. The build must pass without one, the same
 # everywhere, so they are fetched only where it is asked for: by Read the Docs, or AGL_SC_INTERSPHINX=1. Without them
@@ -136,13 +139,24 @@ def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
     return f"{SOURCE}/blob/v{release}/{path.as_posix()}#L{first}-L{first + len(lines) - 1}"
 
 
+def shorten_types(app: Any, document: nodes.document, page: str) -> None:
+    """The last part of names of types that have no page of their own."""
+    del app, page
+    for node in document.findall(nodes.emphasis):
+        if node.astext().startswith("~"):
+            node.children = [nodes.Text(node.astext().rpartition(".")[2])]
+
+
 def visit_math(translator: Any, node: nodes.Element) -> None:
     """A formula as MathML."""
-    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    translator.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("doctree-resolved", shorten_types)
     app.connect("builder-inited", lambda _: write_command_help())

@@ -1,5 +1,6 @@
 """What a release needs, read as its readers will: workflows, recipe, image, licences."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -61,6 +62,13 @@ def test_workflow_runs_what_exists(path: Path) -> None:
             assert [word for word in named if not (ROOT / word).exists()] == [
                 word for word in named if "_build" in word
             ]
+
+
+def test_the_tests_are_a_package_which_no_foreign_one_of_the_name_hides() -> None:
+    """Dependencies install theirs as ``tests`` into site-packages now and then, and pytest 8 took that."""
+    found = importlib.util.find_spec("tests")
+    assert found is not None
+    assert found.origin == str(ROOT / "tests" / "__init__.py")
 
 
 def test_all_pythons_run_the_gate() -> None:

@@ -74,7 +74,7 @@ class _NgffImage:
     """Its folder."""
     axes: tuple[str, ...]
     """Their names, in order."""
-    arrays: Sequence[zarr.Array[Any]]
+    arrays: "Sequence[zarr.Array[Any]]"
     """Levels, finest first."""
     scale: FileScale | None
     """The side of a pixel, where the axes have units of length."""
@@ -96,7 +96,7 @@ class _NgffImage:
     def _size(self, axis: str) -> int:
         return int(self.arrays[0].shape[self.axes.index(axis)]) if axis in self.axes else 1
 
-    def _level(self, array: zarr.Array[Any]) -> da.Array:
+    def _level(self, array: "zarr.Array[Any]") -> da.Array:
         """The array as it is, where it lies so: its chunks are read without dask then."""
         others = [size for axis, size in zip(self.axes, array.shape, strict=True) if axis not in "cyx"]
         if max(others, default=1) > 1 or array.dtype != np.uint8:
@@ -109,7 +109,7 @@ class _NgffImage:
             pixels = pixels.transpose([kept.index(axis) for axis in "cyx"])
         return without_alpha(pixels, self._refusal(array, " with transparent pixels")) if len(pixels) == 4 else pixels
 
-    def _refusal(self, array: zarr.Array[Any], besides: str = "") -> str:
+    def _refusal(self, array: "zarr.Array[Any]", besides: str = "") -> str:
         return (
             f"The image '{self.path}' has axes {', '.join(self.axes)}, shape {array.shape} and dtype {array.dtype}{besides}, "
             f"not 3 channels of uint8; {_MEND}."
@@ -147,7 +147,7 @@ def _parsed(path: Path, group: zarr.Group, multiscale: Mapping[str, Any]) -> _Ng
     return _NgffImage(path, names, arrays[: max(1, len(arrays) - max(0, n_coarse - 1))], scale)
 
 
-def _array(group: zarr.Group, name: str, axes: tuple[str, ...]) -> zarr.Array[Any]:
+def _array(group: zarr.Group, name: str, axes: tuple[str, ...]) -> "zarr.Array[Any]":
     found = group[name]
     if not isinstance(found, zarr.Array) or found.ndim != len(axes):
         msg = f"its level {name!r} is no array with axes {', '.join(axes)}"

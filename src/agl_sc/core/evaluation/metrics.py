@@ -194,7 +194,7 @@ def _correlation_matrices(
     n_left = int(varying.sum())
 
     def correlations(values: FloatArray) -> FloatArray:
-        matrix: FloatArray = np.corrcoef(values[:, varying], rowvar=False).reshape(n_left, n_left)
+        matrix: FloatArray = np.corrcoef(values[:, varying].T).reshape(n_left, n_left)
         return matrix
 
     return (correlations(measured), correlations(predicted)), varying

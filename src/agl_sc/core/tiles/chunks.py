@@ -90,7 +90,7 @@ def _at(chunk: Chunk) -> str:
     return f"(row {chunk[0]}, column {chunk[1]})"
 
 
-def _zarr_behind(image: Any) -> zarr.Array[Any] | None:
+def _zarr_behind(image: Any) -> "zarr.Array[Any] | None":
     """The zarr array of which a dask array is the plain reading, nothing done to it since."""
     layers = dict(image.dask.layers)
     if not str(image.name).startswith("from-zarr") or layers.pop(image.name, None) is None or len(layers) != 1:
