@@ -12,6 +12,7 @@ from anndata import AnnData
 from agl_sc import pp, tl
 from agl_sc._sdata.study import Study
 from agl_sc.core.arrays import FloatArray
+from agl_sc.core.spots import half
 from agl_sc.pp._features.reference import reference_of
 from agl_sc.pp._features.sketch import is_same_tissue, sketch_of
 
@@ -327,3 +328,22 @@ def test_only_the_rows_of_spots_are_read(tmp_path: Path, monkeypatch: pytest.Mon
         file["features"] = np.ones((2, len(features), 12))
     with pytest.raises(ValueError, match=r"features of '.*uni\.h5' have shape \(2, 41, 12\); they must be a matrix"):
         pp.use_features(sdata, path, **DECLARED)
+
+
+def test_features_of_many_spots_are_kept_in_half_precision_and_known_as_in_single(
+    tissue: "SpatialData", config: "TrainConfig", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = _features(tissue)
+    pp.use_features(tissue, features, **DECLARED)
+    known = dict(tissue["table"].uns["agl"]["features"]["images"])
+    monkeypatch.setattr(half, "MOST_SPOTS", 0)
+    pp.use_features(tissue, features, **DECLARED)
+    taken = tissue["table"].obsm["agl_features"]
+    assert taken.dtype == np.float16
+    np.testing.assert_allclose(taken, features, rtol=1e-3, atol=1e-4)
+    pp.use_features(tissue, features, **DECLARED, shapes_key="section_2")  # the others stay, and what they are known by
+    assert dict(tissue["table"].uns["agl"]["features"]["images"]) == known
+    np.testing.assert_array_equal(tissue["table"].obsm["agl_features"], taken)
+    pp.split(tissue, test=["section_3"], validation=["section_2"])
+    model = tl.train(tissue, config=config)
+    assert np.isfinite(tissue["table"][:, model.targets].layers["agl"]).all()

@@ -25,6 +25,7 @@ from agl_sc.core.encoders.load import OFFLINE, load_encoder
 from agl_sc.core.encoders.maps import CELL_PX
 from agl_sc.core.encoders.several import joined
 from agl_sc.core.progress import Progress
+from agl_sc.core.spots.half import storage_type
 from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.by_maps import chosen_views, fields_of
 from agl_sc.pp._features.cache import FeatureCache, cache_folder
@@ -131,7 +132,8 @@ def embed(  # noqa: PLR0913 -- an entry point
 
     Returns
     -------
-    Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN where a spot has no position: features of
+    Nothing; writes ``obsm["agl_features"]``, (n_spots, n_features), float32, or float16 of more than 50,000 spots where rounding loses
+    nothing that counts, NaN where a spot has no position: features of
     the tile, then of each field of view in ``context``, then the mean of the neighbours' (their own tiles'); and
     ``uns["agl"]["features"]``, what they were made from, ``uns["agl"]["tiles"]``, a fingerprint of every tile,
     ``uns["agl"]["reference"]``, their mean over the tissue of every region, which models centre them on, and
@@ -241,7 +243,7 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
     n_own = network.n_features if recipe.maps is None or views.maps != "all" else recipe.maps.n_features
     neighbors_from = features.shape[1] - n_own if views.neighbors else None
     reference = reference_record(study, placed, features, spec=spec, neighbors_from=neighbors_from, encode=run)
-    table.obsm[keys.features] = features
+    table.obsm[keys.features] = features.astype(storage_type(features, len(features)), copy=False)
     remember(table, keys, made_from, tiles, reference)
     study.remember_images(study.imaged)
     logger.info('Wrote obsm["%s"]: %d x %d from %s.', keys.features, *features.shape, network.name)

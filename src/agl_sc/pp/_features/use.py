@@ -14,6 +14,8 @@ from agl_sc._sdata.study import Address, Study
 from agl_sc._sdata.table import region_of
 from agl_sc.core.arguments import check_name
 from agl_sc.core.arrays import BoolArray, Float32Array, StrArray
+from agl_sc.core.spots.half import storage_type
+from agl_sc.core.spots.scaling import rows_at_once
 from agl_sc.pp._features.elsewhere import features_of_file
 from agl_sc.pp._features.sketch import sketch_of
 from agl_sc.pp._features.tiles import TileSpec, overview
@@ -71,7 +73,8 @@ def use_features(
 
     Returns
     -------
-    Nothing; writes ``obsm["agl_features"]``, float32 (n_spots, n_features), NaN for spots without a row; and
+    Nothing; writes ``obsm["agl_features"]``, (n_spots, n_features), float32, or float16 of more than 50,000 spots where rounding
+    loses nothing that counts, NaN for spots without a row; and
     ``uns["agl"]["features"]``, what was declared. Features of regions that ``shapes_key`` leaves out stay where the same was
     declared of them, and are NaN otherwise.
 
@@ -113,11 +116,14 @@ def use_features(
         images={},
         sections={},
     )
-    before = study.table.obsm.get(study.keys.features)
-    if before is not None and before.shape == found.shape and _same_declared(study, made_from):
+    before, known = study.table.obsm.get(study.keys.features), study.features
+    digests = _digests(study, found)
+    if before is not None and before.shape == found.shape and known is not None and _same(known, made_from):
         found[~inside] = np.asarray(before)[~inside]
-    study.table.obsm[study.keys.features] = found
-    remember(study.table, study.keys, replace(made_from, images=_digests(study, found)))
+        left = set(region_of(study.table)[~inside])
+        digests = {name: digest for name, digest in known.images.items() if name in left} | digests
+    study.table.obsm[study.keys.features] = found.astype(storage_type(found, len(found)), copy=False)
+    remember(study.table, study.keys, replace(made_from, images=digests))
     for entry in ("tiles", "reference"):  # of features that were here before
         forget(study.table, study.keys, entry)
     n_with = int(np.isfinite(found[:, 0]).sum())
@@ -131,10 +137,9 @@ def use_features(
     )
 
 
-def _same_declared(study: Study, made_from: FeatureRecord) -> bool:
-    """Whether the features in place were declared to be made as these."""
-    before = study.features
-    return before is not None and replace(before, images={}) == made_from
+def _same(before: FeatureRecord, made_from: FeatureRecord) -> bool:
+    """Whether features were declared to be made as these."""
+    return replace(before, images={}) == made_from
 
 
 def _digests(study: Study, found: Float32Array) -> dict[str, str]:
@@ -174,8 +179,9 @@ def _placed(study: Study, features: Any, inside: BoolArray, *, side_um: float) -
     rows = np.where(inside, rows, -1)
     _check_one_region(study, rows)
     placed = np.full((table.n_obs, values.shape[1]), np.nan, dtype=np.float32)
-    known = rows >= 0
-    placed[known] = values[rows[known]]
+    known, n_rows = np.flatnonzero(rows >= 0), rows_at_once(values.shape[1])
+    for some in (known[start : start + n_rows] for start in range(0, len(known), n_rows)):
+        placed[some] = values[rows[some]]
     return placed
 
 
@@ -240,8 +246,13 @@ def _checked(values: Any, what: str) -> "np.ndarray[Any, Any]":
     if array.dtype.kind not in "fiu" or array.ndim != 2 or 0 in array.shape:
         msg = f"{what} holds {array.dtype} of shape {array.shape}; pass a matrix of numbers, (n_spots, n_features)."
         raise ValueError(msg)
-    partly = ~np.isfinite(array).all(axis=1) & np.isfinite(array).any(axis=1) | np.isinf(array).any(axis=1)
-    if partly.any() or not np.isfinite(array).any():
+    n_rows, partly, is_empty = rows_at_once(array.shape[1]), np.zeros(len(array), dtype=bool), True
+    for start in range(0, len(array), n_rows):
+        block = array[start : start + n_rows]
+        finite = np.isfinite(block)
+        partly[start : start + n_rows] = ~finite.all(axis=1) & finite.any(axis=1) | np.isinf(block).any(axis=1)
+        is_empty &= not finite.any()
+    if partly.any() or is_empty:
         msg = (
             f"{what} holds NaN or infinite values in {int(partly.sum()) or len(array)} of {len(array)} rows; compute the features of these spots "
             "again, or set their whole rows to NaN."
