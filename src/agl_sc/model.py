@@ -192,6 +192,8 @@ class Model(OnHub, ToAnnData):
         features: NDArray[np.floating[Any]],
         sections: NDArray[Any],
         reference: Mapping[Any, NDArray[np.floating[Any]]] | None = None,
+        *,
+        genes: NDArray[np.bool_] | None = None,
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """As :meth:`predict`, some spots after the others: their rows, and what is predicted of them.
 
@@ -203,18 +205,22 @@ class Model(OnHub, ToAnnData):
             Section of every spot, (n_spots,).
         reference
             Mean features of the tissue of every section, (n_features,).
+        genes
+            Which of the predicted genes, (n_predicted,); all by default.
         """
+        wanted = slice(None) if genes is None else np.flatnonzero(genes)
         scale = self.tensors["feature_scale"].double().numpy()
         codes, names = pd.factorize(np.asarray(sections), use_na_sentinel=False)
         codes = codes.astype(np.int64)
         means = section_means(features, codes) if reference is None else means_of(reference, names, len(scale))
-        network = ExactNetwork.of(part(self.tensors, "network."))
-        slope, intercept = (self.tensors[name].double().numpy() for name in ("slope", "intercept"))
-        base = self.tensors["base"].double().numpy() if "base" in self.tensors else None
-        levels, n_rows = self.levels, rows_at_once(max(len(scale), self.n_predicted))
-        shifts = (
-            np.zeros((len(means), 1)) if levels is None else np.array([levels.shift(mean / scale) for mean in means])
-        )
+        state = part(self.tensors, "network.")
+        network = ExactNetwork.of({**state, **{name: state[name][wanted] for name in ("head.weight", "head.bias")}})
+        slope, intercept = (self.tensors[name].double().numpy()[wanted] for name in ("slope", "intercept"))
+        base = self.tensors["base"].double().numpy()[wanted] if "base" in self.tensors else None
+        levels, n_rows = self.levels, rows_at_once(max(len(scale), len(slope)))
+        shifts = np.zeros((len(means), 1))
+        if levels is not None:
+            shifts = np.array([levels.shift(mean / scale) for mean in means])[:, wanted]
         for start in range(0, len(features), n_rows):
             rows = slice(start, start + n_rows)
             raw = network(scale_features(centred_rows(features[rows], means[codes[rows]]), scale))

@@ -28,8 +28,8 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException, *, block: int = 
     """Raise in a block of the predictions."""
     original = Model.predicted_blocks
 
-    def blocks(self: Model, *args: Any) -> Any:
-        for number, each in enumerate(original(self, *args), start=1):
+    def blocks(self: Model, *args: Any, **kwargs: Any) -> Any:
+        for number, each in enumerate(original(self, *args, **kwargs), start=1):
             if number == block:
                 raise error
             yield each

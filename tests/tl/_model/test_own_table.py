@@ -172,3 +172,29 @@ def test_an_earlier_table_outlives_a_failure(trained: Trained, monkeypatch: pyte
         predict(sdata, model, write_to="layer")
     assert sdata["agl_prediction"] is before
     assert "agl" not in sdata["table"].layers
+
+
+def test_of_more_than_there_is_room_for_the_best_genes_are_written(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Targets first, then by held-out score; what is written is what it would be, and whoever names a place gets all."""
+    sdata, model = trained
+    table, n_room = sdata["table"], model.n_targets + 7
+    predict(sdata, model, write_to="table")
+    every = sdata.tables["agl_prediction"].to_df()
+    assert list(every) == model.predicted_genes
+    monkeypatch.setattr("agl_sc.tl._model.trust.MOST_BYTES", 4 * table.n_obs * n_room + 3)
+    caplog.clear()
+    predict(sdata, model)
+    assert f"{n_room} in all" in caplog.text
+    layer = table.to_df("agl")
+    written = set(layer.columns[layer.notna().any()])
+    others = model.scores["pearson"].reindex(model.predicted_genes[model.n_targets :]).sort_values(ascending=False)
+    assert written == {*model.targets, *others.index[:7]}
+    names = sorted(written)
+    np.testing.assert_array_equal(layer[names], every[names])
+    predict(sdata, model, min_r=float(others.iloc[3]))
+    layer = table.to_df("agl")
+    assert set(layer.columns[layer.notna().any()]) - set(model.targets) == set(others.index[:4])
+    predict(sdata, model, write_to="table")
+    assert list(sdata.tables["agl_prediction"].var_names) == model.predicted_genes

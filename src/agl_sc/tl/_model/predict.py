@@ -32,7 +32,7 @@ from agl_sc.pp._splits.split import assigned_in, split_hash
 from agl_sc.pp._splits.units import SETS
 from agl_sc.tl._model.belongs import seen_spots
 from agl_sc.tl._model.intervals import check_level, promises, write_intervals
-from agl_sc.tl._model.trust import below_gate, distance_of, tell_gated, write_distance, write_scores
+from agl_sc.tl._model.trust import below_gate, distance_of, tell_gated, without_room, write_distance, write_scores
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -106,7 +106,8 @@ def predict(  # noqa: PLR0913 -- an entry point
     Returns
     -------
     Nothing; writes ``layers["agl"]``, float32 in the units of the model's training layer, NaN for genes that are not
-    predicted and spots without a tile, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene; and, where there is none yet, ``obs["agl_split"]``: train for spots of sections
+    predicted and spots without a tile, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene (with ``write_to="auto"`` 4 GB at most:
+    of the targets, then of the genes of highest held-out score); and, where there is none yet, ``obs["agl_split"]``: train for spots of sections
     the model was fitted on, test otherwise. Of a model that knows them also ``var["agl_held_out_pearson"]``,
     ``..._n_spots``, ``..._n_sections``, ``..._noise_ceiling``, ``..._pearson_of_ceiling`` and ``..._q_value``, scores of
     its genes on training spots that were held out; and ``obs["agl_distance"]``, the share of held-out training spots that lie
@@ -159,6 +160,7 @@ def predict_study(
     """As :func:`predict`, of what is resolved already."""
     table, keys = study.table, study.keys
     below = below_gate(model, min_r)
+    left_out = without_room(study, model, below)
     check_place(study)
     if table.n_vars:
         check_genes(table, model)
@@ -171,11 +173,11 @@ def predict_study(
         promised = None if interval is None else promises(study, model, interval, share=share, fitted=fitted)
         split = split_hash(study) if seen.any() else None
         record = PredictionRecord(model.card["normalize"], split)
-        write_predictions(study, model, record=record, tiles=tiles, left_out=below)
+        write_predictions(study, model, record=record, tiles=tiles, left_out=left_out)
         tell_gated(model, below, min_r)
         write_distance(study, model, share)
         if promised is not None:
-            genes = written_genes(table, model, below)
+            genes = written_genes(table, model, left_out)
             write_intervals(study, model, promised, genes=genes, fitted=fitted)
         values = {**model.card["params"], "normalize": model.card["normalize"]}
         remember(table, keys, SettingsRecord(values, model.card["versions"]))
@@ -223,8 +225,8 @@ def write_predictions(
     table = study.table
     features, reference = features_of(study, model, tiles)
     genes, known = written_genes(table, model, left_out)
-    blocks = model.predicted_blocks(features, region_of(table).to_numpy(dtype=str), reference)
-    written = ((rows, genes, values[:, known]) for rows, values in blocks)
+    blocks = model.predicted_blocks(features, region_of(table).to_numpy(dtype=str), reference, genes=known)
+    written = ((rows, genes, values) for rows, values in blocks)
     slot = write_predicted(study, "model", genes=genes, blocks=written)
     remember(table, study.keys, record)
     forget_metrics(study)

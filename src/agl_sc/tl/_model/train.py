@@ -38,7 +38,7 @@ from agl_sc.tl._model.data import finetune_data, training_data
 from agl_sc.tl._model.kept import kept_on_failure
 from agl_sc.tl._model.levels import levels_of
 from agl_sc.tl._model.predict import forget_predictions, write_predictions
-from agl_sc.tl._model.trust import distance_of, with_trust, write_distance
+from agl_sc.tl._model.trust import distance_of, with_trust, without_room, write_distance
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -237,7 +237,7 @@ def train_study(study: Study, asked: TrainRequest) -> Model:
             layer=study.address.layer or X,
             counts=counts_digest(study),
         )
-        write_predictions(study, model, record=seen, tiles=asked.tiles)
+        write_predictions(study, model, record=seen, tiles=asked.tiles, left_out=without_room(study, model))
         write_distance(study, model, distance_of(study, model, fitted))
     if tracking:  # end_training() would end the processes' connection too, which the next training needs
         for tracker in accelerator.trackers:

@@ -26,6 +26,8 @@ from agl_sc.tl._model.intervals import Residuals, named_patients
 
 logger = logging.getLogger(__name__)
 
+MOST_BYTES = 4 * 10**9
+"""Of predictions that nobody said the place of."""
 _DOMAIN, _OF_DOMAIN = "domain.", ("units", "held_out", "limit")
 _DIGITS = 5
 _SHOWN = 3
@@ -121,6 +123,32 @@ def tell_gated(model: Model, below: BoolArray, min_r: float | None) -> None:
             min_r,
             ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else ""),
         )
+
+
+def without_room(study: Study, model: Model, left_out: BoolArray | None = None) -> BoolArray:
+    """Predicted genes ``left_out`` already and those that there is no room for, (n_predicted,).
+
+    Where nobody says where predictions go, they take 4 GB at most: those of the targets come first, then those of the genes of
+    highest held-out score.
+    """
+    left_out = np.zeros(model.n_predicted, dtype=bool) if left_out is None else left_out
+    n_room = max(model.n_targets, MOST_BYTES // (4 * max(study.table.n_obs, 1) * study.n_layers))
+    if study.write_to != "auto" or (~left_out).sum() <= n_room:
+        return left_out
+    scores = np.full(model.n_predicted, np.nan)
+    if not model.scores.empty:
+        scores = model.scores["pearson"].reindex(model.predicted_genes).to_numpy(dtype=float)
+    scores[: model.n_targets] = np.inf
+    order = np.argsort(-np.nan_to_num(scores, nan=-2.0), kind="stable")
+    kept = order[~left_out[order]][:n_room]
+    fewer = np.ones_like(left_out)
+    fewer[kept] = False
+    logger.warning(
+        "Predictions of %d genes of %d spots would take more than %.0f GB: those of the targets and of the genes of highest held-out "
+        'score are written, %d in all; min_r= says which are worth it, and write_to="table" writes all.',
+        *((~left_out).sum(), study.table.n_obs, MOST_BYTES / 1e9, len(kept)),
+    )
+    return fewer
 
 
 def write_scores(study: Study, model: Model) -> None:
