@@ -64,6 +64,25 @@ def test_white_that_fills_an_image_up_is_no_example_of_glass(level: int) -> None
     assert ((labels > 0) == (expected > 0)).mean() > 0.98
 
 
+@pytest.mark.parametrize("side", [300, 512, 900])
+def test_how_much_glass_there_is_beside_it_does_not_matter(side: int) -> None:
+    labels = _found(painted(side, side))
+    assert (labels[TISSUE] > 0).mean() > 0.99
+    assert (labels[FAT] > 0).mean() > 0.99
+    labels[50:190, 40:250] = 0
+    assert not labels.any()
+
+
+def test_white_where_nothing_was_scanned_is_no_tissue_whatever_its_outline() -> None:
+    pixels = painted(400, 500)
+    expected = _found(pixels)
+    pixels[240:, 60:200] = pixels[300:, :280] = pixels[:200, 330:] = 255  # to the edge, in steps
+    pixels[210:250, 280:320] = 255  # and in the middle
+    labels = _found(pixels)
+    assert ((labels > 0) == (expected > 0)).mean() > 0.99
+    assert (labels[FAT] > 0).mean() > 0.99
+
+
 def test_white_glass_is_glass() -> None:
     pixels = painted()
     pixels[np.abs(pixels.astype(int) - np.array(GLASS)).max(axis=2) < 12] = 255

@@ -16,6 +16,7 @@ from spatialdata.transformations import Affine, Identity, Scale
 from agl_sc import pl, pp, tl
 from agl_sc._sdata.study import Study
 from agl_sc.tl import TrainConfig
+from agl_sc.tl._model.intervals import named_patients
 
 SIDE, PITCH = 14, 20
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
@@ -160,6 +161,7 @@ def test_sections_of_one_name_put_together_are_sections_of_their_own(tissue: Spa
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"nobody named those of 3 sections \(lib-1, lib-2, lib-3\)"):
         pp.split(whole, by="patient", image_mpp=1.0)
+    assert set(named_patients(Study.of(whole))) == {""}
 
 
 @pytest.mark.parametrize("kinds", [(int, str), (str, int), (int, float)])

@@ -22,7 +22,9 @@ _META = np.empty((0, 0, 0), np.uint8)
 _MOST_OPEN = 16
 _GENERIC = "generic-tiff"
 """A TIFF of no vendor, which tifffile reads as well, strips and other orders of axes included."""
-_SUFFIXES = frozenset({".czi", ".dcm", ".mrxs", ".vms", ".vmu"})
+_DICOM = ".dcm"
+_MIRAX = ".mrxs"
+_SUFFIXES = frozenset({".czi", _DICOM, _MIRAX, ".vms", ".vmu"})
 """Of slides that are no TIFF files."""
 _from_array: Callable[..., da.Array] = da.from_array
 
@@ -46,11 +48,33 @@ def vendor_of(path: Path) -> str | None:
     return None if found in (None, _GENERIC) else str(found)
 
 
-def refuse_without_openslide(path: Path) -> None:
-    """Name the extra that opens a file, where it is missing and the ending of the name tells that it is needed."""
-    if path.suffix.lower() in _SUFFIXES and not has_openslide():
+def refuse_unopened(path: Path) -> None:
+    """Say what is missing of a file that OpenSlide did not take for a slide, though the ending of its name tells that it is one."""
+    kind = path.suffix.lower()
+    if kind == _MIRAX and has_openslide():
+        msg = f"'{path}' is only the preview of a slide, whose pixels are in the folder '{path.with_suffix('').name}' beside it; put that there, with all its files."
+        raise ValueError(msg)
+    if kind in _SUFFIXES and not has_openslide():
         msg = f"'{path}' is opened by OpenSlide, which is not installed; pip install 'agl-sc[slides]'."
         raise ValueError(msg)
+
+
+def series_in(folder: Path) -> Path | None:
+    """A file of the DICOM slide that a folder holds; None where it holds none.
+
+    Raises
+    ------
+    ValueError
+        It holds several, or OpenSlide is not installed.
+    """
+    named = sorted(file for file in folder.iterdir() if file.suffix.lower() == _DICOM)
+    for file in named[:1]:
+        refuse_unopened(file)
+    series = {slide_properties(file)["dicom.SeriesInstanceUID"]: file for file in named if vendor_of(file) == "dicom"}
+    if len(series) > 1:
+        msg = f"'{folder}' holds {len(series)} DICOM series; give a file of the one to read, such as '{next(iter(series.values()))}'."
+        raise ValueError(msg)
+    return next(iter(series.values()), None)
 
 
 def open_slide_levels(path: Path) -> list[da.Array]:

@@ -33,7 +33,7 @@ from agl_sc.io._layout import (
     spot_circles,
 )
 from agl_sc.io._ngff import open_ome_zarr
-from agl_sc.io._openslide import open_slide_levels, refuse_without_openslide, slide_properties, vendor_of
+from agl_sc.io._openslide import open_slide_levels, refuse_unopened, series_in, slide_properties, vendor_of
 from agl_sc.io._scale import FileScale, agreed_mpp, scale_of_properties, scale_of_tiff
 from agl_sc.io._tissue import Tissue, find_tissue, given_tissue
 
@@ -67,7 +67,7 @@ def read_slide(
     Parameters
     ----------
     path
-        The slide, a file or the folder of an OME-Zarr, or a mapping from section name to slides.
+        The slide, a file or the folder of an OME-Zarr or a DICOM series, or a mapping from section name to slides.
     name
         Name of the section when ``path`` is one slide. None takes the file's name up to its first dot.
     spacing_um
@@ -161,14 +161,17 @@ def open_slide(whole: Path) -> tuple[list[da.Array], FileScale | None]:
     """Levels of a slide, finest first, and its scale as the file states it; an image of a TIFF may be named behind ``#``."""
     path, image = split_name(whole)
     if path.is_dir():
-        return open_ome_zarr(path)
+        found = series_in(path)
+        if found is None:
+            return open_ome_zarr(path)
+        path = found
     if not path.is_file():
         msg = f"The slide '{path}' does not exist."
         raise FileNotFoundError(msg)
     if not image and vendor_of(path) is not None:
         return open_slide_levels(path), scale_of_properties(slide_properties(path))
     if not is_tiff(path):
-        refuse_without_openslide(path)
+        refuse_unopened(path)
     return open_levels(whole), scale_of_tiff(path, image) if is_tiff(path) else None
 
 

@@ -43,8 +43,10 @@ _DARK_RATIO = 2.0
 """Optical density of a fold, in that of the tissue around; two layers have twice."""
 _FULL = 0.98
 _WHITE = 255
-_MOST_WHITE = 1e-3
-"""Share of white pixels between white strips up to which they are no glass, but were put around."""
+_SHARE = 1 / 3
+"""Of tissue on the images that squidpy is given, as on those that its settings were tried on."""
+_LARGEST_CELL_MM2 = 0.05
+"""Area of white, or of what is as flat as glass, beyond which it is no inside of a fat cell."""
 
 _coarsen: Callable[..., da.Array] = da.coarsen
 
@@ -105,9 +107,9 @@ def find_tissue(levels: Sequence[da.Array], mpp: float, *, name: str) -> Tissue:
     """
     pixels, factor = _overview(levels, mpp)
     um = mpp * math.sqrt(factor[0] * factor[1])
-    covered = _covered(pixels)
-    clean = _painted(pixels, covered)
-    found = _tissue_or_glass(clean, um) & ~covered
+    covered, white = _covered(pixels), _never_scanned(pixels, um)
+    clean = _painted(pixels, covered | white)
+    found = _tissue_or_glass(clean, um) & ~covered & ~white
     n_tissue, n_seen = int(found.sum()), int((~covered).sum())
     if n_tissue * um**2 < _SMALLEST_MM2 * 1e6:
         msg = (
@@ -155,28 +157,36 @@ def _overview(levels: Sequence[da.Array], mpp: float) -> tuple[UInt8Array, tuple
 
 
 def _covered(pixels: UInt8Array) -> BoolArray:
-    """Ink of a marker, black that reaches the edge of the image, and strips of white that fill it up to a size."""
+    """Ink of a marker, and black that reaches the edge of the image."""
     red, green = pixels[..., 0].astype(np.int16), pixels[..., 1].astype(np.int16)
     ink = green - red > _INK
-    black = pixels.max(axis=2) < _BLACK
-    parts, _ = ndimage.label(black)
-    edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    black = np.isin(parts, edge[edge > 0])
-    opened: BoolArray = ndimage.binary_opening(ink, iterations=1) | black | _white_strips(pixels)
+    black = _at_edge(pixels.max(axis=2) < _BLACK)
+    opened: BoolArray = ndimage.binary_opening(ink, iterations=1) | black
     return np.asarray(ndimage.binary_dilation(opened, iterations=2)) if opened.any() else opened
 
 
-def _white_strips(pixels: UInt8Array) -> BoolArray:
-    """Rows and columns at the edges that are white from end to end, on a slide whose glass is not."""
-    white = (pixels == _WHITE).all(axis=2)
-    strips = np.zeros_like(white)
-    for axis in (0, 1):
-        full = white.all(axis=1 - axis)
-        at_edge = np.logical_and.accumulate(full) | np.logical_and.accumulate(full[::-1])[::-1]
-        strips |= at_edge[:, None] if axis == 0 else at_edge
-    inside = ~strips
-    is_glass = bool(white[inside].mean() > _MOST_WHITE) if inside.any() else True
-    return np.zeros_like(white) if is_glass else strips
+def _at_edge(found: BoolArray) -> BoolArray:
+    """Of what is found, the parts that reach the edge of the image."""
+    parts, _ = ndimage.label(found)
+    edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    return np.isin(parts, edge[edge > 0])
+
+
+def _never_scanned(pixels: UInt8Array, um: float) -> BoolArray:
+    """White that fills an image up, where a scanner left glass out or a picture was put into a frame; white glass as well."""
+    white = ndimage.binary_opening((pixels == _WHITE).all(axis=2), structure=np.ones((3, 3)))
+    if not white.any():
+        return np.asarray(white)
+    return np.asarray(ndimage.binary_dilation(_beyond_cells(white, um) | _at_edge(white), iterations=2))
+
+
+def _beyond_cells(found: BoolArray, um: float) -> BoolArray:
+    """Of what is found, the parts that are larger than any fat cell."""
+    parts, _ = ndimage.label(found)
+    is_large = np.bincount(parts.ravel()) * um**2 > _LARGEST_CELL_MM2 * 1e6
+    is_large[0] = False
+    large: BoolArray = is_large[parts]
+    return large
 
 
 def _flatness(pixels: UInt8Array) -> FloatArray:
@@ -211,8 +221,28 @@ def _glass_colour(pixels: UInt8Array, among: BoolArray) -> UInt8Array:
 
 def _tissue_or_glass(clean: UInt8Array, um: float) -> BoolArray:
     """Tissue, (y, x), of an image without ink and black."""
-    if int((~_glassy(clean)).sum()) * um**2 < _SMALLEST_MM2 * 1e6:
-        return np.zeros(clean.shape[:2], dtype=bool)
+    other = ~_glassy(clean)
+    found = np.zeros(other.shape, dtype=bool)
+    if int(other.sum()) * um**2 < _SMALLEST_MM2 * 1e6:
+        return found
+    box = _around(other)
+    found[box] = _of_part(clean[box], um)
+    return found
+
+
+def _around(found: BoolArray) -> tuple[slice, slice]:
+    """What is found with glass around it, of which it is :data:`_SHARE`, so that no more glass is learned from on larger slides."""
+    down, across = (np.flatnonzero(found.any(axis=axis)) for axis in (1, 0))
+    height, width = (int(line[-1] - line[0]) + 1 for line in (down, across))
+    missing = int(found.sum()) / _SHARE - height * width  # = 4 margin^2 + 2 (height + width) margin
+    margin = (math.sqrt((height + width) ** 2 + 4 * max(0.0, missing)) - height - width) / 4
+    whole = math.ceil(max(margin, 2 * _WINDOW, _PADDING * max(found.shape)))
+    top, left = (max(0, int(line[0]) - whole) for line in (down, across))
+    return slice(top, int(down[-1]) + 1 + whole), slice(left, int(across[-1]) + 1 + whole)
+
+
+def _of_part(clean: UInt8Array, um: float) -> BoolArray:
+    """Tissue of an image of which it is a good part."""
     corners = _glassy_corners(clean)
     margin = 0 if any(corners) else math.ceil(_PADDING * max(clean.shape[:2]))
     if margin:  # glass is put around, so that there is an example of it
@@ -222,7 +252,7 @@ def _tissue_or_glass(clean: UInt8Array, um: float) -> BoolArray:
         padded[margin:-margin, margin:-margin] = clean
         clean, corners = padded, (True, True, True, True)
     found = _segmented(clean, corners, um)
-    found = _without_flat_rim(clean, found)
+    found = _without_flat(clean, found, um)
     return found[margin:-margin, margin:-margin] if margin else found
 
 
@@ -277,13 +307,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _without_flat_rim(pixels: UInt8Array, found: BoolArray) -> BoolArray:
-    """Tissue less what is as flat as glass and reached from it without crossing anything."""
-    if found.all():
+def _without_flat(pixels: UInt8Array, found: BoolArray, um: float) -> BoolArray:
+    """Tissue less what is as flat as glass and either reached from it without crossing anything, or larger than cells are."""
+    at_edge = np.ones_like(found)
+    at_edge[1:-1, 1:-1] = False
+    glass = ~found | (at_edge & _glassy(pixels))
+    if not glass.any():
         return found
     spread = _flatness(pixels)
-    flat = spread < max(_FLAT * float(np.median(spread[~found])), _LEAST_FLAT)
-    reached = ndimage.binary_propagation(~found, mask=~found | flat)
+    flat = spread < max(_FLAT * float(np.median(spread[glass])), _LEAST_FLAT)
+    reached = ndimage.binary_propagation(glass, mask=glass | flat) | _beyond_cells(flat, um)
     kept = ndimage.binary_opening(found & ~reached, iterations=2)
     closed: BoolArray = ndimage.binary_closing(np.pad(kept, 9), iterations=3)[9:-9, 9:-9]
     return closed

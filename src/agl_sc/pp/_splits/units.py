@@ -85,6 +85,11 @@ def assumed_by_reader(study: Study) -> BoolArray:
     return same
 
 
+def assumed_patients(study: Study) -> BoolArray:
+    """Spots whose patient nobody named, whether a reader took a section for one or a name of before is left over, (n_obs,)."""
+    return assumed_by_reader(study) | _assumed_before(study.table)
+
+
 def check_patients_named(study: Study) -> None:
     """Refuse to divide by patients that a reader had to assume, each section taken for its own.
 
@@ -98,7 +103,7 @@ def check_patients_named(study: Study) -> None:
     table = study.table
     if "patient" not in table.obs:
         return
-    assumed = _assumed_before(table) | assumed_by_reader(study)
+    assumed = assumed_patients(study)
     if assumed.any():
         names = sorted(set(section_of(table)[assumed]))
         listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -28,7 +28,7 @@ from agl_sc.core.evaluation.intervals import (
 )
 from agl_sc.core.spots.scaling import center_per_section
 from agl_sc.model import Model
-from agl_sc.pp._splits.units import assumed_by_reader
+from agl_sc.pp._splits.units import assumed_patients
 from agl_sc.tl._model.held_out import HeldOut
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def named_patients(study: Study) -> StrArray:
         return np.full(table.n_obs, "")
     column = table.obs["patient"]
     names: StrArray = column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=str)
-    return np.where(assumed_by_reader(study), "", names)
+    return np.where(assumed_patients(study), "", names)
 
 
 @dataclass(slots=True)
