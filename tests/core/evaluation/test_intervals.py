@@ -7,6 +7,7 @@ from agl_sc.core.arrays import FloatArray, IntArray
 from agl_sc.core.evaluation.intervals import (
     LEVELS,
     Scale,
+    choices_cover,
     covered_share,
     donor_quantiles,
     fewest,
@@ -87,6 +88,13 @@ def test_measured_spots_cover_the_others() -> None:
         limits = spot_quantiles(scores.T)[:, AT_90]
         others = np.abs(rng.standard_t(3, (400, 2000)))
         assert (others <= limits[:, None]).mean() == pytest.approx(0.9, abs=0.015)
+
+
+@pytest.mark.parametrize("n", [9, 10, 50])
+def test_choices_of_few_spots_cover_more_or_less(n: int) -> None:
+    rng = np.random.default_rng(4)
+    limits = spot_quantiles(rng.uniform(size=(n, 20_000)))[:, AT_90]  # scores for which the limit is the share covered
+    np.testing.assert_allclose(choices_cover(n, 0.9), np.quantile(limits, [0.05, 0.95]), atol=0.02)
 
 
 def test_sections_count_the_same_and_cover_each_other() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import beta
 
 from agl_sc.core.arrays import FloatArray, IntArray
 
@@ -102,6 +103,27 @@ def spot_quantiles(scores: FloatArray) -> FloatArray:
         return np.empty((scores.shape[1], 0))
     quantiles: FloatArray = np.quantile(scores, levels, axis=0, method="weibull").T
     return quantiles
+
+
+def choices_cover(n: int, level: float) -> tuple[float, float]:
+    r"""Shares of further spots covered in a gene by intervals of so many measured ones, which nine of ten choices of these lie between.
+
+    The mean over choices is the level. For one choice the share has the law of an order statistic of n uniform numbers,
+    :math:`\mathrm{Beta}(p(n + 1), (1 - p)(n + 1))` at the level p.
+
+    Parameters
+    ----------
+    n
+        Measured spots, at least :func:`fewest` of the level.
+    level
+        Promised on the mean.
+
+    References
+    ----------
+    Vovk, Conditional validity of inductive conformal predictors, ACML 2012.
+    """
+    low, high = beta.ppf((0.05, 0.95), level * (n + 1), (1 - level) * (n + 1))
+    return float(low), float(high)
 
 
 def _quantiles(scores: FloatArray, weights: FloatArray, n: int) -> FloatArray:

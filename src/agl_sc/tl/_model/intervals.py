@@ -19,6 +19,7 @@ from agl_sc.core.evaluation.domain import BEYOND, MOSTLY
 from agl_sc.core.evaluation.intervals import (
     LEVELS,
     Scale,
+    choices_cover,
     donor_quantiles,
     fewest,
     held_out_coverage,
@@ -267,7 +268,11 @@ def _of_section(study: Study, model: Model, level: float, *, region: str, patien
     if _is_adapted_to(study, model, region):
         if spots is None:
             return f"{card['n_spots']} measured spots are too few; {_measure(level)}"
-        words = f"{level:.0%} of its spots, if the {card['n_spots']} measured ones were taken at random"
+        low, high = choices_cover(int(card["n_spots"]), level)
+        words = (
+            f"{level:.0%} of its spots, if the {card['n_spots']} measured ones were taken at random, and in a gene by nine of ten such "
+            f"choices {_range([low, high])}"
+        )
         return Promise("spots", spots, words)
     if donors is not None:
         covered = [row[number] for row in card["donors"] if number < len(row)]
