@@ -172,7 +172,7 @@ def _mrxs_index(slide: str, pages: Sequence[Any], record: tuple[int, int, int]) 
 
 
 def _mrxs_ini(slide: str, count: tuple[int, int], *, side: int, overlap: int, mpp: float) -> str:
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "GENERAL": {
             "SLIDE_VERSION": "01.02",
             "SLIDE_ID": slide,
@@ -236,11 +236,13 @@ def _element(group: int, number: int, *content: Any) -> bytes:
     """In explicit little-endian form; the content is its kind and value."""
     kind, value = content
     if isinstance(value, str):
-        value = value.encode() + (b"\x00" if kind == "UI" else b" ") * (len(value) % 2)
+        data = value.encode() + (b"\x00" if kind == "UI" else b" ") * (len(value) % 2)
     elif isinstance(value, int):
-        value = struct.pack({"US": "<H", "UL": "<I", "SL": "<i"}[kind], value)
-    head = struct.pack("<HH", group, number) + kind.encode()
-    return head + (struct.pack("<HI", 0, len(value)) if kind in ("OB", "SQ") else struct.pack("<H", len(value))) + value
+        data = struct.pack({"US": "<H", "UL": "<I", "SL": "<i"}[kind], value)
+    else:
+        data = bytes(value)
+    length = struct.pack("<HI", 0, len(data)) if kind in ("OB", "SQ") else struct.pack("<H", len(data))
+    return struct.pack("<HH", group, number) + str(kind).encode() + length + data
 
 
 def _items(*items: bytes) -> bytes:
