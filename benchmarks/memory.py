@@ -60,7 +60,7 @@ def main() -> None:
     trained = {row["size"]: row["seconds"]["train"] for row in rows}
     for small, large in ((a, b) for a in trained for b in trained if a == "100000x1280" and b == "500000x1280"):
         print(f"train {small} -> {large}: {trained[large] / trained[small]:.2f} times (goal {GOAL_GROWTH})")
-    print(f"largest {max(row['gb'] for row in rows):.1f} GB (goal {GOAL_GB})")
+    print(f"largest {max((row['gb'] for row in rows), default=float('nan')):.1f} GB (goal {GOAL_GB})")
 
 
 def in_child(size: str, asked: argparse.Namespace) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,3 +21,16 @@ def test_the_script_for_a_gpu_runs_here(tmp_path: Path) -> None:
     assert [name.split()[0][1:] for name in named if name.endswith("took)")] == [*parts, "all"]
     assert [row for row in rows if "NOT" in row or "nan" in row] == []
     assert sum("(within" in row for row in rows) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_memory_is_measured_of_every_step() -> None:
+    command = [sys.executable, "benchmarks/memory.py", "--sizes", "2000x24", "--genes", "200", "--limit", "12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    steps = [line.split()[0] for line in lines if line.endswith("GB")]
+    expected = ["use_features", "split", "target_genes", "rank_auxiliary", "train", "predict", "evaluate"]
+    assert steps == [*expected, "spatial_pred"]
+    (row,) = (line.split() for line in lines if line.split()[:1] == ["2000x24"] and not line.endswith("genes"))
+    assert 0 < float(row[1]) < 12

@@ -1,9 +1,11 @@
-"""Directions of features: as few as do, orthonormal, and what they leave of a prediction."""
+"""Directions of features: as few as do, orthogonal, and of a length at which settings mean the same."""
 
 import numpy as np
 import pytest
 
 from agl_sc.core.linear import directions as module
+from agl_sc.core.linear.choose_by_validation import ALPHAS
+from agl_sc.core.linear.closed_form import ridge_basis, shrinkage_of
 from agl_sc.core.linear.directions import directions
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.spots import Spots
@@ -42,9 +44,23 @@ def test_they_are_the_leading_principal_directions() -> None:
     some = spots(n_shown=2)
     found = directions(some, N_TARGETS)
     assert found is not None
-    np.testing.assert_allclose(found.T @ found, np.eye(4), atol=1e-5)
+    length = np.sqrt(4 / N_FEATURES)
+    np.testing.assert_allclose(found.T @ found, length**2 * np.eye(4), atol=1e-5)
     expected = np.linalg.svd(some.features, full_matrices=False)[2][:4]
-    np.testing.assert_allclose(np.abs(expected @ found), np.eye(4), atol=1e-3)
+    np.testing.assert_allclose(np.abs(expected @ found), length * np.eye(4), atol=1e-3)
+
+
+def test_penalties_mean_the_same() -> None:
+    """By the number of directions, at their length, what by the number of features at length 1."""
+    some = spots(n_shown=30)
+    turn = np.linalg.svd(some.features, full_matrices=False)[2].T
+    width = 20
+    few = Spots((some.features @ turn[:, :width]).astype(np.float32), some.expression, some.sections)
+    scaled = Spots((few.features * np.sqrt(width / N_FEATURES)).astype(np.float32), few.expression, few.sections)
+    for alpha in ALPHAS:
+        expected = shrinkage_of(ridge_basis(few.features, few.expression), N_FEATURES * alpha)
+        found = shrinkage_of(ridge_basis(scaled.features, scaled.expression), width * alpha)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_no_more_spots_than_features_give_the_same_span() -> None:
@@ -55,7 +71,7 @@ def test_no_more_spots_than_features_give_the_same_span() -> None:
     found = directions(part, N_TARGETS)
     assert found is not None
     expected = np.linalg.svd(part.features, full_matrices=False)[2][: found.shape[1]]
-    np.testing.assert_allclose(np.linalg.svd(expected @ found)[1], 1, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.svd(expected @ found)[1], np.sqrt(found.shape[1] / N_FEATURES), atol=1e-3)
 
 
 def test_few_features_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

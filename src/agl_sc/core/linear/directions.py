@@ -17,7 +17,7 @@ _MAY_COST = 0.001
 
 
 def directions(spots: Spots, n_targets: int) -> Float32Array | None:
-    """Leading principal directions of the features, as few as predict the targets as well as all features.
+    r"""Leading principal directions of the features, as few as predict the targets as well as all features.
 
     As well is: the leave-one-out error of ridge, at the penalty that is best for so many directions, is above that of all features by
     a thousandth of the targets' variance at most. Where no number of :data:`WIDTHS` will do, it is the largest.
@@ -31,7 +31,9 @@ def directions(spots: Spots, n_targets: int) -> Float32Array | None:
 
     Returns
     -------
-    Orthonormal columns, most spread first, (n_features, width); None where the features are no more than that.
+    Orthogonal columns, most spread first, (n_features, width); None where the features are no more than that. Their length,
+    :math:`\sqrt{width / n_{features}}`, leaves a direction about the spread that a feature has, so that penalties, initial weights and
+    learning rates, which go by the number of features, mean the same.
     """
     features, weights = spots.features, spots.depth_weights
     targets = Expression.from_dense(spots.expression.columns(0, n_targets))
@@ -52,7 +54,8 @@ def directions(spots: Spots, n_targets: int) -> Float32Array | None:
             break
     if width >= features.shape[1]:
         return None
-    return basis.loadings[:, ::-1][:, :width].astype(np.float32)
+    leading: FloatArray = basis.loadings[:, ::-1][:, :width] * np.sqrt(width / features.shape[1])
+    return leading.astype(np.float32)
 
 
 def _error(left: FloatArray, genes: FloatArray, measured: FloatArray, *, shrinkages: list[FloatArray]) -> float:

@@ -68,7 +68,7 @@ class TrainingData:
     centres: FloatArray | None = None
     """Where all spots lie, in any unit, (n_obs, 2); None where nobody knows."""
     directions: Float32Array | None = None
-    """Directions that the features were projected on, orthonormal, (n_features, width); None where they are as they are."""
+    """Directions that the features were projected on, (n_features, width); None where they are as they are."""
     sources: tuple[EncodedTiles, EncodedTiles] | None = None
     """Tiles of training and validation spots with the encoder to fine-tune."""
 
