@@ -26,7 +26,7 @@ WIDTH = 12
 @pytest.fixture(autouse=True)
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of spots is many."""
-    monkeypatch.setattr(module, "MOST_SPOTS", 0)
+    monkeypatch.setattr(module, "MOST_BYTES", 0)
     monkeypatch.setattr(core, "WIDTHS", (WIDTH,))
 
 
@@ -64,7 +64,7 @@ def test_few_spots_fine_tuning_and_going_on_take_whole_features(
     model = train(prepared, config=replace(config, max_epochs=1))
     again = train(prepared, init=model, config=replace(config, max_epochs=1))
     assert again.tensors["network.linear.weight"].shape == model.tensors["network.linear.weight"].shape
-    monkeypatch.setattr(module, "MOST_SPOTS", prepared["table"].n_obs)
+    monkeypatch.setattr(module, "MOST_BYTES", 4 * prepared["table"].obsm["agl_features"].size)
     assert training_data(study).directions is None
 
 

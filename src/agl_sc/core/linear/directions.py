@@ -8,8 +8,8 @@ from agl_sc.core.linear.closed_form import ridge_basis, shrinkage_of
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.spots import Spots
 
-MOST_SPOTS = 50_000
-"""Studies of more spots are fitted on directions."""
+MOST_BYTES = 2**31
+"""Where the features of all spots would take more in single precision, directions are fitted on."""
 WIDTHS = (125, 250, 500)
 """Numbers of directions tried: 2 kB of a spot at most."""
 _MAY_COST = 0.001

@@ -13,8 +13,8 @@ from agl_sc._sdata.study import Study
 from agl_sc._sdata.table import region_of
 from agl_sc.core.arrays import BoolArray, Float32Array, FloatArray, Floats, IntArray
 from agl_sc.core.encoders.load import load_encoder
-from agl_sc.core.linear.directions import MOST_SPOTS, directions
-from agl_sc.core.linear.predictability import MOST_SPOTS as MOST_FITTED
+from agl_sc.core.linear.directions import MOST_BYTES, directions
+from agl_sc.core.linear.predictability import MOST_SPOTS
 from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.spots.counts import Counts
 from agl_sc.core.spots.expression import Expression
@@ -39,8 +39,8 @@ def training_data(study: Study, start: Start | None = None, *, whole: bool = Fal
     """Collect features, expression and sets from the slots that :mod:`agl_sc.pp` wrote.
 
     Features are centred on the reference of their region, which is of images alone: that tiles of test spots are among its
-    tiles tells nothing of their expression. Genes and scale are those of ``start`` where training goes on from a model. Of more than 50,000
-    spots features are projected on few directions, but for ``whole``, and where training goes on from a network of all features.
+    tiles tells nothing of their expression. Genes and scale are those of ``start`` where training goes on from a model. Features of so
+    many spots that they would take 2 GiB are projected on few directions, but for ``whole``, and where training goes on from a network of all features.
     """
     table, counts = study.table, study.counts
     raw = np.asarray(table.obsm[study.keys.features])
@@ -73,9 +73,9 @@ def training_data(study: Study, start: Start | None = None, *, whole: bool = Fal
     expression = with_data(modelled, normalize_counts(counts, normalize)[:, columns].data)
     units = 1e4 if normalize == "log1p_cp10k" else float(library[train].mean())
     few = None
-    if start is None and not whole and len(raw) > MOST_SPOTS:
+    if start is None and not whole and 4 * raw.size > MOST_BYTES:
         rows = np.flatnonzero(train)
-        rows = rows[thinned(codes[rows], MOST_FITTED)]
+        rows = rows[thinned(codes[rows], MOST_SPOTS)]
         some = scaled_rows(raw[rows], means, regions[rows], scale=scale)
         measured, own = Expression.fitted(expression[rows], codes[rows]), Counts(modelled[rows], library[rows], units)
         few = _few_directions(study, Spots(some, measured, codes[rows], own), n_targets)
