@@ -9,6 +9,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.ext.napoleon.docstring import NumpyDocstring
 from sphinx.util.inspect import TypeAliasForwardRef
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -86,6 +87,14 @@ autodoc_type_aliases = {
     "Axes": "matplotlib.axes.Axes",
 }
 
+
+def whole_attribute(docstring: NumpyDocstring) -> tuple[str, list[str]]:
+    """Text of an attribute, with no type before its first colon: types are annotated."""
+    lines = docstring._dedent(docstring._consume_to_end())
+    return "", NumpyDocstring(lines, docstring._config).lines()
+
+
+NumpyDocstring._consume_inline_attribute = whole_attribute
 TypeAliasForwardRef.__repr__ = lambda self: str(self.name)  # what Sphinx prints of it in a union
 
 # Links into other projects need their inventories, which are on the network. The build must pass without one, the same

@@ -18,7 +18,8 @@ import agl_sc
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 CONDA_NAMES = {"torch": "pytorch", "huggingface-hub": "huggingface_hub", "matplotlib": "matplotlib-base"}
 KNOWN_TOOLS = {"agl-sc", "cd", "pytest", "python", "uv"}
 
@@ -126,10 +127,26 @@ def test_recipe_needs_what_the_package_needs() -> None:
     recipe = parsed(ROOT / "conda" / "recipe.yaml")
     needed = [Requirement(text) for text in PROJECT["dependencies"]]
     expected = {f"{CONDA_NAMES.get(each.name, each.name)} {each.specifier}" for each in needed}
+    build = {str(Requirement(text)).replace(">", " >") for text in PYPROJECT["build-system"]["requires"]}
+    assert set(recipe["requirements"]["host"]) == build | {"python ${{ python_min }}.*", "pip"}
     assert set(recipe["requirements"]["run"]) == expected | {"python >=${{ python_min }}"}
     assert recipe["context"]["version"] == PROJECT["version"] == agl_sc.__version__
     assert PROJECT["requires-python"] == f">={recipe['context']['python_min']}"
     assert recipe["build"]["python"]["entry_points"] == [f"{k} = {v}" for k, v in PROJECT["scripts"].items()]
+
+
+def test_entry_of_the_registry_says_what_the_package_says() -> None:
+    entry = parsed(ROOT / "scverse" / "meta.yaml")
+    assert (entry["name"], entry["install"]) == (PROJECT["name"], {"pypi": PROJECT["name"]})
+    assert (entry["version"], entry["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert entry["project_home"] == PROJECT["urls"]["Source"]
+    assert entry["documentation_home"] == PROJECT["urls"]["Documentation"]
+    page = Path(entry["tutorials_home"].removeprefix(f"{PROJECT['urls']['Documentation']}en/latest/"))
+    assert (ROOT / page.with_suffix(".ipynb")).is_file()
+    extra = re.search(r"\[(\w+)\]", entry["test_command"])
+    assert extra is not None
+    assert extra[1] in PROJECT["optional-dependencies"]
+    assert set(entry) >= {"description", "tags", "contact"}  # what else its schema requires
 
 
 def test_image_is_made_of_what_exists() -> None:
@@ -171,6 +188,21 @@ def test_environment_is_kept_where_nothing_else_is_installed(tmp_path: Path) -> 
     assert len({original, same, other}) == 3
     assert key(same) == key(original)
     assert key(other) != key(original)
+
+
+def test_links_of_the_readme_hold_on_pypi() -> None:
+    hook = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = "".join((ROOT / part["path"]).read_text(encoding="utf-8") for part in hook["fragments"])
+    links = re.compile(r"\]\(([^)\s]+)\)")
+    relative = [link for link in links.findall(text) if not link.startswith("https://")]
+    assert len(relative) > 5
+    assert [link for link in relative if not (ROOT / link).is_file()] == []
+    for each in hook["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert [link for link in links.findall(text) if not link.startswith("https://")] == []
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert shown
+    assert [link for link in shown if "/blob/" in link] == []
 
 
 def test_licences_are_listed() -> None:

@@ -326,5 +326,5 @@ def _refuse_bomb(path: Path, shape: tuple[int, int, int]) -> None:
 
 
 def _rawmode(image: ImageFile) -> str:
-    args = image.tile[0].args if image.tile else ""
+    args = image.tile[0][3] if image.tile else ""  # by its place: it has no name before Pillow 11
     return str(args if isinstance(args, str) else args[0] if args else "")
