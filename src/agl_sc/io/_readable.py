@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from scipy.sparse import csc_matrix, csr_matrix
 
 from agl_sc.core.numerics.memory import memory
@@ -14,7 +15,7 @@ from agl_sc.core.numerics.memory import memory
 # What h5py, zarr, tifffile, imagecodecs, Pillow, pandas and json raise for a damaged file; never MemoryError.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SyntaxError),
-    *(ArithmeticError, AssertionError, struct.error, zlib.error),
+    *(ArithmeticError, AssertionError, struct.error, zlib.error, tifffile.TiffFileError),
 )
 COMPLETE = "is the file complete?"
 
