@@ -13,7 +13,7 @@ from tests.io.vendor_files import write_czi, write_dicom, write_mrxs, write_ndpi
 
 from agl_sc.io import _openslide, read_slide
 from agl_sc.io._openslide import vendor_of
-from agl_sc.io._slide import open_slide
+from agl_sc.io._slide import is_slide, open_slide
 
 pytest.importorskip("openslide", reason="the extra slides is not installed")
 
@@ -78,6 +78,9 @@ def test_a_folder_with_one_dicom_series_is_a_slide_and_one_with_two_is_asked_abo
     levels, scale = open_slide(tmp_path / "series")
     assert [level.shape for level in levels] == [(3, 256, 512), (3, 128, 256), (3, 64, 128)]
     assert scale == open_slide(file)[1]
+    assert is_slide(file)
+    assert is_slide(file.parent)
+    assert not is_slide(tmp_path)
     write_dicom(tmp_path / "series", painted(256, 512), series=2)
     with pytest.raises(
         ValueError, match=r"series' holds 2 DICOM series; give a file of the one to read, such as '.*dcm'"

@@ -75,20 +75,19 @@ def predict(  # noqa: PLR0913 -- an entry point
     from agl_sc import Model, tl
     from agl_sc._sdata.predictions import predicted_of
     from agl_sc._sdata.study import Address, Study
-    from agl_sc.io._image import split_name
-    from agl_sc.io._ngff import is_ome_zarr
+    from agl_sc.io._slide import is_slide
 
     place = free_destination(output, force=force)
     beside = [] if h5ad is None else [free_destination(h5ad, force=force)]
     trained = Model.load(_model_of(folder, model), trust_encoder=trust_encoder)
     say(f"Reading {source}")
-    is_slide = split_name(source)[0].is_file() or is_ome_zarr(source)
+    bare = is_slide(source)
     sdata = (
         read_slides([str(source)], spacing_um, lattice, image_mpp=image_mpp, distrust_file=distrust_file)
-        if is_slide
+        if bare
         else open_store(source)
     )
-    image_mpp = None if is_slide else image_mpp  # the reader has taken it
+    image_mpp = None if bare else image_mpp  # the reader has taken it
     say("Predicting")
     where = elements(table_key, image_key, shapes_key, coordinate_system=coordinate_system, image_mpp=image_mpp)
     tl.predict(

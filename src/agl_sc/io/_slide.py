@@ -32,7 +32,7 @@ from agl_sc.io._layout import (
     scale_attrs,
     spot_circles,
 )
-from agl_sc.io._ngff import open_ome_zarr
+from agl_sc.io._ngff import is_ome_zarr, open_ome_zarr
 from agl_sc.io._openslide import open_slide_levels, refuse_unopened, series_in, slide_properties, vendor_of
 from agl_sc.io._scale import FileScale, agreed_mpp, scale_of_properties, scale_of_tiff
 from agl_sc.io._tissue import Tissue, find_tissue, given_tissue
@@ -155,6 +155,12 @@ class LaidSlide:
     """Of a spot, in the same pixels."""
     shares: Float32Array | None
     """Share of tissue and of dark tissue of every spot, (n_spots, 2)."""
+
+
+def is_slide(whole: Path) -> bool:
+    """Whether a path is a file, or the folder of an OME-Zarr or a DICOM series, and no store."""
+    path, _ = split_name(whole)
+    return path.is_file() or (path.is_dir() and (is_ome_zarr(path) or series_in(path) is not None))
 
 
 def open_slide(whole: Path) -> tuple[list[da.Array], FileScale | None]:
