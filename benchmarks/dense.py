@@ -26,6 +26,7 @@ from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
 from agl_sc.core.encoders.maps import maps_of
 from agl_sc.io._st import read_st_folder
+from agl_sc.pp._features.by_maps import CROWDED
 from agl_sc.pp._features.context import WIDER
 
 MM, MPP, TILE_PX = 6.5, 0.5, 224
@@ -60,7 +61,7 @@ def default_recipe() -> Recipe:
 def passes(recipe: Recipe, n_spots: int) -> int:
     """Of the default recipe on a square section with spots everywhere, their own tiles by maps where they are crowded."""
     per_side = int(np.sqrt(n_spots))
-    crowded = MM * 1000 / per_side < TILE_PX * MPP / 4
+    crowded = MM * 1000 / per_side < CROWDED * TILE_PX * MPP
     total = 0 if crowded else n_spots * len(recipe.ways)
     for factor in (1, *WIDER) if crowded else WIDER:
         side = int(MM * 1000 / (MPP * factor))

@@ -12,9 +12,13 @@ import pytest
 import timm
 import torch
 from numpy.typing import NDArray
+from shapely import Point
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation
 
 from agl_sc._sdata.records import FeatureRecord
+from agl_sc.core.encoders import dense
 from agl_sc.core.encoders.dense import Fields
 from agl_sc.core.encoders.encode import EncodedBlock, Recipe, encoded_blocks
 from agl_sc.core.encoders.load import load_encoder
@@ -115,15 +119,33 @@ def test_tiles_alone_are_tiles_whatever_wider_fields_are(tissue: SpatialData, sm
     assert made_from(tissue)["maps"] == "none"
 
 
-def test_features_older_than_maps_are_made_anew(tissue: SpatialData, small: dict[str, Any]) -> None:
+def test_features_older_than_maps_are_made_anew_and_it_is_said(
+    tissue: SpatialData, small: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     embed(tissue, context=(2,), maps="none", **small)
     del made_from(tissue)["maps"]
     before = features_of(tissue)
+    caplog.set_level("INFO", logger="agl_sc")
     embed(tissue, context=(2,), maps="none", **small)
     assert features_of(tissue) is before
+    assert "anew" not in caplog.text
     embed(tissue, context=(2,), **small)
     assert made_from(tissue)["maps"] == "wider"
     assert not np.allclose(features_of(tissue), before, atol=1e-3)
+    assert "Features in obsm[\"agl_features\"] are made anew: maps was 'none' and is 'wider'." in caplog.text
+
+
+def test_features_that_nobody_recorded_are_made_anew_and_it_is_said(
+    tissue: SpatialData, small: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    embed(tissue, context=(), **small)
+    expected = features_of(tissue)
+    tissue["table"].obsm["agl_features"] = np.ones((tissue["table"].n_obs, 3), dtype=np.float32)
+    del tissue["table"].uns["agl"]["features"]
+    caplog.set_level("INFO", logger="agl_sc")
+    embed(tissue, context=(), **small)
+    np.testing.assert_array_equal(features_of(tissue), expected)
+    assert "are made anew: what they were made from is not recorded." in caplog.text
 
 
 def test_the_views_of_a_record_are_those_it_was_made_with(tissue: SpatialData, small: dict[str, Any]) -> None:
@@ -239,3 +261,66 @@ def test_a_field_that_holds_the_whole_section_is_nearly_the_same_for_all_its_spo
     rows = (tissue["table"].obs["section"] == "section_1").to_numpy()
     assert np.isfinite(features).all()
     assert np.ptp(features[rows], axis=0).max() < 0.1 * features.max()  # but for what windows make of their borders
+
+
+def test_spots_far_from_the_image_are_told_and_others_do_not_change(
+    *, tissue: SpatialData, small: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a section whose transformation is wrong for some: all of them see background, at the cost of one window."""
+    options = {"context": (4,), "maps": "all", **small}
+    embed(tissue, **options)
+    near = features_of(tissue)
+    shapes, far = tissue["section_1"], [3, 7, 11]
+    shapes.loc[shapes.index[far], "geometry"] = [Point(x, 40.0) for x in (-9e5, 4e4, 8e7)]
+    rows = np.flatnonzero((tissue["table"].obs["section"] == "section_1").to_numpy())
+    caplog.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        passed = counted_windows(patch)
+        embed(tissue, **options)
+    assert sum(passed) < 60
+    assert "3 of 53 spots of section_1 lie outside the image; check its transformation" in caplog.text
+    features = features_of(tissue)
+    off = np.isin(np.arange(len(near)), rows[far])
+    np.testing.assert_array_equal(features[~off], near[~off])
+    assert np.isfinite(features[off]).all()
+    np.testing.assert_allclose(features[off], np.broadcast_to(features[rows[far[0]]], features[off].shape), atol=1e-4)
+
+
+def counted_windows(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many windows every batch has that is passed through the network from now on."""
+    passed, pass_on = list[int](), dense._passed
+
+    def counting(how: Any, windows: torch.Tensor) -> Any:
+        passed.append(len(windows))
+        return pass_on(how, windows)
+
+    patch.setattr(dense, "_passed", counting)
+    return passed
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "missing"])
+def test_a_window_in_which_the_image_is_missing_is_named(
+    *, tissue: SpatialData, small: dict[str, Any], tmp_path: Path, fault: str, unchanged: Unchanged
+) -> None:
+    """With the chunk back the run ends as if it had never been away."""
+    finest = tissue["section_1_image"]["scale0"]["image"]
+    tissue.images["section_1_image"] = Image2DModel.parse(
+        finest.data, dims=finest.dims, scale_factors=[2], chunks=(3, 256, 256), transformations=get_transformation(finest, get_all=True)
+    )  # fmt: skip
+    options = {"context": (1.5,), "maps": "all", **small}
+    tissue.write(store := tmp_path / "tissue.zarr")
+    chunk = store / "images" / "section_1_image" / "s0" / "c" / "0" / "1" / "1"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"no chunk") if fault == "corrupt" else chunk.unlink()
+    says = "cannot be decoded" if fault == "corrupt" else "is not in its zarr store"
+    broken = SpatialData.read(store)
+    with (
+        unchanged(broken),
+        pytest.raises(OSError, match=rf"Chunk \(row 1, column 1\) of image 'section_1_image' \(level 0\) {says}"),
+    ):
+        embed(broken, **options)
+    chunk.write_bytes(whole)
+    mended = SpatialData.read(store)
+    embed(mended, **options)
+    embed(tissue, **options)
+    np.testing.assert_array_equal(features_of(mended), features_of(tissue))

@@ -16,7 +16,7 @@ from agl_sc.pp._features.tiles import TileSpec, boxes_of
 
 logger = logging.getLogger(__name__)
 _MOST = 0.5
-_CROWDED = 0.25
+CROWDED = 0.25
 """Share of a tile: spots that lie nearer than this have nearly the same pixels, as bins of Visium HD."""
 
 
@@ -69,7 +69,7 @@ def _crowded(sections: Sequence[Section], spec: TileSpec) -> bool:
         if len(known) > 1 and section.levels:
             image_mpp = section.mpp(section.image_mpp)
             side = spec.tile_px * (image_mpp if spec.mpp == "image" else float(spec.mpp)) / image_mpp
-            nearer.append(cKDTree(known).query(known, k=2)[0][:, 1] < _CROWDED * side)
+            nearer.append(cKDTree(known).query(known, k=2)[0][:, 1] < CROWDED * side)
     found = np.concatenate(nearer)
     return bool(len(found)) and bool(found.mean() > _MOST)
 

@@ -30,7 +30,7 @@ from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.by_maps import chosen_views, fields_of
 from agl_sc.pp._features.cache import FeatureCache, cache_folder
 from agl_sc.pp._features.context import WIDER, MapsOf, Views, ring_means
-from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tile_record
+from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tell_made_anew, tile_record
 from agl_sc.pp._features.placed import Placed, place_section
 from agl_sc.pp._features.reference import has_reference, reference_record
 from agl_sc.pp._features.tiles import Mpp, TileSpec, boxes_of
@@ -235,6 +235,8 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
         logger.info('Kept obsm["%s"]: same image, tiles, encoder and precision.', keys.features)
         study.remember_images(study.imaged)
         return
+    if not is_there:
+        tell_made_anew(study, made_from)
     recipe = Recipe(
         network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision, maps
     )

@@ -1,7 +1,8 @@
 """What features were made from, and whether it is still so."""
 
 import hashlib
-from dataclasses import replace
+import logging
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.placed import Placed, place_section, placed_quietly
 from agl_sc.pp._features.tiles import Mpp, TileSpec
+
+logger = logging.getLogger(__name__)
+_BY_SECTION = ("image_mpp", "images", "sections")
 
 
 def feature_record(network: Encoder, spec: TileSpec, placed: Placed, *, views: Views, precision: str) -> FeatureRecord:
@@ -72,6 +76,24 @@ def is_made_from(study: Study, made_from: FeatureRecord, tiles: TileRecord, *, p
         others[section.rows] = False
     of_others = np.isfinite(np.asarray(study.table.obsm[study.keys.features])[others]).any()
     return same and not of_others and bool(np.isin(tiles.fingerprints, known.fingerprints).all())
+
+
+def tell_made_anew(study: Study, made_from: FeatureRecord) -> None:
+    """Say in what the features that are replaced differ from those that are made, where there are any."""
+    if study.keys.features not in study.table.obsm:
+        return
+    before = study.features
+    if before is None:
+        why = "what they were made from is not recorded"
+    else:
+        pairs = {
+            each.name: (getattr(before, each.name), getattr(made_from, each.name))
+            for each in fields(made_from)
+            if each.name not in _BY_SECTION
+        }
+        changed = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]
+        why = ", ".join(changed) or "image, tiles or spots are others"
+    logger.info('Features in obsm["%s"] are made anew: %s.', study.keys.features, why)
 
 
 def check_tiles(study: Study) -> None:
