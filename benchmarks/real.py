@@ -55,15 +55,17 @@ def main() -> None:
     parser.add_argument(
         "--orientations", type=int, default=2, help="ways of laying a tile that features are averaged over"
     )
+    parser.add_argument("--encoders", nargs="+", default=["efficientnet_lite0"], help="several are put side by side")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.simplefilter("ignore")
     clock = time.perf_counter()
     sdata = sections_of(arguments.data, arguments.design)
+    seen: dict[str, Any] = {"encoder": arguments.encoders, "orientations": arguments.orientations}
     if arguments.design == "mousebrain":  # 27 px of the hires image are a tile
-        agl_sc.pp.embed(sdata, mpp="image", tile_px=32, orientations=arguments.orientations)
+        agl_sc.pp.embed(sdata, mpp="image", tile_px=32, **seen)
     else:
-        agl_sc.pp.embed(sdata, orientations=arguments.orientations)
+        agl_sc.pp.embed(sdata, **seen)
     print(f"read and embedded in {time.perf_counter() - clock:.0f} s", flush=True)
     clock = time.perf_counter()
     result = agl_sc.tl.benchmark(
