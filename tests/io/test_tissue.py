@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from tests.io.slide_files import GLASS, painted
 
 from agl_sc.io._tissue import DARK, Tissue, find_tissue, given_tissue
@@ -51,17 +53,27 @@ def test_ink_black_borders_and_smears_are_left_out_and_folds_flagged() -> None:
     assert (labels[FAT] > 0).mean() > 0.99
 
 
+@pytest.mark.parametrize("strip", [1, 2, 12])
 @pytest.mark.parametrize("level", [0, 70], ids=["glass as usual", "grey glass"])
-def test_white_that_fills_an_image_up_is_no_example_of_glass(level: int) -> None:
+def test_white_that_fills_an_image_up_is_no_example_of_glass(level: int, strip: int) -> None:
     """As Space Ranger shrinks them: a frame of 2,000 px, the picture grey, what is left of the frame white."""
     pixels = (painted().astype(int) - level).clip(0, 254).astype(np.uint8)
     expected = _found(pixels)
-    pixels[-12:] = pixels[:, -9:] = 255
+    pixels[-strip:] = pixels[:, :strip] = 255
     labels = _found(pixels)
-    assert not labels[-12:].any()
-    assert not labels[:, -9:].any()
+    assert not labels[-strip:].any()
+    assert not labels[:, :strip].any()
     assert (labels[TISSUE] > 0).mean() > 0.99
     assert ((labels > 0) == (expected > 0)).mean() > 0.98
+
+
+def test_of_a_brain_on_grey_glass_in_a_frame_of_dots_the_brain_is_found(data_dir: Path) -> None:
+    """Space Ranger's own image, with strips of white of 4 px and fiducials; its 2,478 spots on tissue, 100 um apart, cover 21.5 mm2."""
+    with Image.open(data_dir / "visium/mousebrain_V10F24-078_B1/spatial/tissue_hires_image.png") as image:
+        pixels = np.asarray(image)[..., :3]
+    found = find_tissue([from_array(pixels.transpose(2, 0, 1), chunks=(3, 500, 500))], 4.18, name="B1")
+    area = (found.labels > 0).sum() * np.prod(found.factor) * 4.18**2 / 1e6
+    assert 20 < area < 25
 
 
 @pytest.mark.parametrize("side", [300, 512, 900])

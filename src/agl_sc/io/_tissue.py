@@ -174,7 +174,8 @@ def _at_edge(found: BoolArray) -> BoolArray:
 
 def _never_scanned(pixels: UInt8Array, um: float) -> BoolArray:
     """White that fills an image up, where a scanner left glass out or a picture was put into a frame; white glass as well."""
-    white = ndimage.binary_opening((pixels == _WHITE).all(axis=2), structure=np.ones((3, 3)))
+    white = np.pad((pixels == _WHITE).all(axis=2), 2, mode="edge")  # so that a strip of one pixel counts
+    white = ndimage.binary_opening(white, structure=np.ones((3, 3)))[2:-2, 2:-2]
     if not white.any():
         return np.asarray(white)
     return np.asarray(ndimage.binary_dilation(_beyond_cells(white, um) | _at_edge(white), iterations=2))
