@@ -1,4 +1,4 @@
-"""The script for a GPU runs where there is none, and says the same as the CPU."""
+"""Scripts that measure run on small tissue: that for a GPU says the same as the CPU, that of distances has every row."""
 
 import subprocess
 import sys
@@ -34,3 +34,22 @@ def test_memory_is_measured_of_every_step() -> None:
     assert steps == [*expected, "spatial_pred"]
     (row,) = (line.split() for line in lines if line.split()[:1] == ["2000x24"] and not line.endswith("genes"))
     assert 0 < float(row[1]) < 12
+
+
+def test_the_script_of_distances_has_a_row_for_everything() -> None:
+    command = [sys.executable, "benchmarks/domain.py", "toy", "coarse"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("| ")
+    ]
+    head, *body = rows
+    assert head == ["model of", "slide", "kind", "beyond", "spots alone", "moved"]
+    assert [row[2] for row in body].count("like") == 5
+    changes = [row[1].split(", ")[1] for row in body if row[2] == "changed"]
+    assert changes[:7] == changes[7:] == [
+        "inverted", "eosin as DAB", "half the dye", "blurred", "scale 4x too coarse", "scale 4x too fine", "glass",
+    ]  # fmt: skip
+    flagged = {row[1].split(", ")[1]: float(row[3]) for row in body if row[2] == "changed" and row[3] != "refused"}
+    assert flagged["glass"] > 0.9
+    assert all(float(row[3]) < 0.2 for row in body if row[2] == "like")

@@ -323,7 +323,10 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], n_predicted: int, path: P
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             msg = f"{name!r} in {path} has values that are not finite; the file was altered: save the model again."
             raise ValueError(msg)
-    for name in ("feature_scale", "domain.scale", "domain.spread", "domain.units", "domain.limit"):
+    for name in (
+        "feature_scale",
+        *(f"domain.{each}" for each in ("scale", "spread", "units", "limit", "neighbours.reach")),
+    ):
         if name in tensors and not (tensors[name] > 0).all():
             msg = f"{name!r} in {path} is not positive; the file was altered: save the model again."
             raise ValueError(msg)
@@ -352,11 +355,9 @@ def _shapes(tensors: Mapping[str, torch.Tensor], n_predicted: int) -> dict[str, 
         "coefficients": (n_sections, n_predicted),
     }
     has_levels = any(name.startswith("levels.") for name in tensors)
-    n_axes, n_quantiles = first("domain.spread"), first("domain.held_out")
-    of_domain = {
-        "centre": (n_features,), "scale": (n_features,), "axes": (n_axes, n_features), "spread": (n_axes,), "units": (2,),
-        "held_out": (n_quantiles,), "limit": (2,),
-    }  # fmt: skip
+    of_domain = _domain_shapes(
+        {name: first(f"domain.{name}") for name in _DOMAIN_SIZES}, is_old="domain.units" in tensors
+    )
     knows_domain = any(name.startswith("domain.") for name in tensors)
     of_intervals = interval_shapes(tensors, n_predicted)
     return {
@@ -367,6 +368,23 @@ def _shapes(tensors: Mapping[str, torch.Tensor], n_predicted: int) -> dict[str, 
         "feature_scale": (n_features,),
         **dict.fromkeys(calibration, (n_predicted,)),
     }
+
+
+_DOMAIN_SIZES = ("centre", "spread", "held_out", "neighbours.directions", "neighbours.reach")
+
+
+def _domain_shapes(sizes: Mapping[str, int], *, is_old: bool) -> dict[str, tuple[int, ...]]:
+    """Of what a model knows of its training tissue; older models measure from no neighbours."""
+    width, n_axes, n_known, n_directions, n_spots = (sizes[name] for name in _DOMAIN_SIZES)
+    own: dict[str, tuple[int, ...]] = {
+        "centre": (width,), "scale": (width,), "axes": (n_axes, width), "spread": (n_axes,), "held_out": (n_known,),
+        "limit": (2,), "units": (2,),
+    }  # fmt: skip
+    near: dict[str, tuple[int, ...]] = {
+        "middle": (width,), "directions": (n_directions, width), "points": (n_spots, n_directions), "rest": (n_spots,),
+        "reach": (n_spots,),
+    }  # fmt: skip
+    return own if is_old else {**own, "measures": (2, n_known), **{f"neighbours.{name}": near[name] for name in near}}
 
 
 def _largest(tensors: Mapping[str, torch.Tensor]) -> float:

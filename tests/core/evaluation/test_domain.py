@@ -1,6 +1,7 @@
 """Distances of planted tissue: training-like spots are near, every kind of other tissue is far."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,19 +77,41 @@ def test_a_constant_place_off_the_middle_is_beyond(domain: Domain) -> None:
     assert (distance(domain, glass) == 1).all()
 
 
-def test_the_share_counts_held_out_spots_that_lie_nearer(domain: Domain) -> None:
+def test_the_share_counts_held_out_spots_for_which_less_is_as_rare(domain: Domain) -> None:
+    features = tissue(3, 2)[0]
+    assert domain.neighbours is not None
+    assert domain.measures is not None
+    both = ((domain.reference.parts(features) / domain.units).max(axis=1), domain.neighbours.ratios(features))
+    rarer = [
+        max((known < own[spot]).mean() for own, known in zip(both, domain.measures, strict=True))
+        for spot in range(len(features))
+    ]
+    np.testing.assert_allclose(distance(domain, features), [(domain.held_out < each).mean() for each in rarer])
+
+
+def test_older_models_measure_by_two_mean_squares(domain: Domain) -> None:
     features = tissue(3, 2)[0]
     distances = (domain.reference.parts(features) / domain.units).max(axis=1)
-    expected = [(domain.held_out < each).mean() for each in distances]
-    np.testing.assert_allclose(distance(domain, features), expected)
+    older = replace(domain, neighbours=None, measures=None, held_out=np.sort(distances)[::2])
+    expected = [(older.held_out < each).mean() for each in distances]
+    np.testing.assert_allclose(distance(older, features), expected)
+
+
+def test_features_after_those_that_it_knows_do_not_count(domain: Domain) -> None:
+    features, sections = tissue(3, 2)
+    wider = np.hstack([features, np.random.default_rng(0).normal(size=features.shape)])
+    found = domain.distance(wider, sections, means=means_of(wider, sections))
+    np.testing.assert_array_equal(found, domain.distance(features, sections, means=means_of(features, sections)))
 
 
 def test_held_out_spots_are_measured_from_the_others() -> None:
     features, sections = tissue(4, 4)
     features[sections == 3] += 30.0
     domain = fitted(features, sections)
-    one_section_of_four = domain.held_out[len(domain.held_out) * 3 // 4 + 5 :]
-    assert one_section_of_four.min() > 10 * np.median(domain.held_out)
+    assert domain.measures is not None
+    for known in domain.measures:
+        one_section_of_four = known[len(known) * 3 // 4 + 5 :]
+        assert one_section_of_four.min() > 2 * np.median(known)
 
 
 def test_sections_count_the_same_whatever_their_size() -> None:
@@ -96,7 +119,9 @@ def test_sections_count_the_same_whatever_their_size() -> None:
     features[sections == 3] += 30.0
     kept = (sections != 3) | (np.arange(len(sections)) % 4 == 0)
     domain = fitted(features[kept], sections[kept])
-    assert (domain.held_out > 10 * np.median(domain.held_out)).mean() == pytest.approx(0.25, abs=0.02)
+    assert domain.measures is not None
+    for known in domain.measures:
+        assert (known > 2 * np.median(known)).mean() == pytest.approx(0.25, abs=0.02)
 
 
 def test_spots_without_features_have_no_distance(domain: Domain) -> None:

@@ -1,6 +1,7 @@
 """Held-out scores and distances: kept with the model, written by predict, and genes below the gate left out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 from spatialdata import SpatialData
 from tests.conftest import duplicate
 
-from agl_sc import datasets, pl, tl
+from agl_sc import datasets, pl, pp, tl
 from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import HeldOutRecord, remembered
+from agl_sc._sdata.study import Study
 from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.model import Model
-from agl_sc.tl._model.trust import below_gate, domain_of
+from agl_sc.tl._model.held_out import held_out_of
+from agl_sc.tl._model.trust import below_gate, domain_in, domain_of, width_of_tile
 
 Trained = tuple[SpatialData, Model]
 
@@ -25,8 +28,6 @@ def other_tissue() -> SpatialData:
 
 def without_scores(model: Model) -> Model:
     """As an older version wrote it."""
-    from dataclasses import replace
-
     card = {name: value for name, value in model.card.items() if name != "scores"}
     tensors = {name: tensor for name, tensor in model.tensors.items() if not name.startswith("domain.")}
     return replace(model, card=card, tensors=tensors)
@@ -55,6 +56,43 @@ def test_scores_and_domain_survive_a_file(trained: Trained, tmp_path: Path) -> N
     assert second is not None
     expected = first.distance(features, codes, means=means)
     np.testing.assert_array_equal(expected, second.distance(features, codes, means=means))
+
+
+def test_a_model_that_knows_no_neighbours_measures_as_it_did(trained: Trained, tmp_path: Path) -> None:
+    model = trained[1]
+    newer = ("domain.measures", "domain.neighbours.")
+    older = replace(model, tensors={name: each for name, each in model.tensors.items() if not name.startswith(newer)})
+    older.save(tmp_path / "model")
+    found = domain_of(Model.load(tmp_path / "model"))
+    assert found is not None
+    assert found.neighbours is None
+    assert found.measures is None
+    sdata = other_tissue()
+    tl.predict(sdata, Model.load(tmp_path / "model"))
+    assert sdata["table"].obs["agl_distance"].between(0, 1).all()
+
+
+def test_neighbours_without_their_measures_are_refused(trained: Trained, tmp_path: Path) -> None:
+    model = trained[1]
+    odd = replace(model, tensors={name: each for name, each in model.tensors.items() if name != "domain.measures"})
+    odd.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"domain\.neighbours\.\w+' in .* none of a model's"):
+        Model.load(tmp_path / "model")
+
+
+def test_wider_fields_of_view_do_not_count() -> None:
+    sdata = datasets.toy_tissue(n_sections=2, n_spots_per_side=6)
+    pp.embed(sdata, tile_px=32, mpp=2.0, context=(2,), orientations=1, stages=False)
+    study = Study.of(sdata)
+    features = np.asarray(study.table.obsm["agl_features"])
+    width = width_of_tile(study)
+    assert 2 * width == features.shape[1]
+    spots = held_out_of(study, np.ones(len(features), dtype=bool))
+    before = domain_in(study, spots)
+    study.table.obsm["agl_features"] = np.hstack([features[:, :width], 0 * features[:, width:]])
+    after = domain_in(study, spots)
+    np.testing.assert_array_equal(before.held_out, after.held_out)
+    assert before.width == width
 
 
 def test_training_writes_both_and_leaves_no_gene_out(trained: Trained) -> None:

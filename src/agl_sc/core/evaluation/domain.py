@@ -8,6 +8,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from agl_sc.core.arrays import FloatArray, Floats, IntArray
 from agl_sc.core.evaluation.held_out import HeldOutFold
+from agl_sc.core.evaluation.neighbours import Neighbours
 from agl_sc.core.linear.predictability import MOST_SPOTS
 from agl_sc.core.spots.thinned import thinned
 
@@ -83,12 +84,17 @@ class Domain:
 
     reference: Reference
     """Of all training spots."""
-    units: FloatArray
-    """Median of both parts over held-out training spots, (2,)."""
     held_out: FloatArray
-    """Distances of held-out training spots, as 1,000 quantiles in rising order; every section counts the same."""
+    """How far held-out training spots lie, as 1,000 quantiles in rising order; every section counts the same."""
     limit: FloatArray
     """Shifts of its mean from which on a section lies beyond as a whole, (2,)."""
+    units: FloatArray
+    """Median of both parts of the reference over held-out training spots, (2,)."""
+    neighbours: Neighbours | None = None
+    """Training spots that others are measured from; None of older models."""
+    measures: FloatArray | None = None
+    """As ``held_out``, of the parts and of the ratio to neighbours on their own, (2, 1,000); None of older models, whose distances
+    are the parts alone."""
 
     @classmethod
     def fitted(
@@ -96,9 +102,11 @@ class Domain:
     ) -> "Domain":
         """From training spots, every fold measured from the spots of the others.
 
-        The distance is the larger of two, each in units of its median: the mean square along the leading axes (of
-        Mahalanobis, or Hotelling's T2), and that of what lies off them (the squared prediction error), which finds what no
-        training spot varied in. Features are not centred per section: a slide of another stain lies elsewhere as a whole.
+        How far a spot lies is measured twice, and the rarer of the two among held-out spots counts. From the middle of the
+        training tissue: the larger of two mean squares, each in units of its median, that along the leading axes (of Mahalanobis,
+        or Hotelling's T2), and that of what lies off them (the squared prediction error), which finds what no training spot
+        varied in. And from the nearest training spots (:class:`Neighbours`), which finds what lies between tissues. Features
+        are not centred per section: a slide of another stain lies elsewhere as a whole.
 
         Parameters
         ----------
@@ -116,22 +124,25 @@ class Domain:
         Jackson and Mudholkar, Control procedures for residuals associated with principal component analysis,
         Technometrics 21, 1979.
         """
-        parts, farthest = np.full((len(features), 2), np.nan), np.zeros(2)
+        parts, ratios, farthest = np.full((len(features), 2), np.nan), np.full(len(features), np.nan), np.zeros(2)
         for fold in folds:
             reference = Reference.fitted(features[fold.fit], sections[fold.fit])
             parts[fold.held] = reference.parts(features[fold.held])
+            ratios[fold.held] = Neighbours.fitted(features[fold.fit], sections[fold.fit]).ratios(features[fold.held])
             for code in set(sections[fold.held].tolist()) - set(sections[fold.fit].tolist()):
                 farthest = np.maximum(farthest, reference.shifts(means[code]))
-        known = np.isfinite(parts).all(axis=1)
+        known = np.isfinite(ratios)
         units = np.maximum(np.median(parts[known], axis=0), 1e-12)
-        distances, codes = (parts[known] / units).max(axis=1), sections[known]
-        order = np.argsort(distances, kind="stable")
-        weights = 1 / np.bincount(codes)[codes]
-        below = np.cumsum(weights[order])
-        wanted = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES * below[-1]
-        quantiles = distances[order][np.searchsorted(below, wanted)]
+        both, codes = np.column_stack([(parts[known] / units).max(axis=1), ratios[known]]), sections[known]
+        measures = np.array([_quantiles(each, codes) for each in both.T])
         limit = np.maximum(_LEAST_LIMITS, _BEYOND_FARTHEST * farthest)
-        return cls(Reference.fitted(features, sections), units, quantiles, limit)
+        reference, neighbours = Reference.fitted(features, sections), Neighbours.fitted(features, sections)
+        return cls(reference, _quantiles(_rarest(both, measures), codes), limit, units, neighbours, measures)
+
+    @property
+    def width(self) -> int:
+        """Features that it knows, the first of those of a spot."""
+        return len(self.reference.centre)
 
     def distance(self, features: Floats, sections: IntArray, *, means: Mapping[int, FloatArray]) -> FloatArray:
         """Share of held-out training spots that lie nearer than each spot, in [0, 1], (n_spots,).
@@ -151,9 +162,32 @@ class Domain:
         """
         share = np.full(len(features), np.nan)
         known = np.isfinite(features).all(axis=1)
-        distances = (self.reference.parts(features[known]) / self.units).max(axis=1)
+        distances = self._far(features[known, : self.width])
         share[known] = np.searchsorted(self.held_out, distances, side="left") / len(self.held_out)
         for code in np.unique(sections[known]):
-            if (self.reference.shifts(means[code]) > self.limit).any():
+            if (self.reference.shifts(means[code][: self.width]) > self.limit).any():
                 share[known & (sections == code)] = 1.0
         return share
+
+    def _far(self, features: Floats) -> FloatArray:
+        """How far every spot lies, in what held-out spots were measured in, (n_spots,)."""
+        parts: FloatArray = (self.reference.parts(features) / self.units).max(axis=1)
+        if self.neighbours is None or self.measures is None:
+            return parts
+        return _rarest(np.column_stack([parts, self.neighbours.ratios(features)]), self.measures)
+
+
+def _rarest(values: FloatArray, measures: FloatArray) -> FloatArray:
+    """Share of held-out spots that lie nearer by the measure in which fewest lie as far, (n_spots,) from (n_spots, n_measures)."""
+    ranks = [np.searchsorted(known, own, side="left") for own, known in zip(values.T, measures, strict=True)]
+    share: FloatArray = np.max(ranks, axis=0) / measures.shape[1]
+    return share
+
+
+def _quantiles(values: FloatArray, sections: IntArray) -> FloatArray:
+    """1,000 quantiles in rising order, in which every section counts the same."""
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(1 / np.bincount(sections)[sections[order]])
+    wanted = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES * below[-1]
+    quantiles: FloatArray = values[order][np.searchsorted(below, wanted)]
+    return quantiles

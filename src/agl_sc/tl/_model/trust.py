@@ -16,10 +16,12 @@ from agl_sc._sdata.table import region_of
 from agl_sc.core.arrays import BoolArray, FloatArray, IntArray, StrArray
 from agl_sc.core.evaluation.domain import BEYOND, MOSTLY, Domain, Reference
 from agl_sc.core.evaluation.gene_scores import COLUMNS
+from agl_sc.core.evaluation.neighbours import Neighbours
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.scaling import rows_at_once
 from agl_sc.core.training.recipe import TrainingData
 from agl_sc.model import Model
+from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.reference import reference_of
 from agl_sc.tl._model.held_out import HeldOut, held_out_of, lattices_in, score_genes
 from agl_sc.tl._model.intervals import Residuals, named_patients
@@ -28,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 MOST_BYTES = 4 * 10**9
 """Of predictions that nobody said the place of."""
-_DOMAIN, _OF_DOMAIN = "domain.", ("units", "held_out", "limit")
+_DOMAIN, _NEIGHBOURS = "domain.", "neighbours."
+_OF_DOMAIN = ("units", "held_out", "limit")
 _DIGITS = 5
 _SHOWN = 3
 _TOLD_BEYOND = (
@@ -55,15 +58,28 @@ def with_trust(study: Study, data: TrainingData, model: Model, *, seed: int) -> 
     scores = score_genes(study, spots, columns, lattices=lattices_in(study), seed=seed, also=residuals.add)
     said = {"by": spots.by, "sections": spots.names, "words": spots.words}
     listed = {name: [round(float(value), _DIGITS) for value in scores[name]] for name in COLUMNS}
-    domain = _domain_tensors(_domain(study, spots))
+    domain = _domain_tensors(domain_in(study, spots))
     card = {**model.card, "scores": {**said, "columns": listed}}
     return residuals.kept_by(replace(model, card=card, tensors={**model.tensors, **domain}))
 
 
-def _domain(study: Study, spots: HeldOut) -> Domain:
-    features = np.asarray(study.table.obsm[study.keys.features])[spots.rows]
+def domain_in(study: Study, spots: HeldOut) -> Domain:
+    """Where spots lie, by the features of their tiles alone."""
+    features, width = np.asarray(study.table.obsm[study.keys.features]), width_of_tile(study)
     codes, means = _regions(study)
-    return Domain.fitted(features, codes[spots.rows], spots.folds, means=means)
+    of_tiles = {code: mean[:width] for code, mean in means.items()}
+    return Domain.fitted(features[spots.rows, :width], codes[spots.rows], spots.folds, means=of_tiles)
+
+
+def width_of_tile(study: Study) -> int:
+    """Features of the tile itself, which come first.
+
+    Those of wider fields of view follow. Blocks of a section share their pixels, and no two patients have the same
+    surroundings: by these every other section would lie far off.
+    """
+    width, made_from = study.table.obsm[study.keys.features].shape[1], study.features
+    n_views = 1 if made_from is None else Views.of(made_from).n_views
+    return int(width if width % n_views else width // n_views)
 
 
 def _regions(study: Study) -> tuple[IntArray, dict[int, FloatArray]]:
@@ -76,16 +92,21 @@ def _regions(study: Study) -> tuple[IntArray, dict[int, FloatArray]]:
 def _domain_tensors(domain: Domain) -> dict[str, torch.Tensor]:
     arrays: dict[str, Any] = {each.name: getattr(domain.reference, each.name) for each in fields(Reference)}
     arrays |= {name: getattr(domain, name) for name in _OF_DOMAIN}
+    arrays |= {f"{_NEIGHBOURS}{each.name}": getattr(domain.neighbours, each.name) for each in fields(Neighbours)}
+    arrays["measures"] = domain.measures
     return {f"{_DOMAIN}{name}": torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}
 
 
 def domain_of(model: Model) -> Domain | None:
     """Where the training tissue of a model lies; None of a model that does not know."""
-    arrays = {name: tensor.numpy().astype(float) for name, tensor in part(model.tensors, _DOMAIN).items()}
+    tensors = part(model.tensors, _DOMAIN)
+    arrays = {name: tensor.numpy().astype(float) for name, tensor in tensors.items()}
     if not arrays:
         return None
     own = {name: arrays.pop(name) for name in _OF_DOMAIN}
-    return Domain(Reference(**arrays), **own)
+    measures = arrays.pop("measures", None)
+    near = {each.name: arrays.pop(f"{_NEIGHBOURS}{each.name}") for each in fields(Neighbours) if measures is not None}
+    return Domain(Reference(**arrays), **own, neighbours=Neighbours(**near) if near else None, measures=measures)
 
 
 def below_gate(model: Model, min_r: float | None) -> BoolArray:
