@@ -197,9 +197,13 @@ class Table:
         """The table, and how many rows are as they should be."""
         table = pd.DataFrame(self.rows)
         known = table[table["beyond"].notna()]
+        shown = {
+            name: ["refused" if np.isnan(value) else f"{value:.3f}" for value in table[name]]
+            for name in ("beyond", "spots alone", "moved")
+        }
         like, other = (known.loc[(known["kind"] == "like") == is_like, "beyond"] for is_like in (True, False))
         lines = [
-            table.to_markdown(index=False, floatfmt=".3f", missingval="refused"),
+            table.assign(**shown).to_markdown(index=False, disable_numparse=True),
             f"held-out sections like those of training: mean {like.mean():.3f} beyond, most {like.max():.3f}, below .10 in {(like < 0.1).sum()} of {len(like)}",
             f"others: mean {other.mean():.3f} beyond, fewest {other.min():.3f}, above .90 in {(other > 0.9).sum()} of {len(other)}",
         ]
