@@ -356,7 +356,7 @@ def _shapes(tensors: Mapping[str, torch.Tensor], n_predicted: int) -> dict[str, 
     }
     has_levels = any(name.startswith("levels.") for name in tensors)
     of_domain = _domain_shapes(
-        {name: first(f"domain.{name}") for name in _DOMAIN_SIZES}, is_old="domain.units" in tensors
+        {name: first(f"domain.{name}") for name in _DOMAIN_SIZES}, is_old="domain.measures" not in tensors
     )
     knows_domain = any(name.startswith("domain.") for name in tensors)
     of_intervals = interval_shapes(tensors, n_predicted)
