@@ -106,7 +106,7 @@ def predict(  # noqa: PLR0913 -- an entry point
     Returns
     -------
     Nothing; writes ``layers["agl"]``, float32 in the units of the model's training layer, NaN for genes that are not
-    predicted and spots without a tile, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene (with ``write_to="auto"`` 4 GB at most:
+    predicted and spots without a tile, or ``sdata.tables["agl_prediction"]`` with a column per predicted gene (with ``write_to="auto"`` 2 GB at most:
     of the targets, then of the genes of highest held-out score); and, where there is none yet, ``obs["agl_split"]``: train for spots of sections
     the model was fitted on, test otherwise. Of a model that knows them also ``var["agl_held_out_pearson"]``,
     ``..._n_spots``, ``..._n_sections``, ``..._noise_ceiling``, ``..._pearson_of_ceiling`` and ``..._q_value``, scores of

@@ -28,7 +28,7 @@ from agl_sc.tl._model.intervals import Residuals, named_patients
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 4 * 10**9
+MOST_BYTES = 2 * 10**9
 """Of predictions that nobody said the place of."""
 _DOMAIN, _NEIGHBOURS = "domain.", "neighbours."
 _OF_DOMAIN = ("units", "held_out", "limit")
@@ -149,7 +149,7 @@ def tell_gated(model: Model, below: BoolArray, min_r: float | None) -> None:
 def without_room(study: Study, model: Model, left_out: BoolArray | None = None) -> BoolArray:
     """Predicted genes ``left_out`` already and those that there is no room for, (n_predicted,).
 
-    Where nobody says where predictions go, they take 4 GB at most: those of the targets come first, then those of the genes of
+    Where nobody says where predictions go, they take 2 GB at most: those of the targets come first, then those of the genes of
     highest held-out score.
     """
     left_out = np.zeros(model.n_predicted, dtype=bool) if left_out is None else left_out
