@@ -76,8 +76,9 @@ def test_place_is_free_or_forced(tmp_path: Path) -> None:
     ):
         free_destination(place.path, force=False)
     assert free_destination(place.path, force=True) == place
-    text(tmp_path / "fresh.agl-sc.toml")
-    with pytest.raises(FileExistsError, match=r"fresh.agl-sc.toml exists; pass --force"):
+    assert free_destination(tmp_path / "new.png", force=False).settings == tmp_path / "new.png.agl-sc.toml"
+    text(tmp_path / "fresh.csv.agl-sc.toml")
+    with pytest.raises(FileExistsError, match=r"fresh.csv.agl-sc.toml exists; pass --force"):
         free_destination(tmp_path / "fresh.csv", force=False)
 
 

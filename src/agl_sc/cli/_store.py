@@ -78,8 +78,11 @@ class Destination:
 
     @property
     def settings(self) -> Path:
-        """``agl-sc.toml`` in a folder; beside ``STORE.zarr``, ``STORE.agl-sc.toml``."""
-        return self.path / NAME if self.folder else self.path.with_name(f"{self.path.stem}.{NAME}")
+        """``agl-sc.toml`` in a folder; beside ``STORE.zarr``, ``STORE.agl-sc.toml``; beside a file its whole name goes before that."""
+        if self.folder:
+            return self.path / NAME
+        stem = self.path.stem if self.path.suffix == ".zarr" else self.path.name  # a figure may be named as its store is
+        return self.path.with_name(f"{stem}.{NAME}")
 
 
 @contextmanager
