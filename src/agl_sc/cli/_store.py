@@ -81,9 +81,8 @@ class Destination:
         """``agl-sc.toml`` in a folder; beside ``STORE.zarr``, ``STORE.agl-sc.toml``; beside a file its whole name goes before that."""
         if self.folder:
             return self.path / NAME
-        stem = (
-            self.path.stem if self.path.suffix == ".zarr" else self.path.name
-        )  # a figure may be named as its store is
+        is_store = self.path.suffix == ".zarr"  # a figure may be named as its store is
+        stem = self.path.stem if is_store else self.path.name
         return self.path.with_name(f"{stem}.{NAME}")
 
 
