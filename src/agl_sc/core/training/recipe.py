@@ -81,9 +81,7 @@ class TrainingData:
         """Rows ready for training."""
         some = _leading(self.expression[rows], n_genes)
         expression = Expression.fitted(some, self.sections[rows])
-        raw = with_data(
-            some, _leading(self.counts[rows], n_genes).data
-        )  # that it is of the same places takes half the memory
+        raw = with_data(some, _leading(self.counts[rows], n_genes).data)  # of the same places: half the memory
         counts = Counts(raw, self.library[rows], self.units)
         return Spots(self.features[rows], expression, self.sections[rows], counts)
 
@@ -107,9 +105,9 @@ class TrainingData:
         """Number of leading genes that a method sees, be it to denoise with them alone; None for all."""
         return None if spec.sees_auxiliary else self.n_targets
 
-    def denoised(self, rows: BoolArray, spec: MethodSpec, chosen: Denoised) -> Spots:
-        """Rows ready for training by a method: its genes, the targets denoised as chosen."""
-        spots = denoised(self.spots(rows, self.n_denoising(spec)), self.n_targets, chosen)
+    def denoised(self, seen: Spots, spec: MethodSpec, chosen: Denoised) -> Spots:
+        """Of spots with the genes that a method sees those that it models, the targets denoised as chosen."""
+        spots = denoised(seen, self.n_targets, chosen)
         return spots if spec.uses_auxiliary else spots.leading(self.n_targets)
 
     def calibrated(self, result: FitResult, config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -196,8 +194,10 @@ def fit_arm(
         "n_targets": data.n_targets, "config": config, "accelerator": accelerator, "seed": seed,
         "once": once,
     }  # fmt: skip
-    denoising = data.denoising(data.spots(data.train, data.n_denoising(spec)), config, once)
-    training, held_out = data.denoised(data.train, spec, denoising.chosen), data.held_out()
+    n_seen = data.n_denoising(spec)
+    seen, held_out = data.spots(data.train, n_seen), data.held_out()
+    denoising = data.denoising(seen, config, once)
+    training = data.denoised(seen, spec, denoising.chosen)
     settings = {
         **_settings(data, spec, config=config, seed=seed),
         "mixed_precision": accelerator.mixed_precision,
@@ -216,7 +216,7 @@ def fit_arm(
     result = replace(result, shrinkage=data.shrinkage(result, config), denoising=denoising)
     if not config.refit or data.sources is not None or in_rounds:
         return result
-    merged = data.denoised(data.train | data.validation, spec, denoising.chosen)
+    merged = data.denoised(data.spots(data.train | data.validation, n_seen), spec, denoising.chosen)
     # Weights learned from validation spots are kept; others are learned from training spots, and are again.
     kept = Earlier(None if start is None else start[1].state, None if spec.relearns else result.weights)
     again = fit(merged, None, method=spec, choices=result.choices, earlier=kept, **common)
