@@ -26,7 +26,7 @@ from agl_sc.core.encoders.trust import is_harmless
 from agl_sc.core.linear.levels import Levels
 from agl_sc.core.network.exact import ExactNetwork, softplus
 from agl_sc.core.numerics.tensors import part
-from agl_sc.core.spots.scaling import centred_rows, means_of, rows_at_once, scale_features, section_means
+from agl_sc.core.spots.scaling import centred_rows, means_of, row_slices, scale_features, section_means
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -217,12 +217,10 @@ class Model(OnHub, ToAnnData):
         network = ExactNetwork.of({**state, **{name: state[name][wanted] for name in ("head.weight", "head.bias")}})
         slope, intercept = (self.tensors[name].double().numpy()[wanted] for name in ("slope", "intercept"))
         base = self.tensors["base"].double().numpy()[wanted] if "base" in self.tensors else None
-        levels, n_rows = self.levels, rows_at_once(max(len(scale), len(slope)))
-        shifts = np.zeros((len(means), 1))
+        levels, shifts = self.levels, np.zeros((len(means), 1))
         if levels is not None:
             shifts = np.array([levels.shift(mean / scale) for mean in means])[:, wanted]
-        for start in range(0, len(features), n_rows):
-            rows = slice(start, start + n_rows)
+        for rows in row_slices(len(features), max(len(scale), len(slope))):
             raw = network(scale_features(centred_rows(features[rows], means[codes[rows]]), scale))
             values = (raw if base is None else softplus(raw + base)) * slope + intercept
             if levels is not None:

@@ -1,7 +1,7 @@
 """Where predictions are: a layer of the table, or a table of their own where the layer would cost more than the counts."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -15,6 +15,7 @@ from agl_sc._sdata.records import OwnTablesRecord, forget, remember, remembered
 from agl_sc._sdata.table import IS_OF, X
 from agl_sc.core.arguments import check_choice
 from agl_sc.core.numerics.memory import memory
+from agl_sc.core.spots.scaling import row_slices
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,7 +28,6 @@ WriteTo = Literal["auto", "layer", "table"]
 SMALL_LAYER = 256 * 2**20
 """Bytes that a layer of predictions may take whatever the counts take."""
 
-_VALUES_AT_ONCE = 2**22
 _SOURCES = {"model": "agl_sc.tl.train or agl_sc.tl.predict", "oof": "agl_sc.tl.cross_validate"}
 
 Block = tuple[Any, Sequence[str], NDArray[np.floating[Any]]]
@@ -56,7 +56,7 @@ class Predicted:
     def known(self) -> "pd.Index[str]":
         """Genes with a prediction in any spot."""
         found = np.zeros(len(self.genes), dtype=bool)
-        for rows in _rows_at_once(self.values):
+        for rows in row_slices(*self.values.shape):
             found |= ~np.isnan(self.values[rows]).all(axis=0)
         return self.genes[found]
 
@@ -83,7 +83,7 @@ def predicted_of(study: "Study", prediction: Prediction) -> Predicted:
     slot = f'layers["{layer}"]' if own is None else f'sdata.tables["{_own_name(study, prediction)}"]'
     values = table.layers[layer] if own is None else own.X
     is_dense = values is not None and not scipy.sparse.issparse(values) and values.dtype.kind == "f"
-    if not is_dense or any(np.isinf(values[rows]).any() for rows in _rows_at_once(values)):
+    if not is_dense or any(np.isinf(values[rows]).any() for rows in row_slices(*values.shape)):
         msg = f"{slot} holds no predictions that agl_sc wrote (dense, decimal, finite or NaN); run {source} again, or pass another key_added."
         raise ValueError(msg)
     if own is None:
@@ -312,13 +312,6 @@ def _in_rows(
         msg = f"{slot} has several rows of one shape, and other rows than the table; run {source} again."
         raise ValueError(msg)
     return _taken(values, there.get_indexer(here), axis=0)
-
-
-def _rows_at_once(values: NDArray[np.floating[Any]]) -> Iterator[slice]:
-    """Consecutive rows, about four million values at a time."""
-    n_rows = max(1, _VALUES_AT_ONCE // max(values.shape[1], 1))
-    for start in range(0, len(values), n_rows):
-        yield slice(start, start + n_rows)
 
 
 def _taken(values: NDArray[np.float32], where: NDArray[np.int64], *, axis: int) -> NDArray[np.float32]:

@@ -52,7 +52,7 @@ def test_the_model_is_kept_and_predicts_again(
     with_checkpoint: bool,
     block: int,
 ) -> None:
-    monkeypatch.setattr("agl_sc.model.rows_at_once", lambda n_columns: 100)
+    monkeypatch.setattr("agl_sc.core.spots.scaling.rows_at_once", lambda n_columns: 100)
     config = replace(config, max_epochs=1)
     table = prepared["table"]
     table.layers["agl"], table.var["agl_pearson"] = np.zeros(table.shape, np.float32), 0.5  # of an earlier model
@@ -155,6 +155,6 @@ def test_predictions_in_blocks_are_those_of_all_spots_at_once(
     whole = model.predict(features, sections)
     assert np.flatnonzero(np.isnan(whole).all(axis=1)).tolist() == [3, 70, 158]
     for size in (159, 100, 53, 7, 1):
-        monkeypatch.setattr("agl_sc.model.rows_at_once", lambda n_columns, size=size: size)
+        monkeypatch.setattr("agl_sc.core.spots.scaling.rows_at_once", lambda n_columns, size=size: size)
         np.testing.assert_array_equal(model.predict(features, sections), whole)
     assert model.predict(features[:0], sections[:0]).shape == (0, model.n_predicted)

@@ -71,11 +71,29 @@ def own_penalty(
     for start in range(0, len(features), _ROWS):
         rows = slice(start, start + _ROWS)
         left = root[rows] * multiplied(features[rows], to_left)
-        leverages = left**2 @ shrinkages.T
-        for number, shrinkage in enumerate(shrinkages):
-            missed = root[rows] * targets[rows] - (left * shrinkage) @ genes
-            errors[number] += ((missed / (1 - leverages[:, number, None])) ** 2).sum()
+        errors += left_out_errors(left, genes, root[rows] * targets[rows], shrinkages=shrinkages)
     return float(grid[int(np.argmin(errors))])
+
+
+def left_out_errors(left: FloatArray, genes: FloatArray, measured: FloatArray, *, shrinkages: FloatArray) -> FloatArray:
+    """Sum of the squared errors of ridge over spots, each left out, by penalty, (n_penalties,).
+
+    Parameters
+    ----------
+    left
+        Spots along the directions of the basis, rows times the roots of their weights, (n_spots, q).
+    genes
+        Targets in the directions, (q, n_targets).
+    measured
+        Targets of the spots, rows weighted likewise, (n_spots, n_targets).
+    shrinkages
+        Of every direction at every penalty, (n_penalties, q).
+    """
+    leverages, errors = left**2 @ shrinkages.T, np.zeros(len(shrinkages))
+    for number, shrinkage in enumerate(shrinkages):
+        missed = measured - (left * shrinkage) @ genes
+        errors[number] = ((missed / (1 - leverages[:, number, None])) ** 2).sum()
+    return errors
 
 
 def multiplied(features: Floats, columns: FloatArray) -> FloatArray:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from agl_sc.core.arrays import Float32Array, FloatArray
-from agl_sc.core.linear.choose_by_validation import ALPHAS, multiplied
+from agl_sc.core.linear.choose_by_validation import ALPHAS, left_out_errors, multiplied
 from agl_sc.core.linear.closed_form import ridge_basis, shrinkage_of
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.spots import Spots
@@ -43,26 +43,16 @@ def directions(spots: Spots, n_targets: int) -> Float32Array | None:
     root = np.sqrt(np.ones(len(features)) if weights is None else weights)[:, None]
     left = (root * multiplied(features, basis.to_left))[:, ::-1]  # most spread first
     genes, measured = basis.genes[::-1].astype(float), root * targets.columns(0, n_targets)
-    shrinkages = [shrinkage_of(basis, features.shape[1] * alpha)[::-1] for alpha in ALPHAS]
-    best = _error(left, genes, measured, shrinkages=shrinkages)
-    allowed = best + _MAY_COST * float((measured**2).mean())
+    shrinkages = np.stack([shrinkage_of(basis, features.shape[1] * alpha)[::-1] for alpha in ALPHAS])
+    best = left_out_errors(left, genes, measured, shrinkages=shrinkages).min()
+    allowed = best + _MAY_COST * (measured**2).sum()
     width = WIDTHS[-1]
     for fewer in WIDTHS:
-        found = [each[:fewer] for each in shrinkages]
-        if _error(left[:, :fewer], genes[:fewer], measured, shrinkages=found) <= allowed:
+        found = left_out_errors(left[:, :fewer], genes[:fewer], measured, shrinkages=shrinkages[:, :fewer])
+        if found.min() <= allowed:
             width = fewer
             break
     if width >= features.shape[1]:
         return None
     leading: FloatArray = basis.loadings[:, ::-1][:, :width] * np.sqrt(width / features.shape[1])
     return leading.astype(np.float32)
-
-
-def _error(left: FloatArray, genes: FloatArray, measured: FloatArray, *, shrinkages: list[FloatArray]) -> float:
-    """Mean squared leave-one-out error of ridge at the best penalty, from directions (n_spots, q) and targets in them (q, n_targets)."""
-    squares, errors = left**2, []
-    for shrinkage in shrinkages:
-        kept = 1 - squares @ shrinkage
-        missed = (measured - (left * shrinkage) @ genes) / kept[:, None]
-        errors.append(float((missed**2).mean()))
-    return min(errors)

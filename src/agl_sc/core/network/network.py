@@ -11,7 +11,7 @@ from agl_sc.core.linear.closed_form import LowRank
 from agl_sc.core.numerics.tensors import call
 from agl_sc.core.spots.calibration import CalibrationSums
 from agl_sc.core.spots.counts import in_log_units
-from agl_sc.core.spots.scaling import rows_at_once
+from agl_sc.core.spots.scaling import row_slices
 
 
 class Network(nn.Module):
@@ -42,11 +42,7 @@ class Network(nn.Module):
 
     def forward(self, features: torch.Tensor, n_genes: int | None = None) -> torch.Tensor:
         """Predictions (n_spots, n_genes) of the first ``n_genes`` genes (all by default)."""
-        return self.read_out(self.trunk(features), slice(n_genes))
-
-    def read_out(self, shared: torch.Tensor, genes: slice) -> torch.Tensor:
-        """Predictions (n_spots, n) of consecutive genes from the shared representation."""
-        return nn.functional.linear(shared, self.head.weight[genes], self.head.bias[genes])
+        return nn.functional.linear(self.trunk(features), self.head.weight[:n_genes], self.head.bias[:n_genes])
 
 
 class _Trunk(nn.Module):
@@ -103,10 +99,9 @@ def calibration(
     shrinkage
         What slopes are multiplied by, in [0, 1].
     """
-    sums, n_rows = CalibrationSums(measured.shape[1]), rows_at_once(measured.shape[1])
+    sums = CalibrationSums(measured.shape[1])
     with torch.inference_mode():
-        for start in range(0, len(inputs), n_rows):
-            rows = slice(start, start + n_rows)
+        for rows in row_slices(len(inputs), measured.shape[1]):
             raw = network(inputs[rows])
             predicted = raw if base is None else in_log_units(raw, base)
             sums.add(predicted.double().numpy(), measured[rows])

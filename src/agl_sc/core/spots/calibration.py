@@ -10,7 +10,10 @@ from agl_sc.core.arrays import FloatArray
 
 @dataclass(slots=True)
 class CalibrationSums:
-    """What :func:`agl_sc.core.spots.scaling.calibrate` needs of spots that come some after the others."""
+    """Least squares of measured on predicted expression per gene, of spots that come some after the others.
+
+    A Pearson loss leaves location and scale free; the line puts predictions into the units of the measured layer.
+    """
 
     n_genes: int
     """Genes that are calibrated."""

@@ -1,6 +1,6 @@
 """Centring per section, scaling, weights by depth."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,12 @@ def center_per_section(values: Floats, codes: NDArray[np.int64]) -> FloatArray:
 def rows_at_once(n_columns: int) -> int:
     """Rows of so many columns that are converted to double precision at a time: 64 MiB of them, and 64 at least."""
     return max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(n_columns, 1)))
+
+
+def row_slices(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """All rows of an array, as many at a time as :func:`rows_at_once` says."""
+    step = rows_at_once(n_columns)
+    return (slice(start, start + step) for start in range(0, n_rows, step))
 
 
 def section_means(values: Floats, codes: NDArray[np.int64], *, n_rows: int | None = None) -> FloatArray:
@@ -116,8 +122,7 @@ def spread_about(values: Floats, means: FloatArray, codes: NDArray[np.int64], *,
     rows
         Which spots, without NaN.
     """
-    n_rows = rows_at_once(values.shape[1])
-    blocks = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
+    blocks = [rows[some] for some in row_slices(len(rows), values.shape[1])]
     centre = sum((values[each] - means[codes[each]]).sum(axis=0) for each in blocks) / len(rows)
     square = sum(((values[each] - means[codes[each]] - centre) ** 2).sum(axis=0) for each in blocks)
     return divisor(np.sqrt(square / len(rows)))
@@ -146,10 +151,9 @@ def scaled_rows(
     directions
         What they are projected on then, (n_columns, width): the result is (n_spots, width).
     """
-    n_rows, width = rows_at_once(values.shape[1]), values.shape[1] if directions is None else directions.shape[1]
+    width = values.shape[1] if directions is None else directions.shape[1]
     scaled = np.empty((len(values), width), dtype=np.float32)
-    for start in range(0, len(values), n_rows):
-        rows = slice(start, start + n_rows)
+    for rows in row_slices(*values.shape):
         block = scale_features(centred_rows(values[rows], means[codes[rows]]), scale)
         scaled[rows] = block if directions is None else block.astype(np.float32) @ directions
     return scaled

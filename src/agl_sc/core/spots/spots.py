@@ -10,7 +10,7 @@ from agl_sc.core.arrays import FloatArray, Floats
 from agl_sc.core.evaluation import metrics
 from agl_sc.core.spots.counts import Counts
 from agl_sc.core.spots.expression import Expression
-from agl_sc.core.spots.scaling import depth_weights, rows_at_once
+from agl_sc.core.spots.scaling import depth_weights, row_slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,7 @@ class Spots:
 
 def usable_spots(features: Floats, counts: scipy.sparse.csr_matrix) -> NDArray[np.bool_]:
     """Spots with features and counts, which can be trained on, (n_obs,)."""
-    n_rows = rows_at_once(features.shape[1])
-    starts = range(0, len(features), n_rows)
-    blocks = [np.isfinite(features[start : start + n_rows]).all(axis=1) for start in starts]
+    blocks = [np.isfinite(features[rows]).all(axis=1) for rows in row_slices(*features.shape)]
     usable: NDArray[np.bool_] = np.concatenate([np.zeros(0, dtype=bool), *blocks])
     return usable & (np.asarray(counts.sum(axis=1)).ravel() > 0)
 

@@ -15,7 +15,7 @@ from agl_sc._sdata.table import region_of
 from agl_sc.core.arguments import check_name
 from agl_sc.core.arrays import BoolArray, Float32Array, StrArray
 from agl_sc.core.spots.half import storage_type
-from agl_sc.core.spots.scaling import rows_at_once
+from agl_sc.core.spots.scaling import row_slices
 from agl_sc.pp._features.elsewhere import features_of_file
 from agl_sc.pp._features.sketch import sketch_of
 from agl_sc.pp._features.tiles import TileSpec, overview
@@ -179,8 +179,8 @@ def _placed(study: Study, features: Any, inside: BoolArray, *, side_um: float) -
     rows = np.where(inside, rows, -1)
     _check_one_region(study, rows)
     placed = np.full((table.n_obs, values.shape[1]), np.nan, dtype=np.float32)
-    known, n_rows = np.flatnonzero(rows >= 0), rows_at_once(values.shape[1])
-    for some in (known[start : start + n_rows] for start in range(0, len(known), n_rows)):
+    known = np.flatnonzero(rows >= 0)
+    for some in (known[each] for each in row_slices(len(known), values.shape[1])):
         placed[some] = values[rows[some]]
     return placed
 
@@ -246,11 +246,11 @@ def _checked(values: Any, what: str) -> "np.ndarray[Any, Any]":
     if array.dtype.kind not in "fiu" or array.ndim != 2 or 0 in array.shape:
         msg = f"{what} holds {array.dtype} of shape {array.shape}; pass a matrix of numbers, (n_spots, n_features)."
         raise ValueError(msg)
-    n_rows, partly, is_empty = rows_at_once(array.shape[1]), np.zeros(len(array), dtype=bool), True
-    for start in range(0, len(array), n_rows):
-        block = array[start : start + n_rows]
+    partly, is_empty = np.zeros(len(array), dtype=bool), True
+    for some in row_slices(*array.shape):
+        block = array[some]
         finite = np.isfinite(block)
-        partly[start : start + n_rows] = ~finite.all(axis=1) & finite.any(axis=1) | np.isinf(block).any(axis=1)
+        partly[some] = ~finite.all(axis=1) & finite.any(axis=1) | np.isinf(block).any(axis=1)
         is_empty &= not finite.any()
     if partly.any() or is_empty:
         msg = (

@@ -19,7 +19,7 @@ from agl_sc.core.network.sources import EncodedTiles
 from agl_sc.core.spots.counts import Counts
 from agl_sc.core.spots.expression import Expression
 from agl_sc.core.spots.genes import normalize_counts, with_data
-from agl_sc.core.spots.scaling import rows_at_once, scaled_rows, spread_about
+from agl_sc.core.spots.scaling import row_slices, scaled_rows, spread_about
 from agl_sc.core.spots.spots import Spots, usable_spots
 from agl_sc.core.spots.thinned import thinned
 from agl_sc.core.tiles.dataset import TileDataset
@@ -101,9 +101,8 @@ def training_data(study: Study, start: Start | None = None, *, whole: bool = Fal
 
 def _varies(features: Floats, rows: IntArray) -> bool:
     """Whether any of these rows differs from the first."""
-    n_rows = rows_at_once(features.shape[1])
-    starts = range(0, len(rows), n_rows)
-    return any(bool((features[rows[start : start + n_rows]] != features[rows[0]]).any()) for start in starts)
+    blocks = row_slices(len(rows), features.shape[1])
+    return any(bool((features[rows[some]] != features[rows[0]]).any()) for some in blocks)
 
 
 def _few_directions(study: Study, some: Spots, n_targets: int) -> Float32Array | None:

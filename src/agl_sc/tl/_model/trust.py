@@ -18,7 +18,7 @@ from agl_sc.core.evaluation.domain import BEYOND, MOSTLY, Domain, Reference
 from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.core.evaluation.neighbours import Neighbours
 from agl_sc.core.numerics.tensors import part
-from agl_sc.core.spots.scaling import rows_at_once
+from agl_sc.core.spots.scaling import row_slices
 from agl_sc.core.training.recipe import TrainingData
 from agl_sc.model import Model
 from agl_sc.pp._features.context import Views
@@ -203,8 +203,8 @@ def distance_of(study: Study, model: Model, seen: BoolArray) -> FloatArray | Non
     share = np.full(study.table.n_obs, np.nan)
     codes, means = _regions(study)
     features = np.asarray(study.table.obsm[study.keys.features])
-    asked, n_rows = np.flatnonzero(~seen), rows_at_once(features.shape[1])
-    for rows in (asked[start : start + n_rows] for start in range(0, len(asked), n_rows)):
+    asked = np.flatnonzero(~seen)
+    for rows in (asked[some] for some in row_slices(len(asked), features.shape[1])):
         share[rows] = domain.distance(features[rows], codes[rows], means=means)
     return share
 
