@@ -1,10 +1,13 @@
 """Space Ranger folders as people have them: versions, names, layouts, and what only looks like one."""
 
+import ast
 import gzip
 import io
 import json
 import logging
+import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +122,30 @@ def no_types(folder: Path) -> None:
         del file["matrix/features/feature_type"]
 
 
+def factors_as(**changes: Any) -> Change:
+    """Scale factors with others, or without those that are None; with the mark that Windows' editors put in front."""
+
+    def change(folder: Path) -> None:
+        path = folder / "spatial/scalefactors_json.json"
+        found = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in found.items() if value}), encoding="utf-8-sig")
+
+    return change
+
+
+def as_european(folder: Path) -> None:
+    """Saved by a spreadsheet where commas are decimal points."""
+    table = pd.read_csv(folder / LIST, header=None, names=COLUMNS)
+    (folder / LIST).unlink()
+    table.to_csv(folder / "spatial/tissue_positions.csv", index=False, sep=";", decimal=",")
+
+
+def indexed_parquet(folder: Path) -> None:
+    table = pd.read_csv(folder / LIST, header=None, names=COLUMNS)
+    (folder / LIST).unlink()
+    table.set_index("barcode").to_parquet(folder / "spatial/tissue_positions.parquet")
+
+
 READ: list[Any] = [
     pytest.param(positions("tissue_positions.csv", header=True), id="2: header"),
     pytest.param(positions("tissue_positions.csv", header=False), id="renamed: no header"),
@@ -135,6 +162,12 @@ READ: list[Any] = [
     pytest.param(flat_matrix_market("GSM1_A1_"), id="flat matrix market"),
     pytest.param(flat_matrix_market(""), id="flat matrix market, no name in front"),
     pytest.param(no_types, id="no types of features"),
+    pytest.param(as_european, id="semicolons and decimal commas"),
+    pytest.param(positions("tissue_positions.csv", sep="\t"), id="tabs"),
+    pytest.param(indexed_parquet, id="parquet with an index"),
+    pytest.param(factors_as(), id="byte order mark in the scale factors"),
+    pytest.param(factors_as(spot_diameter_fullres=None), id="no diameter"),
+    pytest.param(factors_as(tissue_lowres_scalef=None), id="no factor of the small image"),
 ]  # fmt: skip
 
 
@@ -288,6 +321,94 @@ def test_of_several_samples_in_one_folder_the_named_one_is_read(folder: Path, *,
     found = [read_visium(together, name="A", counts_file=f"{sample}_{name}") for sample in ("GSM1_A", "GSM2_B")]
     places = [sdata["table"].obsm["spatial"] for sdata in found]
     np.testing.assert_allclose(places[1] - places[0], np.tile([0, 7 * HIRES], (N_SPOTS - 1, 1)))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".jpg", ".jpeg"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_converted_image_is_not_passed_over_for_a_coarser_one(folder: Path, suffix: str, *, alone: bool) -> None:
+    path = folder / "spatial/tissue_hires_image.png"
+    with Image.open(path) as image:
+        image.save(path.with_suffix(suffix))
+    path.unlink()
+    if alone:
+        (folder / "spatial/tissue_lowres_image.png").unlink()
+    assert read_visium(folder).attrs["agl_sc"]["image_mpp"]["A_image"] == pytest.approx(MPP, rel=5e-3)
+
+
+def test_the_image_that_has_a_factor_is_taken(folder: Path) -> None:
+    path = folder / "spatial/scalefactors_json.json"
+    lowres = json.loads(path.read_text())["tissue_lowres_scalef"]
+    factors_as(tissue_hires_scalef=None)(folder)
+    found = read_visium(folder).attrs["agl_sc"]["image_mpp"]["A_image"]
+    assert found == pytest.approx(MPP * HIRES / lowres, rel=5e-3)
+
+
+def test_spots_of_no_stated_diameter_are_55_um_wide(folder: Path) -> None:
+    factors_as(spot_diameter_fullres=None)(folder)
+    assert read_visium(folder).shapes["A"]["radius"].iloc[0] == pytest.approx(27.5 / MPP, rel=5e-3)
+
+
+def archived(part: str, *, prefix: str) -> Change:
+    """A folder as 10x offers it for download: packed into an archive beside the rest."""
+
+    def change(folder: Path) -> None:
+        with tarfile.open(folder / f"{prefix}{part}.tar.gz", "w:gz") as archive:
+            archive.add(folder / part, part)
+        shutil.rmtree(folder / part)
+
+    return change
+
+
+@pytest.mark.parametrize("part", ["spatial", "filtered_feature_bc_matrix"])
+@pytest.mark.parametrize("prefix", ["", "V1_Breast_Cancer_"])
+def test_the_mend_for_archives_works(folder: Path, part: str, prefix: str) -> None:
+    matrix_market(".gz")(folder)
+    archived(part, prefix=prefix)(folder)
+    with pytest.raises(FileNotFoundError, match=r"does not exist; unpack it: tar -xf") as caught:
+        read_visium(folder)
+    subprocess.run(str(caught.value).rstrip(".").split("it: ")[1], shell=True, check=True)
+    assert read_visium(folder)["table"].n_obs == N_SPOTS - 1
+
+
+@pytest.mark.parametrize("inner", ["raw_feature_bc_matrix", "filtered_gene_bc_matrices/GRCh38"])
+def test_counts_in_another_folder_are_named_and_the_mend_works(folder: Path, inner: str) -> None:
+    matrix_market("")(folder)
+    (folder / inner).parent.mkdir(exist_ok=True)
+    (folder / "filtered_feature_bc_matrix").rename(folder / inner)
+    with pytest.raises(FileNotFoundError, match=rf"with counts_file= \({inner}\)\."):
+        read_visium(folder)
+    assert read_visium(folder, counts_file=inner)["table"].n_obs == N_SPOTS - 1
+
+
+def test_a_folder_of_several_samples_names_them_and_the_mend_works(folder: Path) -> None:
+    (folder.parent / "all").mkdir()
+    write_section(folder.parent / "all" / "B" / "outs")
+    folder.rename(folder.parent / "all" / "A")
+    with pytest.raises(FileNotFoundError, match=r"or several such folders by name, path=\{'A'") as caught:
+        read_visium(folder.parent / "all")
+    named = str(caught.value).split("path=")[1].rstrip(".")
+    assert set(read_visium(ast.literal_eval(named)).shapes) == {"A", "B"}
+
+
+def test_a_full_resolution_image_of_no_section_is_not_passed_over(folder: Path) -> None:
+    Image.fromarray(picture(1.0)).save(folder.parent / "full.png", compress_level=0)
+    with pytest.raises(
+        ValueError, match=r"fullres_image has an entry for 'a' and none for 'A'; the sections are A: name"
+    ):
+        read_visium(folder, fullres_image={"a": folder.parent / "full.png"})
+    both = {"A": folder.parent / "full.png", "B": "not there"}
+    assert read_visium(folder, fullres_image=both).attrs["agl_sc"]["image_mpp"]["A_image"] == pytest.approx(
+        MPP * HIRES, rel=5e-3
+    )
+
+
+def test_home_is_a_folder_and_an_address_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert set(read_visium("~/A").shapes) == {"A"}
+    with pytest.raises(ValueError, match=r"path='https://x\.org/A' is an address, .*; download it"):
+        read_visium("https://x.org/A")
+    with pytest.raises(ValueError, match=r"fullres_image='s3://x/a\.tif' is an address, .*; download it"):
+        read_visium(folder, fullres_image="s3://x/a.tif")
 
 
 def test_the_mend_for_compressed_files_works(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What an argument may be, said once: numbers, names, seeds."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
@@ -10,6 +11,8 @@ import numpy as np
 
 LARGEST_SEED = 2**32 - 1
 """What every generator that is seeded takes."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^/]")
+"""How addresses on the web and in buckets begin, also where a path was made of them; a drive of Windows has one letter."""
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -51,11 +54,15 @@ def check_name(argument: str, value: object) -> None:
 
 
 def path_of(argument: str, value: object) -> Path:
-    """A path, however it was given; refused where it is none."""
+    """A path, however it was given, with ``~`` as the home folder; refused where it is none, or an address on the web."""
     if not isinstance(value, str | PathLike) or (isinstance(value, str) and not value.strip()):
         msg = f"{argument}={value!r} is a {type(value).__name__}, not a path; pass a string or a pathlib.Path."
         raise TypeError(msg)
-    return Path(value)
+    if _ADDRESS.match(str(value)):
+        msg = f"{argument}={str(value)!r} is an address, and files are read from disk; download it, and pass the path of the file."
+        raise ValueError(msg)
+    path = Path(value)
+    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 def check_names(argument: str, value: object) -> None:

@@ -16,6 +16,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity, set_transformation
 from xarray import DataArray, Dataset, DataTree
 
+from agl_sc.core.arguments import path_of
 from agl_sc.io._readable import COMPLETE, readable, refuse_beyond_memory
 from agl_sc.io._tiff import CHUNK_PX, LazyPixels, count_levels, open_tiff, stamp, without_alpha
 
@@ -77,8 +78,8 @@ def open_image(path: Path | str) -> da.Array:
 
 def split_name(path: Path | str) -> tuple[Path, str]:
     """A file, and the name of an image in it that stands behind ``#``; a file whose own name has that sign goes first."""
-    whole = Path(path)
-    file, sign, name = str(path).rpartition("#")
+    whole = path_of("image", path)
+    file, sign, name = str(whole).rpartition("#")
     return (Path(file), name) if sign and not whole.exists() and Path(file).is_file() else (whole, "")
 
 

@@ -170,7 +170,8 @@ def check_section_names(names: Sequence[str]) -> None:
         raise ValueError(msg)
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"(?!__)[\w.-]+", name) or name in {".", ".."}:
-            msg = f"Section name {name!r} cannot be stored; use letters, digits, underscores, dots and hyphens."
+            like = re.sub(r"[^\w.-]+", "_", str(name)).strip("_.") or "A1"
+            msg = f"Section name {name!r} cannot be stored; use letters, digits, underscores, dots and hyphens, such as {like!r}."
             raise ValueError(msg)
     # spatialdata stores elements as folders, which some file systems compare without regard to case
     elements = [element.lower() for name in names for element in (name, image_key_of(name))]

@@ -23,7 +23,8 @@ def read_positions(path: Path) -> pd.DataFrame:
     Parameters
     ----------
     path
-        CSV file, with a header (columns in any order) or without one (columns in Space Ranger's order), or Parquet file.
+        CSV file, with a header (columns in any order) or without one (columns in Space Ranger's order), or Parquet file. Where
+        semicolons or tabs part the columns, as spreadsheets write them, commas are decimal points.
 
     Returns
     -------
@@ -60,12 +61,18 @@ def read_positions(path: Path) -> pd.DataFrame:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     with readable(path, kind=" as a Parquet table"):
-        return pd.read_parquet(path)
+        table = pd.read_parquet(path)
+    return table if _BARCODE in table or table.index.name != _BARCODE else table.reset_index()
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    with readable(path, kind=" as comma-separated positions"):
-        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    with readable(path, kind=" as comma-separated positions"), path.open(encoding="utf-8-sig") as file:
+        line = file.readline()
+        mark = next((mark for mark in (";", "\t") if mark in line), ",")  # semicolons stand beside decimal commas
+        file.seek(0)
+        cells = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, sep=mark)
+    if mark != ",":
+        cells = cells.replace(",", ".", regex=True)
     first = cells.iloc[0].astype(str).str.strip().tolist()
     if {*first} & {*_NUMBERS}:
         if _BARCODE not in first and first[0] not in _NUMBERS:  # pandas and R leave out or change the name of row names

@@ -21,7 +21,12 @@ logger = logging.getLogger(__name__)
 COUNTS_FILE = "filtered_feature_bc_matrix.h5"
 _FACTORS = "scalefactors_json.json"
 _POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
-_IMAGES = {"hires": "tissue_hires_image.png", "lowres": "tissue_lowres_image.png"}
+_IMAGES = {"hires": "tissue_hires_image", "lowres": "tissue_lowres_image"}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+"""Of the small images: Space Ranger writes PNG, people convert it."""
+_MATRICES = ("matrix.mtx", "matrix.mtx.gz")
+_FEW = 6
+"""Folders that a message lists."""
 _COUNTS = re.compile(r"(?:(?:filtered_|raw_)?feature_bc_matrix(?:\.h5)?|matrix\.mtx(?:\.gz)?)$")
 """What the name of counts ends with; a sample's name may stand in front, and then in front of the other files too."""
 _SIZE_TOLERANCE = 0.02
@@ -44,8 +49,8 @@ class Source:
     """Its pixels, lazy."""
     scale: float
     """Pixels of that image per full-resolution pixel."""
-    diameter_px: float
-    """Diameter of a spot in pixels of that image."""
+    diameter_px: float | None
+    """Diameter of a spot in pixels of that image; None where no file says."""
 
 
 def find(name: str, folder: Path, *, fullres: str | Path | None, counts_file: str) -> Source:
@@ -82,21 +87,22 @@ def find(name: str, folder: Path, *, fullres: str | Path | None, counts_file: st
     prefix = _COUNTS.sub("", counts.name) if _COUNTS.search(counts.name) else ""
     factors_file = _locate(folder, _FACTORS, prefix=prefix)
     if factors_file is None:
-        msg = f"'{folder / 'spatial' / _FACTORS}' does not exist; {_MEND}."
+        msg = f"'{folder / 'spatial' / _FACTORS}' does not exist; {_mend(folder, 'spatial')}."
         raise FileNotFoundError(msg)
     positions = _locate(folder, *_POSITIONS, prefix=prefix)
     if positions is None:
         listed = " nor ".join(f"spatial/{file}" for file in _POSITIONS)
-        msg = f"'{folder}' has neither {listed}; {_MEND}."
+        msg = f"'{folder}' has neither {listed}; {_mend(folder, 'spatial')}."
         raise FileNotFoundError(msg)
     factors = _read_factors(factors_file)
-    kind, image_file = _choose_image(folder, fullres, prefix)
+    kind, image_file = _choose_image(folder, fullres, prefix=prefix, factors=factors)
     scale = 1.0 if kind == "full-resolution" else _factor(factors, f"tissue_{kind}_scalef", factors_file)
     image = open_image(image_file)
     if kind == "full-resolution":
         _check_size(_small_images(folder, prefix), image_file, image, factors=factors)
     logger.info("%s: keeping the %s image '%s', %d x %d px", name, kind, image_file, image.shape[2], image.shape[1])
-    diameter_px = _factor(factors, "spot_diameter_fullres", factors_file) * scale
+    has_diameter = "spot_diameter_fullres" in factors
+    diameter_px = _factor(factors, "spot_diameter_fullres", factors_file) * scale if has_diameter else None
     return Source(name, counts, positions, image_file, image, scale, diameter_px)
 
 
@@ -120,13 +126,29 @@ def _counts(folder: Path, counts_file: str) -> Path:
         return unpacked
     found = _locate(folder, counts_file)
     if found is None and counts_file == COUNTS_FILE:
-        found = _locate(folder, "matrix.mtx.gz", "matrix.mtx")
+        found = _locate(folder, *_MATRICES[::-1])
     if found is None:
         others = [file.name for file in sorted(folder.glob("*.h5"))]
-        mend = f", or name one of its count files with counts_file= ({', '.join(others)})" if others else ""
-        msg = f"'{folder / counts_file}' does not exist; {_MEND}{mend}."
+        others += sorted(
+            {str(file.parent.relative_to(folder)) for name in _MATRICES for file in folder.glob(f"*/**/{name}")}
+        )
+        mend = f", or name one of its counts with counts_file= ({', '.join(others[:_FEW])})" if others else ""
+        msg = f"'{folder / counts_file}' does not exist; {_mend(folder, counts_file.removesuffix('.h5'))}{mend}."
         raise FileNotFoundError(msg)
     return found
+
+
+def _mend(folder: Path, part: str) -> str:
+    """What to do about something that is missing: unpack the archive that holds it, or say which folder is meant."""
+    for archive in sorted(folder.glob(f"*{part}.tar*")):
+        return f"unpack it: tar -xf '{archive}' -C '{folder}'"
+    inner = [
+        outs for outs in sorted(folder.glob("*/")) if (outs / "spatial").is_dir() or (outs / "outs/spatial").is_dir()
+    ]
+    if not inner:
+        return _MEND
+    listed = ", ".join(f"{outs.name!r}: '{outs}'" for outs in inner[:_FEW]) + (", ..." if len(inner) > _FEW else "")
+    return f"{_MEND}, or several such folders by name, path={{{listed}}}"
 
 
 def _locate(folder: Path, *names: str, prefix: str = "") -> Path | None:
@@ -158,16 +180,24 @@ def _refuse_packed(places: Sequence[Path], names: Sequence[str]) -> None:
 
 
 def _small_images(folder: Path, prefix: str) -> dict[str, Path | None]:
-    return {kind: _locate(folder, name, prefix=prefix) for kind, name in _IMAGES.items()}
+    return {
+        kind: _locate(folder, *(f"{name}{suffix}" for suffix in _SUFFIXES), prefix=prefix)
+        for kind, name in _IMAGES.items()
+    }
 
 
-def _choose_image(folder: Path, fullres: str | Path | None, prefix: str) -> tuple[str, Path]:
+def _choose_image(
+    folder: Path, fullres: str | Path | None, *, prefix: str, factors: Mapping[str, Any]
+) -> tuple[str, Path]:
+    """The finest image with a scale factor, or else the finest."""
     if fullres is not None:
         return "full-resolution", path_of("fullres_image", fullres)
-    for kind, file in _small_images(folder, prefix).items():
-        if file is not None:
-            return kind, file
-    msg = f"'{folder}' has neither {' nor '.join(f'spatial/{name}' for name in _IMAGES.values())}; pass fullres_image=."
+    there = [(kind, file) for kind, file in _small_images(folder, prefix).items() if file is not None]
+    scaled = [(kind, file) for kind, file in there if f"tissue_{kind}_scalef" in factors]
+    if there:
+        return (scaled or there)[0]
+    named = " nor ".join(f"spatial/{name}{_SUFFIXES[0]}" for name in _IMAGES.values())
+    msg = f"'{folder}' has neither {named} (nor either as JPEG or TIFF); pass fullres_image=."
     raise FileNotFoundError(msg)
 
 
@@ -196,7 +226,7 @@ def _check_size(
 
 def _read_factors(path: Path) -> dict[str, Any]:
     with readable(path, kind=" as scale factors"):
-        factors = json.loads(path.read_text(encoding="utf-8"))
+        factors = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(factors, dict):
         msg = f"'{path}' holds a {type(factors).__name__}, not scale factors by name; give the file that Space Ranger wrote."
         raise ValueError(msg)
@@ -205,7 +235,7 @@ def _read_factors(path: Path) -> dict[str, Any]:
 
 def _factor(factors: Mapping[str, Any], key: str, path: Path) -> float:
     if key not in factors:
-        msg = f"'{path}' has no {key!r}; it has {', '.join(map(repr, factors)) or 'nothing'}."
+        msg = f"'{path}' has no {key!r}; it has {', '.join(map(repr, factors)) or 'nothing'}; give the file that Space Ranger wrote, or pass fullres_image=."
         raise KeyError(msg)
     value = factors[key]
     if not is_positive_number(value):

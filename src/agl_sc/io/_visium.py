@@ -17,6 +17,7 @@ from agl_sc.io._layout import (
     SectionData,
     assemble,
     check_section_names,
+    label_of,
     patients_of,
     per_section,
     refuse_duplicates,
@@ -28,6 +29,8 @@ from agl_sc.io._tenx import Counts, read_counts
 
 logger = logging.getLogger(__name__)
 
+_SPOT_UM = 55.0
+"""Diameter of a spot of Visium, where no file says how many pixels that is."""
 _OUTSIDE = 0.05
 """Share of the spots in tissue that may lie outside the image, which is cropped then."""
 
@@ -44,7 +47,7 @@ def read_visium(
     r"""Read one or several Space Ranger folders of 10x Visium (100 um pitch, 55 um spots) into one SpatialData.
 
     One image is kept per section: the full-resolution one where given, else ``tissue_hires_image.png``, else
-    ``tissue_lowres_image.png``; the log says which. Only spots in tissue are kept, and of the features only genes:
+    ``tissue_lowres_image.png`` (or either as JPEG or TIFF); the log says which. Only spots in tissue are kept, and of the features only genes:
     antibodies are left out. A gene symbol that several gene ids share stays with the first id; the others are named
     ``"{symbol}_{id}"``. The folders of Space Ranger 1 to 4 are read, with positions in any of their forms.
 
@@ -83,6 +86,7 @@ def read_visium(
     KeyError
         A section has no entry in a mapping, or a scale factor or a column is missing.
     ValueError
+        ``fullres_image`` names a section that there is not, and leaves out one that there is; a path is an address on the web.
         A file is damaged, or does not belong to the others: barcodes without a position, spots outside the image, a
         full-resolution image of another size; ``image_mpp`` contradicts the spot pitch by more than 5 %; an image is not
         3-channel uint8; names repeat; the folder is of Visium HD.
@@ -119,7 +123,7 @@ def read_visium(
     names = list(folders)
     stated_mpp = per_section(image_mpp, names, argument="image_mpp")
     patients = patients_of(patient, names)
-    fullres = fullres_image if isinstance(fullres_image, Mapping) else dict.fromkeys(names, fullres_image)
+    fullres = _fullres(fullres_image, names)
     sources = {name: find(name, folders[name], fullres=fullres.get(name), counts_file=counts_file) for name in names}
     read = {name: _read_section(sources[name]) for name in names}
     gene_names = _unique_gene_names([section.symbols for section in read.values()])
@@ -168,6 +172,20 @@ def _folders(path: str | Path | Mapping[str, str | Path], name: str | None) -> d
         folders = {default if name is None else name: folder}
     check_section_names(list(folders))
     return folders
+
+
+def _fullres(
+    fullres_image: str | Path | Mapping[str, str | Path] | None, names: list[str]
+) -> Mapping[str, str | Path | None]:
+    """Full-resolution image of the sections that have one; a mapping may leave out some, but not miss one by its name."""
+    if not isinstance(fullres_image, Mapping):
+        return dict.fromkeys(names, fullres_image)
+    given = {label_of(name): file for name, file in fullres_image.items()}
+    unknown, bare = [name for name in given if name not in names], [name for name in names if name not in given]
+    if unknown and bare:
+        msg = f"fullres_image has an entry for {unknown[0]!r} and none for {bare[0]!r}; the sections are {', '.join(names)}: name them so, or leave the entry out."
+        raise ValueError(msg)
+    return given
 
 
 def _read_section(source: Source) -> _Section:
@@ -241,6 +259,8 @@ def _unique_gene_names(symbols: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def _section_data(
     section: _Section, *, gene_names: Mapping[str, str], image_mpp: float | None, patient: str | None, name: str
 ) -> SectionData:
+    diameter_px = section.source.diameter_px
+    mpp = check_mpp(image_mpp, section.array_px, "visium", name=name, array=section.array, diameter_px=diameter_px)
     return SectionData(
         name=name,
         image=section.source.image,
@@ -248,15 +268,8 @@ def _section_data(
         genes=[gene_names[gene_id] for gene_id in section.symbols],
         spots=section.spots,
         centres_px=section.centres_px,
-        radius_px=section.source.diameter_px / 2,
+        radius_px=(_SPOT_UM / mpp if diameter_px is None else diameter_px) / 2,
         patient=patient,
-        image_mpp=check_mpp(
-            image_mpp,
-            section.array_px,
-            "visium",
-            name=name,
-            array=section.array,
-            diameter_px=section.source.diameter_px,
-        ),
+        image_mpp=mpp,
         technology="visium",
     )
