@@ -396,7 +396,7 @@ def test_a_full_resolution_image_of_no_section_is_not_passed_over(folder: Path) 
         ValueError, match=r"fullres_image has an entry for 'a' and none for 'A'; the sections are A: name"
     ):
         read_visium(folder, fullres_image={"a": folder.parent / "full.png"})
-    both = {"A": folder.parent / "full.png", "B": "not there"}
+    both: dict[str, str | Path] = {"A": folder.parent / "full.png", "B": "not there"}
     assert read_visium(folder, fullres_image=both).attrs["agl_sc"]["image_mpp"]["A_image"] == pytest.approx(
         MPP * HIRES, rel=5e-3
     )
