@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PX = 600
-"""Of the image that goes along."""
-
 
 def to_anndata(
     sdata: "SpatialData",
     *,
     prediction: Prediction = "model",
     sections: Names = None,
-    max_image_px: int = _LONGEST_PX,
+    max_image_px: int = 600,
     table_key: str | None = None,
     image_key: Names = None,
     shapes_key: Names = None,
@@ -95,7 +92,7 @@ def to_anndata(
     >>> adata.write_h5ad("section_3.h5ad", compression="gzip")
     """
     if not is_number(max_image_px) or int(max_image_px) != max_image_px or max_image_px < 0:
-        msg = f"max_image_px={max_image_px!r} is not a whole number of pixels; pass such as {_LONGEST_PX}, or 0 for no image."
+        msg = f"max_image_px={max_image_px!r} is not a whole number of pixels; pass such as 600, or 0 for no image."
         raise ValueError(msg)
     address = Address(
         table_key=table_key,
@@ -109,7 +106,7 @@ def to_anndata(
 
 
 def anndata_of(
-    study: Study, *, prediction: Prediction = "model", sections: Names = None, max_image_px: int = _LONGEST_PX
+    study: Study, *, prediction: Prediction = "model", sections: Names = None, max_image_px: int = 600
 ) -> "AnnData":
     """As :func:`to_anndata`, of what is resolved already."""
     from anndata import AnnData
