@@ -331,7 +331,7 @@ BAD_ELEMENTS = [
         lambda: build(image(channels=4)),
         {},
         ValueError,
-        "has 4 channels .*, the last of which is not opaque .*image_key=",
+        "has 4 channels .*, one of which is not a colour and not opaque .*image_key=",
         id="4 channels",
     ),
     pytest.param(

@@ -50,6 +50,22 @@ def test_what_is_no_store_is_refused(tmp_path: Path, make: Callable[[Path], None
         open_store(tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("a.h5ad", "h5ad"), ("slide.svs", "slide"), ("A/spatial/x.csv", "visium"), ("A/outs/spatial/x", "visium")],
+)
+def test_what_can_be_made_a_store_is_said_to_be_by_which_command(tmp_path: Path, name: str, command: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    given = tmp_path / Path(name).parts[0]
+    with pytest.raises(
+        ValueError,
+        match=rf"not a SpatialData store; make one of it: agl-sc read {command} '{given}' --output STORE\.zarr",
+    ):
+        open_store(given)
+
+
 @pytest.mark.filterwarnings("ignore")  # of zarr and spatialdata about a version of old
 def test_the_only_table_of_the_first_versions_is_read(tmp_path: Path, tissue: SpatialData) -> None:
     """In 2023 it lay in ``table/table``, and the container had no attributes."""

@@ -219,6 +219,25 @@ def put(attribute: str, key: str) -> Change:
     return lambda adata: getattr(adata, attribute).__setitem__(key, values[attribute](adata))
 
 
+@pytest.mark.parametrize("attribute", ["obs", "var"])
+def test_an_index_named_like_another_column_is_refused_before_it_cannot_be_written(
+    attribute: str, tmp_path: Path
+) -> None:
+    adata = make(["s1"])
+    frame = getattr(adata, attribute)
+    frame["name"] = [f"other{i}" for i in range(len(frame))]
+    frame.index.name = "name"
+    said = rf"The index of {attribute} is named 'name' as a column .* take the name away: "
+    with pytest.raises(ValueError, match=said) as caught:
+        from_anndata(adata)
+    exec(str(caught.value).split("away: ")[1].rstrip("."), {"adata": adata})
+    sdata = from_anndata(adata)
+    sdata["table"].write_h5ad(tmp_path / "a.h5ad")
+    frame["name"] = frame.index
+    frame.index.name = "name"
+    assert from_anndata(adata)["table"] is adata
+
+
 @pytest.mark.parametrize("attribute", ["obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns"])
 @pytest.mark.parametrize("keys", [("a b",), ("fine", "a+b"), ("one", "ONE")], ids=",".join)
 def test_every_part_of_the_table_is_checked_as_spatialdata_does(attribute: str, keys: tuple[str, ...]) -> None:

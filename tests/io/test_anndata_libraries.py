@@ -125,6 +125,35 @@ def test_several_images_of_other_names_need_the_key() -> None:
     np.testing.assert_array_equal(level0(from_anndata(adata, image_key="b"), "s1"), RGB)
 
 
+@pytest.mark.parametrize("stored", [{}, {"hires": None}], ids=["none", "empty ones"])
+@pytest.mark.parametrize("metadata", [{}, {"source_image_path": "/data/slide.tif"}], ids=["no metadata", "metadata"])
+def test_the_full_image_is_asked_for_where_none_is_kept(stored: dict[str, None], metadata: dict[str, str]) -> None:
+    adata = make(["s1"])
+    adata.uns["spatial"]["s1"] |= {"images": stored, "metadata": metadata}
+    where = r" \(its metadata say '/data/slide\.tif'\)" if metadata else ""
+    said = (
+        rf"no image hires or lowres; it has none; pass image=, the one whose pixels obsm\['spatial'\] counts{where}\."
+    )
+    with pytest.raises(KeyError, match=said):
+        from_anndata(adata)
+    full = np.zeros((*FULL_SIZE, 3), np.uint8)
+    np.testing.assert_allclose(from_anndata(adata, full)["s1"].get_coordinates(), adata.obsm["spatial"])
+
+
+def test_both_mends_for_a_missing_scale_factor_work() -> None:
+    adata = make(["s1"])
+    factors = adata.uns["spatial"]["s1"]["scalefactors"]
+    scale = factors.pop("tissue_hires_scalef")
+    with pytest.raises(
+        KeyError,
+        match=r"lack 'tissue_hires_scalef'; .*; put it into uns\['spatial'\]\['s1'\]\['scalefactors'\] .*or pass image=",
+    ):
+        from_anndata(adata)
+    assert from_anndata(adata.copy(), np.zeros((*FULL_SIZE, 3), np.uint8)).images
+    adata.uns["spatial"]["s1"]["scalefactors"]["tissue_hires_scalef"] = scale
+    assert from_anndata(adata).images
+
+
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), np.array(0.5), np.array([0.5])], ids=repr)
 def test_scale_factors_however_they_are_stored(value: Any) -> None:
     adata = make(["s1"])

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from agl_sc._sdata.channels import rgb_places
 from agl_sc._sdata.geometry import HD, Bins, bin_side_um, check_mpp
 from agl_sc._sdata.records import AddressRecord
 from agl_sc._sdata.shapes import element_of, points_of
@@ -325,7 +326,8 @@ def _only_image(
 def levels_of(image: Any, key: str) -> tuple[Any, ...]:
     """Lazy arrays (3, y, x) uint8 of an image element, finest first; another kind of image is refused.
 
-    A fourth channel that is opaque everywhere, by the coarsest level, is left out.
+    Channels are brought into the order that their names tell. A fourth one that is opaque everywhere, by the coarsest level,
+    is left out.
     """
     from xarray import DataTree
 
@@ -341,7 +343,10 @@ def levels_of(image: Any, key: str) -> tuple[Any, ...]:
             "for a linear image."
         )
         raise ValueError(msg)
-    if finest.sizes["c"] == 4 and not bool((arrays[-1].data[3] == _OPAQUE).all()):
-        msg = f"Image {key!r} has 4 channels (c, y, x), the last of which is not opaque everywhere; {_OTHER_IMAGE}."
+    rgb = rgb_places(finest, key)
+    spare = [place for place in range(finest.sizes["c"]) if place not in rgb]
+    if spare and not bool((arrays[-1].data[spare] == _OPAQUE).all()):
+        msg = f"Image {key!r} has 4 channels (c, y, x), one of which is not a colour and not opaque everywhere; {_OTHER_IMAGE}."
         raise ValueError(msg)
-    return tuple(array.data[:3] if finest.sizes["c"] == 4 else array.data for array in arrays)
+    is_plain = rgb == [0, 1, 2]
+    return tuple((array.data[:3] if spare else array.data) if is_plain else array.data[rgb] for array in arrays)

@@ -93,7 +93,7 @@ def points_of(shapes: Any, instances: "pd.Series[Any]", name: str) -> tuple[Floa
     missing = found < 0
     if missing.any():
         msg = (
-            f"{int(missing.sum())} spots of the table have no shape in {name!r} (e.g. {instances[missing].iloc[0]!r}, where shapes are named "
+            f"{int(missing.sum())} spots of the table have no shape in {name!r} (e.g. {instances[missing].tolist()[0]!r}, where shapes are named "
             f"{', '.join(map(repr, shapes.index[:2].tolist()))}); drop them from the table, or fix its instance_key."
         )
         raise ValueError(msg)

@@ -43,6 +43,9 @@ def visium(
     ] = None,
     image_mpp: ImageMpp = None,
     patient: Patient = None,
+    counts_file: Annotated[
+        str, typer.Option(help="Count file in the folder, or folder in it with counts in Matrix Market format.")
+    ] = "filtered_feature_bc_matrix.h5",
     force: Force = False,
 ) -> Result:
     """Read Space Ranger folders of 10x Visium.
@@ -55,7 +58,13 @@ def visium(
     place = free_destination(output, force=force)
     paths = _named(folders, drop=("outs",))
     images = _per_section(image, list(paths), option="--image")
-    sdata = io.read_visium(paths, fullres_image=images or None, image_mpp=scales(image_mpp), patient=_patients(patient))
+    sdata = io.read_visium(
+        paths,
+        fullres_image=images or None,
+        image_mpp=scales(image_mpp),
+        patient=_patients(patient),
+        counts_file=counts_file,
+    )
     return _write(context, place, sdata)
 
 

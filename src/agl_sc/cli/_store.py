@@ -20,6 +20,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 _RESULTS = (NAME, "model.json", "zarr.json", ".zgroup")
 """Any of these tells a folder that ``--force`` may replace."""
 _ELEMENTS = ("images", "labels", "points", "shapes", "table", "tables")
+_SLIDES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".jpg", ".jpeg", ".png")
 _CLAIMS: ContextVar[ExitStack | None] = ContextVar("claims", default=None)
 """What holds the places of the running command until it is through."""
 _MEND = "write one with sdata.write(path), where sdata comes from a reader of agl_sc.io or of spatialdata-io"
@@ -47,13 +48,24 @@ def open_store(path: Path) -> "SpatialData":
         attributes = {}
     is_older = any((path / kind).is_dir() for kind in _ELEMENTS)  # the first versions wrote no attributes
     if "spatialdata_attrs" not in attributes and not is_older:
-        msg = f"{path} is not a SpatialData store; {_MEND}."
+        msg = f"{path} is not a SpatialData store; {_read_first(path)}."
         raise ValueError(msg)
     try:
         return _with_older_table(spatialdata.read_zarr(path), path)
     except (OSError, KeyError, TypeError, ValueError) as error:
         msg = f"{path} is a damaged SpatialData store ({error}); {_MEND}."
         raise ValueError(msg) from error
+
+
+def _read_first(path: Path) -> str:
+    """The command that makes a store of what is there instead of one."""
+    if path.suffix == ".h5ad":
+        return f"make one of it: agl-sc read h5ad '{path}' --output STORE.zarr"
+    if any((folder / "spatial").is_dir() for folder in (path, path / "outs")):
+        return f"make one of it: agl-sc read visium '{path}' --output STORE.zarr"
+    if path.is_file() and path.suffix.lower() in _SLIDES:
+        return f"make one of it: agl-sc read slide '{path}' --output STORE.zarr"
+    return _MEND
 
 
 def _with_older_table(sdata: "SpatialData", path: Path) -> "SpatialData":

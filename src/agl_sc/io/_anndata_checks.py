@@ -55,6 +55,8 @@ def refuse_names(adata: AnnData, added: Sequence[str]) -> None:
     added
         Columns to be added to ``obs``.
     """
+    for attribute in ("obs", "var"):
+        _refuse_index_name(getattr(adata, attribute), attribute)
     faults = [fault for attribute in _ATTRIBUTES for fault in _faults(adata, attribute, added)]
     if not faults:
         return
@@ -73,6 +75,17 @@ def refuse_names(adata: AnnData, added: Sequence[str]) -> None:
         why = "starts like a name of its own"
     msg = f"SpatialData cannot store {first.attribute}[{first.key!r}]{others}, whose name {why}; {mend}."
     raise ValueError(msg)
+
+
+def _refuse_index_name(frame: pd.DataFrame, attribute: str) -> None:
+    """An index that is named like a column of other values, which no file of AnnData can hold."""
+    name = frame.index.name
+    if name in frame.columns and list(frame[name]) != list(frame.index):
+        msg = (
+            f"The index of {attribute} is named {name!r} as a column of it is that holds something else, and could not be written; "
+            f"take the name away: adata.{attribute}.index.name = None."
+        )
+        raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)

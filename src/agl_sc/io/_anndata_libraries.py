@@ -87,16 +87,32 @@ def source_in_uns(libraries: Mapping[str, Mapping[str, Any]], name: str, image_k
     key = _image_key(images, factors, image_key)
     if key is None:
         wanted = "hires or lowres" if image_key is None else image_key
-        which = "name one of them with image_key=, or pass image=" if images and image_key is None else "or pass image="
-        msg = f"Library {name!r} has no image {wanted}; it has {', '.join(map(str, images)) or 'none'}; {which}."
+        there = [str(image) for image, pixels in images.items() if pixels is not None]
+        which = (
+            f"name one of them with image_key=, or {_pass_image(libraries[name])}"
+            if there
+            else _pass_image(libraries[name])
+        )
+        msg = f"Library {name!r} has no image {wanted}; it has {', '.join(there) or 'none'}; {which}."
         raise KeyError(msg)
     factor = _factor_key(factors, key)
     if factor is None and kind_of(key) != "fullres":
-        msg = f"The scalefactors of library {name!r} lack 'tissue_{kind_of(key)}_scalef'; they are {', '.join(map(str, factors)) or 'none'}."
+        msg = (
+            f"The scalefactors of library {name!r} lack 'tissue_{kind_of(key)}_scalef'; they are {', '.join(map(str, factors)) or 'none'}; put it into "
+            f"uns['spatial'][{name!r}]['scalefactors'] (pixels of this image per pixel that obsm['spatial'] counts), or {_pass_image(libraries[name])}."
+        )
         raise KeyError(msg)
     logger.info("%s: taking the %s image of uns['spatial']", name, key)
     scale = 1.0 if factor is None else positive(factors[factor], key=factor, name=name)
     return Source(name, opened(images[key], name), scale, factors)
+
+
+def _pass_image(library: Mapping[str, Any]) -> str:
+    """The mend that always works, with the full-resolution image where Space Ranger's metadata name it."""
+    path = _part(library, "metadata").get("source_image_path")
+    if not isinstance(path, str):
+        return "pass image=, the one whose pixels obsm['spatial'] counts"
+    return f"pass image=, the one whose pixels obsm['spatial'] counts (its metadata say {path!r})"
 
 
 def source_given(libraries: Mapping[str, Mapping[str, Any]], name: str, image: Any) -> Source:

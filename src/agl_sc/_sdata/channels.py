@@ -1,0 +1,47 @@
+"""Which channels of an image are red, green and blue, by their names."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_COLOURS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
+
+
+def rgb_places(image: Any, key: str) -> list[int]:
+    """Places of red, green and blue among the channels of an image.
+
+    Parameters
+    ----------
+    image
+        With a dimension ``c`` of three channels or more.
+    key
+        What the message calls it.
+
+    Returns
+    -------
+    Three places, by the names of the channels where these are colours; the first three where they are only counted.
+
+    Raises
+    ------
+    ValueError
+        The names are others, such as those of stains.
+    """
+    names = [str(name) for name in image.coords["c"].to_numpy().tolist()] if "c" in image.coords else []
+    colours = [_COLOURS.get(name.strip().lower()) for name in names]
+    if {0, 1, 2} <= set(colours):
+        return [colours.index(colour) for colour in range(3)]
+    if not names or _are_counted(names):
+        return [0, 1, 2]
+    rgb = ["r", "g", "b", *("a" for _ in names[3:])]
+    msg = (
+        f"The channels of image {key!r} are named {', '.join(names)}, not red, green and blue as of H&E; name the H&E with image_key=, "
+        f"or if they are these: sdata.set_channel_names({key!r}, {rgb})."
+    )
+    raise ValueError(msg)
+
+
+def _are_counted(names: Sequence[str]) -> bool:
+    """Whether names only count channels, as 0, 1, 2 and Channel:0:0, Channel:0:1 do."""
+    found = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    prefixes, numbers = {match[1] for match in found if match}, [int(match[2]) for match in found if match]
+    return len(numbers) == len(names) and len(prefixes) == 1 and numbers == [numbers[0] + i for i in range(len(names))]
