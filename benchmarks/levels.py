@@ -24,7 +24,7 @@ def main() -> None:
         image: Any = open_image(sys.argv[1])
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (3, 9_000, 9_000), dtype=np.uint8)
-        image = dask.array.from_array(pixels, chunks=CHUNKS)
+        image = dask.array.from_array(pixels, chunks=CHUNKS)  # type: ignore[no-untyped-call]
     image[:, :1, :1].compute()
     own = image_element(image, name="A")
     factors = [2] * (len(own.children) - 1)

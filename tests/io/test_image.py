@@ -247,8 +247,9 @@ def test_coarser_levels_are_those_of_spatialdata(size: tuple[int, int]) -> None:
         assert found.data.chunks == other.data.chunks
         xarray.testing.assert_allclose(found, other, rtol=0, atol=1e-9)
         assert found.dtype == other.dtype
-        placed = (get_transformation(each, "A").to_affine_matrix(("y", "x"), ("y", "x")) for each in (found, other))
-        np.testing.assert_allclose(*placed, atol=1e-12)
+        placed: list[Any] = [get_transformation(each, "A") for each in (found, other)]
+        matrix, expected_matrix = (each.to_affine_matrix(("y", "x"), ("y", "x")) for each in placed)
+        np.testing.assert_allclose(matrix, expected_matrix, atol=1e-12)
 
 
 def test_float_pixels_become_the_bytes_they_were(pixels: Pixels) -> None:
