@@ -167,7 +167,7 @@ def off_tissue(obs: "pd.DataFrame") -> BoolArray:
     if "in_tissue" not in obs:
         return np.zeros(len(obs), dtype=bool)
     said = obs["in_tissue"].astype(str).str.strip().str.lower()
-    odd = ~said.isin((*_YES, *_NO, *_UNSAID))
+    odd = ~said.isin((*_YES, *_NO, *_UNSAID)) & obs["in_tissue"].notna()
     if odd.any():
         msg = (
             f"obs['in_tissue'] holds {str(obs['in_tissue'][odd].iloc[0])!r} for {int((said == said[odd].iloc[0]).sum())} of {len(obs)} spots; it must be "

@@ -133,7 +133,7 @@ def _read_folder(folder: Path, prefix: str) -> tuple[csr_matrix, list[str], Feat
             raise FileNotFoundError(msg)
         files[part] = there[0]
     with readable(files["matrix"], kind=_KIND):
-        matrix = csr_matrix(mmread(files["matrix"])).T.tocsr()
+        matrix = csr_matrix(mmread(files["matrix"], spmatrix=False)).T.tocsr()
     barcodes = [cells[0] for cells in _cells(files["barcodes"])]
     features = _cells(files["features"])
     if matrix.shape != (len(barcodes), len(features)):
