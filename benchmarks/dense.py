@@ -1,6 +1,6 @@
 """What maps cost: passes of the encoder over a section, and `pp.embed` against the encoder alone on the same windows.
 
-    python benchmarks/dense.py                            # passes, and both sides on a small section, two minutes
+    python benchmarks/dense.py                            # passes, and both sides on a small section, three minutes
     python benchmarks/dense.py --her2st ../shared/data    # HER2ST with defaults too, one thread
 
 Passes are tile-equivalents: pixels that go through the network in all orientations, by those of a tile of 224 px. Seconds are of
@@ -14,6 +14,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dask.array
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 
 from agl_sc import datasets, pp
 from agl_sc.core.encoders import dense
+from agl_sc.core.encoders import folded as folding
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
@@ -44,12 +46,31 @@ def main() -> None:
     for n, count in counted.items():
         print(f"{n:>9,} spots on {MM} mm: {count:,} passes by maps, {8 * n:,} by tiles")
     print(f"ratio of the two {counted[500_000] / counted[5_000]:.2f} (goal 1.1); goal for 5,000 spots 9,000")
+    fused_and_not()
     against_the_encoder()
     if asked.her2st is not None:
         sdata = read_st_folder(asked.her2st / "her2st", sections=list(SECTIONS))
         start = time.process_time()
         pp.embed(sdata, device="cpu")
         print(f"HER2ST, {sdata['table'].n_obs:,} spots: {time.process_time() - start:.0f} s (goal 150)")
+
+
+def fused_and_not() -> None:
+    """Seconds of the network with fused convolutions, and with normalisation folded alone, on tiles and on a window."""
+    networks = {"fused": default_recipe().mapped}
+    with patch.object(folding, "can_fuse", return_value=False):
+        networks["folded"] = default_recipe().mapped
+    for n, side in ((8, TILE_PX), (1, 576)):
+        tiles = torch.randn(n, 3, side, side).contiguous(memory_format=torch.channels_last)
+        seconds: dict[str, list[float]] = {name: [] for name in networks}
+        for _ in range(5):
+            for name, network in networks.items():
+                start = time.process_time()
+                with torch.inference_mode():
+                    network.to(memory_format=torch.channels_last)(tiles)
+                seconds[name].append(time.process_time() - start)
+        fused, plain = (1000 * min(seconds[name]) / (n * side**2 / TILE_PX**2) for name in ("fused", "folded"))
+        print(f"{n} x {side} px: {fused:.1f} ms a pass, unfused {plain:.1f} ms, ratio {plain / fused:.2f}")
 
 
 def default_recipe() -> Recipe:

@@ -357,7 +357,7 @@ def _cache_key(recipe: Recipe, seen: Boxes | Fields) -> str:
     """Digest of what features depend on: pixels, where they lie, weights, transform and arithmetic."""
     encoder = recipe.encoder
     transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.orientations)
-    way = (recipe.precision, recipe.compiled, BLOCK, "folded")
+    way = (recipe.precision, recipe.compiled, BLOCK, "fused")
     where = _tiles_digest(seen) if isinstance(seen, Boxes) else _fields_digest(recipe, seen)
     return hashlib.sha256(f"{where} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]
 
