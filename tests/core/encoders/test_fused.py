@@ -81,6 +81,13 @@ def test_other_numbers_go_one_after_the_other() -> None:
 
 
 @torch.inference_mode()
+def test_half_precision_is_kept_to() -> None:
+    convolution, values = Fused(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert convolution(values).dtype == torch.bfloat16
+
+
+@torch.inference_mode()
 def test_it_goes_to_other_processes() -> None:
     convolution = Fused(Conv2dSame(4, 4, 3, stride=2, groups=4), nn.ReLU6())
     values = torch.randn(1, 4, 8, 8)

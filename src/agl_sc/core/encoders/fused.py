@@ -36,6 +36,7 @@ class Fused(nn.Module):
         """Of inputs (n, n_in, y, x)."""
         own = self.convolution
         is_plain = values.device.type == "cpu" and values.dtype == own.weight.dtype == torch.float32
+        is_plain = is_plain and not torch.is_autocast_enabled("cpu")
         if not is_plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
             done: torch.Tensor = self.activation(own(values))
             return done
