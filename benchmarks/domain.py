@@ -5,8 +5,8 @@
     python benchmarks/domain.py toy coarse                       # synthetic tissue, to see that it runs
 
 Features are those of ``pp.embed`` without wider fields of view, which distances leave out. A row is a model of some sections, and a slide that it
-was not made of: the share of its spots beyond; the same of the spots on their own, without regard to the section as a whole; and how far the
-mean of its tissue is moved, in units of the limit. Stain: eosin as brown as DAB, or all dyes at half their density. Blur: Gaussian, of 8 um. Scale: tiles of four times the
+was not made of: the share of its spots beyond; the same of the spots on their own, without regard to the section as a whole; how far the
+mean of its tissue is moved, in units of the limit; and at which power of two of its scale it seems to be seen, with the limit of that. Stain: eosin as brown as DAB, or all dyes at half their density. Blur: Gaussian, of 8 um. Scale: tiles of four times the
 side, or a quarter. Glass: places 300 um or more from any spot, among tissue. Sections of more than 1,000 spots are thinned to them.
 """
 
@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ import agl_sc
 from agl_sc._sdata.study import Study
 from agl_sc.core.evaluation.domain import BEYOND, Domain
 from agl_sc.core.evaluation.held_out import HeldOutFold
+from agl_sc.core.evaluation.seen_scale import STEPS, SeenScale
 from agl_sc.io._st import read_st_folder
+from agl_sc.pp._features.embed import FeatureRequest
+from agl_sc.pp._features.other_scales import OtherScales, at_other_scales
 from agl_sc.pp._features.reference import reference_of
 from agl_sc.tl._model.held_out import held_out_of
 
@@ -56,7 +60,7 @@ class Slide:
     """Microns per pixel."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Embedded:
     """What a model sees of a slide."""
 
@@ -66,6 +70,11 @@ class Embedded:
     """(n_spots, n_features)."""
     mean: NDArray[np.float64]
     """Of its tissue, (n_features,)."""
+
+    @cached_property
+    def other_scales(self) -> OtherScales:
+        """Some of its tiles at other scales."""
+        return at_other_scales(self.study, np.arange(len(self.features)), STEPS, tiles=FeatureRequest())
 
 
 def slide_of(sdata: SpatialData, name: str, scale: str) -> Slide:
@@ -145,12 +154,29 @@ def changed(slide: Slide, views: Mapping[str, Any], mean: NDArray[np.float64]) -
     """A slide in every way in which it may not suit a model; None where features are refused."""
     for name, change in CHANGES.items():
         yield name, embedded(change(slide), **views)
+    yield from rescaled(slide, views)
+    yield "glass", replace(embedded(on_glass(slide), **views), mean=mean)
+
+
+def rescaled(slide: Slide, views: Mapping[str, Any]) -> Iterator[tuple[str, Embedded | None]]:
+    """A slide at the wrong scales; None where features are refused."""
     for name, factor in (("scale 4x too coarse", 4.0), ("scale 4x too fine", 0.25)):
         try:
             yield name, embedded(slide, **{**views, "mpp": factor * views["mpp"]})
         except ValueError:  # no such pixels
             yield name, None
-    yield "glass", replace(embedded(on_glass(slide), **views), mean=mean)
+
+
+def seen_scale_of(training: Sequence[Embedded]) -> SeenScale | None:
+    """As ``tl.train`` finds it."""
+    parts = []
+    for code, each in enumerate(training):
+        seen = each.other_scales
+        own = np.unique(seen.rows)
+        steps = np.concatenate([np.zeros(len(own)), seen.steps])
+        parts.append((np.concatenate([each.features[own], seen.features]), np.full(len(steps), code), steps))
+    features, codes, steps = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return SeenScale.fitted(features, codes, steps, held=[np.array([code]) for code in range(len(training))])
 
 
 def domain_of(training: Sequence[Embedded]) -> Domain:
@@ -161,16 +187,21 @@ def domain_of(training: Sequence[Embedded]) -> Domain:
     else:
         folds = [HeldOutFold(np.flatnonzero(codes != code), np.flatnonzero(codes == code)) for code in np.unique(codes)]
     features = np.concatenate([each.features for each in training])
-    return Domain.fitted(features, codes, folds, means={code: each.mean for code, each in enumerate(training)})
+    domain = Domain.fitted(features, codes, folds, means={code: each.mean for code, each in enumerate(training)})
+    return replace(domain, seen_scale=seen_scale_of(training))
 
 
 def shares(domain: Domain, slide: Embedded) -> dict[str, float]:
     """What is beyond of a slide."""
     codes = np.zeros(len(slide.features), dtype=np.int64)
     whole = domain.distance(slide.features, codes, means={0: slide.mean})
-    alone = domain.distance(slide.features, codes, means={0: domain.reference.centre})
+    spots = replace(domain, seen_scale=None)
+    alone = spots.distance(slide.features, codes, means={0: domain.reference.centre})
     moved = (domain.reference.shifts(slide.mean) / domain.limit).max()
-    return {"beyond": (whole > BEYOND).mean(), "spots alone": (alone > BEYOND).mean(), "moved": moved}
+    found = {"beyond": (whole > BEYOND).mean(), "spots alone": (alone > BEYOND).mean(), "moved": moved}
+    if domain.seen_scale is None:
+        return found
+    return found | {"scale": domain.seen_scale.power(slide.mean), "limit": domain.seen_scale.limit[0]}
 
 
 class Table:
@@ -199,7 +230,7 @@ class Table:
         known = table[table["beyond"].notna()]
         shown = {
             name: ["refused" if np.isnan(value) else f"{value:.3f}" for value in table[name]]
-            for name in ("beyond", "spots alone", "moved")
+            for name in ("beyond", "spots alone", "moved", "scale", "limit")
         }
         like, other = (known.loc[(known["kind"] == "like") == is_like, "beyond"] for is_like in (True, False))
         lines = [
@@ -261,6 +292,12 @@ def main() -> None:
     table.add(f"{own[0]} to {own[-1]}", all_own, other_organs, kind="organ")
     found = {f"{own[-1]}, {name}": each for name, each in changed(slides[0][own[-1]], views, tumour[own[-1]].mean)}
     table.add(f"{own[0]} to {own[-2]}", all_own[:-1], found, kind="changed")
+    for name, model in ((patient, all_own), (own[0], [tumour[patient]]), (own[-1], [tumour[patient]])):
+        of = f"{own[0]} to {own[-1]}" if name == patient else patient
+        if name != patient:
+            table.add(of, model, {f"{name}, another patient": tumour[name]}, kind="like")
+        wrong = {f"{name}, {how}": each for how, each in rescaled(slides[0][name], views)}
+        table.add(of, model, wrong, kind="changed")
     for name, other in zip(brain, reversed(brain), strict=True):
         table.add(name, [brain[name]], {other: brain[other]}, kind="like")
         table.add(name, [brain[name]], {**tumour, **third}, kind="organ")

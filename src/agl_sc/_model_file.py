@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
+from agl_sc._model_domain import OF_DOMAIN, POSITIVE, domain_shapes
 from agl_sc._model_intervals import OF_INTERVALS, interval_shapes, is_intervals
 from agl_sc.core.choices import TRACE_COLUMNS
 
@@ -309,7 +310,7 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], n_predicted: int, path: P
     """Refuse parameters that are missing, of other shapes, not finite, or so large that a prediction would not be."""
     shapes = _shapes(tensors, n_predicted)
     own = {
-        name for name in tensors if name.startswith(("network.", "levels.", "domain.", OF_INTERVALS))
+        name for name in tensors if name.startswith(("network.", "levels.", OF_DOMAIN, OF_INTERVALS))
     } | shapes.keys()
     for name in sorted(own):
         tensor, shape = tensors.get(name), shapes.get(name)
@@ -325,7 +326,7 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], n_predicted: int, path: P
             raise ValueError(msg)
     for name in (
         "feature_scale",
-        *(f"domain.{each}" for each in ("scale", "spread", "units", "limit", "neighbours.reach")),
+        *(f"{OF_DOMAIN}{each}" for each in POSITIVE),
     ):
         if name in tensors and not (tensors[name] > 0).all():
             msg = f"{name!r} in {path} is not positive; the file was altered: save the model again."
@@ -355,36 +356,15 @@ def _shapes(tensors: Mapping[str, torch.Tensor], n_predicted: int) -> dict[str, 
         "coefficients": (n_sections, n_predicted),
     }
     has_levels = any(name.startswith("levels.") for name in tensors)
-    of_domain = _domain_shapes(
-        {name: first(f"domain.{name}") for name in _DOMAIN_SIZES}, is_old="domain.measures" not in tensors
-    )
-    knows_domain = any(name.startswith("domain.") for name in tensors)
     of_intervals = interval_shapes(tensors, n_predicted)
     return {
         **of_intervals,
         **{f"network.{name}": shape for name, shape in of_network.items()},
         **{f"levels.{name}": shape for name, shape in of_levels.items() if has_levels},
-        **{f"domain.{name}": shape for name, shape in of_domain.items() if knows_domain},
+        **domain_shapes(tensors),
         "feature_scale": (n_features,),
         **dict.fromkeys(calibration, (n_predicted,)),
     }
-
-
-_DOMAIN_SIZES = ("centre", "spread", "held_out", "neighbours.directions", "neighbours.reach")
-
-
-def _domain_shapes(sizes: Mapping[str, int], *, is_old: bool) -> dict[str, tuple[int, ...]]:
-    """Of what a model knows of its training tissue; older models measure from no neighbours."""
-    width, n_axes, n_known, n_directions, n_spots = (sizes[name] for name in _DOMAIN_SIZES)
-    own: dict[str, tuple[int, ...]] = {
-        "centre": (width,), "scale": (width,), "axes": (n_axes, width), "spread": (n_axes,), "held_out": (n_known,),
-        "limit": (2,), "units": (2,),
-    }  # fmt: skip
-    near: dict[str, tuple[int, ...]] = {
-        "middle": (width,), "directions": (n_directions, width), "points": (n_spots, n_directions), "rest": (n_spots,),
-        "reach": (n_spots,),
-    }  # fmt: skip
-    return own if is_old else {**own, "measures": (2, n_known), **{f"neighbours.{name}": near[name] for name in near}}
 
 
 def _largest(tensors: Mapping[str, torch.Tensor]) -> float:

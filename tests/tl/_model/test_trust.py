@@ -1,6 +1,7 @@
 """Held-out scores and distances: kept with the model, written by predict, and genes below the gate left out."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +157,73 @@ def test_a_slide_of_another_stain_is_told(trained: Trained, caplog: pytest.LogCa
     assert (table.obs["agl_distance"] > 0.99).all()
     assert "100 % of the spots of section_1 lie farther from the training tissue than 99 %" in caplog.text
     assert name in sdata.images
+
+
+def shown_at(model: Model, power: float) -> SpatialData:
+    """Other tissue whose features are moved along what tells the scale, and no farther off otherwise."""
+    sdata = other_tissue()
+    tl.predict(sdata, model)
+    table, domain = sdata["table"], domain_of(model)
+    assert domain is not None
+    assert domain.seen_scale is not None
+    del table.uns["agl"]["reference"]
+    features = np.asarray(table.obsm["agl_features"], dtype=float)
+    own, slope = features[:, : domain.width], domain.seen_scale.slope
+    lacking = power - domain.seen_scale.power(own.mean(axis=0))
+    along = slope * domain.reference.scale**2
+    own += lacking * along / (slope @ along)
+    table.obsm["agl_features"] = features.astype(np.float32)
+    return sdata
+
+
+@pytest.mark.parametrize("power", [1.6, -1.6])
+def test_a_slide_at_another_scale_is_told(trained: Trained, caplog: pytest.LogCaptureFixture, power: float) -> None:
+    model, told = trained[1], r"3\.0 times smaller" if power > 0 else r"3\.0 times larger"
+    sdata = shown_at(model, power)
+    with caplog.at_level("WARNING"):
+        caplog.clear()
+        tl.predict(sdata, model)
+    assert re.search(f"The tissue of section_1 looks as that of training does {told}", caplog.text)
+    assert caplog.text.count("do not rely on predictions there") == 1
+    assert (sdata["table"].obs["agl_distance"] == 1).all()
+
+
+def test_a_slide_at_its_scale_is_not_told(trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
+    sdata = other_tissue()
+    tl.predict(sdata, trained[1])
+    assert "image_mpp seems to be" not in caplog.text
+    assert (sdata["table"].obs["agl_distance"] < 1).any()
+
+
+def test_models_that_know_no_scale_say_nothing_of_it(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = trained[1]
+    sdata = shown_at(model, 1.6)
+    kept = {name: each for name, each in model.tensors.items() if not name.startswith("domain.seen_scale.")}
+    replace(model, tensors=kept).save(tmp_path / "model")
+    tl.predict(sdata, Model.load(tmp_path / "model"))
+    assert "image_mpp seems to be" not in caplog.text
+    lacking = {name: each for name, each in model.tensors.items() if name != "domain.seen_scale.slope"}
+    replace(model, tensors=lacking).save(tmp_path / "odd")
+    with pytest.raises(ValueError, match=r"'domain\.seen_scale\.slope' in .* is missing"):
+        Model.load(tmp_path / "odd")
+
+
+def test_training_without_the_encoder_goes_on(
+    prepared: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        msg = "No weights here."
+        raise FileNotFoundError(msg)
+
+    monkeypatch.setattr("agl_sc.tl._model.seen_scale.at_other_scales", gone)
+    with caplog.at_level("INFO"):
+        model = tl.train(prepared, config=tl.TrainConfig(batch_size=16, max_epochs=1))
+    domain = domain_of(model)
+    assert domain is not None
+    assert domain.seen_scale is None
+    assert "The model cannot tell slides at another scale: No weights here." in caplog.text
 
 
 def test_a_crop_is_as_far_as_the_whole(trained: Trained) -> None:

@@ -9,6 +9,7 @@ from sklearn.utils.extmath import randomized_svd
 from agl_sc.core.arrays import FloatArray, Floats, IntArray
 from agl_sc.core.evaluation.held_out import HeldOutFold
 from agl_sc.core.evaluation.neighbours import Neighbours
+from agl_sc.core.evaluation.seen_scale import SeenScale
 from agl_sc.core.linear.predictability import MOST_SPOTS
 from agl_sc.core.spots.thinned import thinned
 
@@ -95,6 +96,8 @@ class Domain:
     measures: FloatArray | None = None
     """As ``held_out``, of the parts and of the ratio to neighbours on their own, (2, 1,000); None of older models, whose distances
     are the parts alone."""
+    seen_scale: SeenScale | None = None
+    """Tells at which scale a section is seen; None of older models and of features without images."""
 
     @classmethod
     def fitted(
@@ -147,7 +150,7 @@ class Domain:
     def distance(self, features: Floats, sections: IntArray, *, means: Mapping[int, FloatArray]) -> FloatArray:
         """Share of held-out training spots that lie nearer than each spot, in [0, 1], (n_spots,).
 
-        1 for all spots of a section that lies beyond as a whole: tissue varies so much that each spot of another stain may
+        1 for all spots of a section that lies beyond as a whole or is seen at another scale: tissue varies so much that each spot of another stain may
         look like some training spot, and all of them together like none. NaN for a spot without features. A spot's distance
         does not depend on which others are passed.
 
@@ -165,9 +168,18 @@ class Domain:
         distances = self._far(features[known, : self.width])
         share[known] = np.searchsorted(self.held_out, distances, side="left") / len(self.held_out)
         for code in np.unique(sections[known]):
-            if (self.reference.shifts(means[code][: self.width]) > self.limit).any():
+            if self.is_moved(means[code]) or self.other_scale(means[code]) is not None:
                 share[known & (sections == code)] = 1.0
         return share
+
+    def is_moved(self, mean: FloatArray) -> bool:
+        """Whether a section of these mean features, (n_features,), lies beyond as a whole."""
+        return bool((self.reference.shifts(mean[: self.width]) > self.limit).any())
+
+    def other_scale(self, mean: FloatArray) -> float | None:
+        """Power of two of its scale at which such a section seems to be seen; None where that is no other."""
+        own = mean[: self.width]
+        return None if self.seen_scale is None or not self.seen_scale.is_other(own) else self.seen_scale.power(own)
 
     def _far(self, features: Floats) -> FloatArray:
         """How far every spot lies, in what held-out spots were measured in, (n_spots,)."""

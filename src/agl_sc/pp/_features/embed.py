@@ -30,7 +30,7 @@ from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.by_maps import chosen_views, fields_of
 from agl_sc.pp._features.cache import FeatureCache, cache_folder
 from agl_sc.pp._features.context import WIDER, MapsOf, Views, ring_means
-from agl_sc.pp._features.made_from import _tiles_digest, feature_record, is_made_from, tell_made_anew, tile_record
+from agl_sc.pp._features.made_from import feature_record, is_made_from, tell_made_anew, tile_record, tiles_digest
 from agl_sc.pp._features.placed import Placed, place_section
 from agl_sc.pp._features.reference import has_reference, reference_record
 from agl_sc.pp._features.tiles import Mpp, TileSpec, boxes_of
@@ -358,7 +358,7 @@ def _cache_key(recipe: Recipe, seen: Boxes | Fields) -> str:
     encoder = recipe.encoder
     transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.orientations)
     way = (recipe.precision, recipe.compiled, BLOCK, "fused")
-    where = _tiles_digest(seen) if isinstance(seen, Boxes) else _fields_digest(recipe, seen)
+    where = tiles_digest(seen) if isinstance(seen, Boxes) else _fields_digest(recipe, seen)
     return hashlib.sha256(f"{where} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]
 
 

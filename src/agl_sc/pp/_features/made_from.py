@@ -33,7 +33,7 @@ def feature_record(network: Encoder, spec: TileSpec, placed: Placed, *, views: V
             section.name: section.mpp() if section.image_mpp is None else section.image_mpp for section, _ in placed
         },
         images={section.name: boxes.overview_digest for section, boxes in placed},
-        sections={section.name: _tiles_digest(boxes) for section, boxes in placed},
+        sections={section.name: tiles_digest(boxes) for section, boxes in placed},
         **views.plain(),
         precision=precision,
     )
@@ -122,26 +122,29 @@ def check_tiles(study: Study) -> None:
     study.memo[TILES_CHECKED] = True
 
 
-def _tiles_digest(boxes: Boxes) -> str:
+def tiles_digest(boxes: Boxes) -> str:
+    """Digest of the image and of where the tiles lie in it."""
     sha = hashlib.sha256(f"{boxes.image.shape} {boxes.side} {boxes.overview_digest}".encode())
     sha.update(boxes.origins.tobytes())
     return sha.hexdigest()
 
 
-def placed_again(study: Study) -> Placed:
-    """Sections and boxes of the tiles that the features in place were made from."""
+def placed_again(study: Study, *, quietly: bool = False) -> Placed:
+    """Sections and boxes of the tiles that the features in place were made from, with a word on odd ones or without."""
     made_from, found = made_by_embed(study), []
     for section in study.imaged:
         image_mpp = made_from.image_mpp.get(section.name)
         spec = TileSpec(made_from.tile_px, _own_mpp(section, made_from, image_mpp))
-        found.append(place_section(section, spec, image_mpp))
+        found.append(
+            placed_quietly(section, spec, image_mpp)[:2] if quietly else place_section(section, spec, image_mpp)
+        )
     return found
 
 
 def _own_mpp(section: Section, made_from: FeatureRecord, image_mpp: float | None) -> Mpp:
     """Microns per pixel of the tiles of a section; of several at a scale of their own, the record holds the mean."""
     _, boxes, _ = placed_quietly(section, TileSpec(made_from.tile_px, "image"), image_mpp)
-    return "image" if _tiles_digest(boxes) == made_from.sections.get(section.name) else made_from.mpp
+    return "image" if tiles_digest(boxes) == made_from.sections.get(section.name) else made_from.mpp
 
 
 def made_by_embed(study: Study) -> FeatureRecord:

@@ -273,7 +273,7 @@ def _fitted(study: Study, asked: TrainRequest, *, tracking: bool) -> tuple[Model
     )
     model = describe(result=result)
     if not study.is_scratch:  # of which no model is kept
-        model = with_trust(study, data, model, seed=asked.seed)
+        model = with_trust(study, data, model, tiles=asked.tiles, seed=asked.seed)
     if folder is not None and accelerator.is_main_process:
         model.save(folder / "model")
     return model, data.train | data.validation

@@ -17,20 +17,23 @@ from agl_sc.core.arrays import BoolArray, FloatArray, IntArray, StrArray
 from agl_sc.core.evaluation.domain import BEYOND, MOSTLY, Domain, Reference
 from agl_sc.core.evaluation.gene_scores import COLUMNS
 from agl_sc.core.evaluation.neighbours import Neighbours
+from agl_sc.core.evaluation.seen_scale import SeenScale
 from agl_sc.core.numerics.tensors import part
 from agl_sc.core.spots.scaling import row_slices
 from agl_sc.core.training.recipe import TrainingData
 from agl_sc.model import Model
 from agl_sc.pp._features.context import Views
+from agl_sc.pp._features.embed import FeatureRequest
 from agl_sc.pp._features.reference import reference_of
 from agl_sc.tl._model.held_out import HeldOut, held_out_of, lattices_in, score_genes
 from agl_sc.tl._model.intervals import Residuals, named_patients
+from agl_sc.tl._model.seen_scale import seen_scale_of
 
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2 * 10**9
 """Of predictions that nobody said the place of."""
-_DOMAIN, _NEIGHBOURS = "domain.", "neighbours."
+_DOMAIN, _NEIGHBOURS, _SEEN_SCALE = "domain.", "neighbours.", "seen_scale."
 _OF_DOMAIN = ("units", "held_out", "limit")
 _DIGITS = 5
 _SHOWN = 3
@@ -41,9 +44,13 @@ _TOLD_BEYOND = (
     "section nobody can tell whether sections of the same tissue lie as far or stain, scanner, scale, focus or organ are others; "
     "train on several.",
 )
+_TOLD_SCALE = (
+    "The tissue of %s looks as that of training does %.1f times %s, or more: its image_mpp seems to be about %.2g times what it is "
+    "taken for; check it, and do not rely on predictions there."
+)
 
 
-def with_trust(study: Study, data: TrainingData, model: Model, *, seed: int) -> Model:
+def with_trust(study: Study, data: TrainingData, model: Model, *, tiles: FeatureRequest, seed: int) -> Model:
     """The model with scores of all its genes, its residuals and the place of its training tissue, from training and validation spots.
 
     Where the spots are too few to hold any out, the model stays as it is, and the log says why.
@@ -58,17 +65,19 @@ def with_trust(study: Study, data: TrainingData, model: Model, *, seed: int) -> 
     scores = score_genes(study, spots, columns, lattices=lattices_in(study), seed=seed, also=residuals.add)
     said = {"by": spots.by, "sections": spots.names, "words": spots.words}
     listed = {name: [round(float(value), _DIGITS) for value in scores[name]] for name in COLUMNS}
-    domain = _domain_tensors(domain_in(study, spots))
+    domain = _domain_tensors(domain_in(study, spots, tiles=tiles))
     card = {**model.card, "scores": {**said, "columns": listed}}
     return residuals.kept_by(replace(model, card=card, tensors={**model.tensors, **domain}))
 
 
-def domain_in(study: Study, spots: HeldOut) -> Domain:
-    """Where spots lie, by the features of their tiles alone."""
+def domain_in(study: Study, spots: HeldOut, *, tiles: FeatureRequest | None = None) -> Domain:
+    """Where spots lie, by the features of their tiles alone; with ``tiles``, what says where encoders run, how other scales look too."""
     features, width = np.asarray(study.table.obsm[study.keys.features]), width_of_tile(study)
     codes, means = _regions(study)
     of_tiles = {code: mean[:width] for code, mean in means.items()}
-    return Domain.fitted(features[spots.rows, :width], codes[spots.rows], spots.folds, means=of_tiles)
+    domain = Domain.fitted(features[spots.rows, :width], codes[spots.rows], spots.folds, means=of_tiles)
+    scale = None if tiles is None else seen_scale_of(study, spots, codes, width=width, tiles=tiles)
+    return replace(domain, seen_scale=scale)
 
 
 def width_of_tile(study: Study) -> int:
@@ -94,6 +103,8 @@ def _domain_tensors(domain: Domain) -> dict[str, torch.Tensor]:
     arrays |= {name: getattr(domain, name) for name in _OF_DOMAIN}
     arrays |= {f"{_NEIGHBOURS}{each.name}": getattr(domain.neighbours, each.name) for each in fields(Neighbours)}
     arrays["measures"] = domain.measures
+    if domain.seen_scale is not None:
+        arrays |= {f"{_SEEN_SCALE}{each.name}": getattr(domain.seen_scale, each.name) for each in fields(SeenScale)}
     return {f"{_DOMAIN}{name}": torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}
 
 
@@ -106,7 +117,14 @@ def domain_of(model: Model) -> Domain | None:
     own = {name: arrays.pop(name) for name in _OF_DOMAIN}
     measures = arrays.pop("measures", None)
     near = {each.name: arrays.pop(f"{_NEIGHBOURS}{each.name}") for each in fields(Neighbours) if measures is not None}
-    return Domain(Reference(**arrays), **own, neighbours=Neighbours(**near) if near else None, measures=measures)
+    seen = {each.name: arrays.pop(f"{_SEEN_SCALE}{each.name}", None) for each in fields(SeenScale)}
+    return Domain(
+        Reference(**arrays),
+        **own,
+        neighbours=Neighbours(**near) if near else None,
+        measures=measures,
+        seen_scale=None if seen["slope"] is None else SeenScale(**seen),
+    )
 
 
 def below_gate(model: Model, min_r: float | None) -> BoolArray:
@@ -217,7 +235,9 @@ def write_distance(study: Study, model: Model, share: FloatArray | None) -> None
             del table.obs[keys.distance]
         return
     table.obs[keys.distance] = share
-    _tell_beyond(share, study.section_names, by=model.card["scores"]["by"])
+    others = _tell_other_scales(study, model, share)
+    names = study.section_names
+    _tell_beyond(np.where(np.isin(names, others), np.nan, share), names, by=model.card["scores"]["by"])
 
 
 def _tell_beyond(share: FloatArray, sections: StrArray, *, by: str) -> None:
@@ -225,3 +245,17 @@ def _tell_beyond(share: FloatArray, sections: StrArray, *, by: str) -> None:
     beyond = pd.Series(share[known] > BEYOND).groupby(sections[known]).mean()
     for name, part_beyond in beyond[beyond > MOSTLY].items():
         logger.warning(_TOLD_BEYOND[by == "block"], 100 * part_beyond, name, 100 * BEYOND, by)
+
+
+def _tell_other_scales(study: Study, model: Model, share: FloatArray) -> list[str]:
+    """Tell of sections that look like training tissue at another scale, of which nothing else is odd; and which they are."""
+    domain, (codes, means), names = domain_of(model), _regions(study), study.section_names
+    told: list[str] = []
+    for code in np.unique(codes[np.isfinite(share)]):
+        power = None if domain is None or domain.is_moved(means[code]) else domain.other_scale(means[code])
+        if power is None:
+            continue
+        own = sorted(set(names[codes == code].tolist()))
+        logger.warning(_TOLD_SCALE, ", ".join(own), 2 ** abs(power), "larger" if power < 0 else "smaller", 2.0**power)
+        told += own
+    return told

@@ -1,0 +1,51 @@
+"""What a model knows of the scale of its training tissue."""
+
+import logging
+
+import numpy as np
+
+from agl_sc._sdata.study import Study
+from agl_sc.core.arrays import IntArray
+from agl_sc.core.evaluation.seen_scale import STEPS, SeenScale
+from agl_sc.pp._features.embed import FeatureRequest
+from agl_sc.pp._features.other_scales import at_other_scales
+from agl_sc.tl._model.held_out import HeldOut
+
+logger = logging.getLogger(__name__)
+
+
+def seen_scale_of(
+    study: Study, spots: HeldOut, codes: IntArray, *, width: int, tiles: FeatureRequest
+) -> SeenScale | None:
+    """Learned from some tiles of the held-out spots' sections; None without images, or without the encoder.
+
+    Parameters
+    ----------
+    study
+        With features of its images.
+    spots
+        Spots to learn from, and what of them is held out together.
+    codes
+        Number of the region of every spot of the table, (n_obs,).
+    width
+        Features of the tile itself, the first of a spot's.
+    tiles
+        Where the encoder runs.
+    """
+    made_from = study.features
+    if made_from is None or not made_from.sections or not len(study.sdata.images):
+        return None
+    try:
+        seen = at_other_scales(study, spots.rows, STEPS, tiles=tiles)
+    except (OSError, KeyError, ValueError, ImportError) as error:
+        logger.info("The model cannot tell slides at another scale: %s", error)
+        return None
+    if not len(seen.rows):
+        return None
+    own = np.unique(seen.rows)
+    as_they_are = np.asarray(study.table.obsm[study.keys.features][own, :width], dtype=np.float32)
+    features = np.concatenate([as_they_are, seen.features])
+    steps = np.concatenate([np.zeros(len(own)), seen.steps])
+    at = codes[np.concatenate([own, seen.rows])]
+    held = [np.setdiff1d(codes[spots.rows[fold.held]], codes[spots.rows[fold.fit]]) for fold in spots.folds]
+    return SeenScale.fitted(features, at, steps, held=held)
