@@ -46,7 +46,7 @@ _TOLD_BEYOND = (
 )
 _TOLD_SCALE = (
     "The tissue of %s looks as that of training does %.1f times %s, or more: its image_mpp seems to be about %.2g times what it is "
-    "taken for; check it, and do not rely on predictions there."
+    "taken for, or its stain is another; check both, and do not rely on predictions there."
 )
 
 
