@@ -80,4 +80,4 @@ class SeenScale:
 
     def is_other(self, mean: FloatArray) -> bool:
         """Whether that is another scale."""
-        return abs(self.power(mean)) > self.limit[0]
+        return abs(self.power(mean)) > float(self.limit[0])

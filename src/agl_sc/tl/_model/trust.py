@@ -117,13 +117,14 @@ def domain_of(model: Model) -> Domain | None:
     own = {name: arrays.pop(name) for name in _OF_DOMAIN}
     measures = arrays.pop("measures", None)
     near = {each.name: arrays.pop(f"{_NEIGHBOURS}{each.name}") for each in fields(Neighbours) if measures is not None}
-    seen = {each.name: arrays.pop(f"{_SEEN_SCALE}{each.name}", None) for each in fields(SeenScale)}
+    at_scale = [name for name in arrays if name.startswith(_SEEN_SCALE)]
+    seen = {name.removeprefix(_SEEN_SCALE): arrays.pop(name) for name in at_scale}
     return Domain(
         Reference(**arrays),
         **own,
         neighbours=Neighbours(**near) if near else None,
         measures=measures,
-        seen_scale=None if seen["slope"] is None else SeenScale(**seen),
+        seen_scale=SeenScale(**seen) if seen else None,
     )
 
 
