@@ -68,16 +68,16 @@ def test_story_of_two_visium_folders(run: Run, tissue: SpatialData, tmp_path: Pa
 
 def test_counts_of_another_name_are_read_as_the_refusal_says(run: Run, tissue: SpatialData, tmp_path: Path) -> None:
     folder = write_outs(tissue, "section_1", tmp_path / "A")
-    (folder / "filtered_feature_bc_matrix.h5").rename(folder / "raw_feature_bc_matrix.h5")
+    (folder / "filtered_feature_bc_matrix").rename(folder / "raw_feature_bc_matrix")
     refused = run("read", "visium", folder, "--output", tmp_path / "a.zarr")
-    assert "name one of its counts with counts_file= (raw_feature_bc_matrix.h5)" in refused.stderr
+    assert "name one of its counts with counts_file= (raw_feature_bc_matrix)" in refused.stderr
     _done(
         run(
             "read",
             "visium",
             folder,
             "--counts-file",
-            "raw_feature_bc_matrix.h5",
+            "raw_feature_bc_matrix",
             "--output",
             tmp_path / "a.zarr",
             "--json",

@@ -12,7 +12,16 @@ from spatialdata import SpatialData, get_element_instances
 from spatialdata.transformations import Identity, get_transformation
 
 from agl_sc.io import read_hest, read_st, read_visium
-from agl_sc.io._layout import SectionData, assemble, check_centres, label_of, patients_of, per_section
+from agl_sc.io._layout import (
+    SectionData,
+    assemble,
+    check_centres,
+    check_section_names,
+    label_of,
+    name_after,
+    patients_of,
+    per_section,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning"),  # anndata, on every zarr write
@@ -248,3 +257,20 @@ def test_patients(patient: Any, expected: str | None) -> None:
 def test_what_is_no_patient_is_refused(patient: Any) -> None:
     with pytest.raises(TypeError, match=r"patient=.* of 'A' is a .*, not a name; pass one, or a mapping"):
         patients_of(patient, ["A"])
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my slide (1)", "my_slide_1"), ("GSM1/a b", "GSM1_a_b"), ("__x", "x"), ("..", "A1"), ("Größe 1", "Größe_1")],
+)
+def test_a_section_is_named_after_its_file_as_far_as_that_can_be_stored(
+    file: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert name_after(file) == name
+    assert f"the section of '{file}' is called '{name}'" in caplog.text
+    with pytest.raises(ValueError, match=f"cannot be stored; .* such as '{name}'"):
+        check_section_names([file])
+    check_section_names([name])
+    caplog.clear()
+    assert [name_after(kept) for kept in ("A-1", "_b.c", "Größe")] == ["A-1", "_b.c", "Größe"]
+    assert not caplog.text

@@ -182,12 +182,12 @@ def test_missing_files(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("A.tsv.gz", gzip.compress(b"\tg\n0x1\t1\n")[:-9], "cannot be read as a tab-separated table"),
-        ("A.tsv.gz", b"not gzip", "cannot be read as a tab-separated table"),
+        ("A.tsv.gz", gzip.compress(b"\tg\n0x1\t1\n")[:-9], "cannot be read as a table"),
+        ("A.tsv.gz", b"not gzip", "cannot be read as a table"),
         ("A.tsv.gz", gzip.compress(b""), "has 0 cells of gene names above rows of 0 cells"),
-        ("A.tsv.gz", gzip.compress(b"g1,g2\n0x1,1,2\n"), "is it tab-separated"),
+        ("A.tsv.gz", gzip.compress(b"g1|g2\n0x1|1|2\n"), "with tabs, semicolons or commas between"),
         ("A.tsv.gz", gzip.compress(b"\tg1\tg2\n0x1\t1\t2\n0x2\t1\n"), "Row '0x2' of .* has 2 cells, the first has 3"),
-        ("A_selection.tsv", b"", "cannot be read as a tab-separated table"),
+        ("A_selection.tsv", b"", "cannot be read as a table"),
         ("A.jpg", b"\xff\xd8\xff", "cannot be read as an image"),
     ],
     ids=["truncated", "not gzip", "empty", "commas", "ragged", "empty positions", "broken image"],

@@ -76,6 +76,33 @@ def test_fractional_names_in_any_form_are_read_alike(folder: Path, form: str, im
     assert scale == (pytest.approx(MPP, rel=0.02) if image_mpp is None else MPP)
 
 
+@pytest.mark.parametrize(
+    "written", ["{x}-{y}", "{x} x {y}", "{x} {y}", "{x}:{y}", "X{x}x{y}", "{x}X{y}", "A1_{x}x{y}", "B2-{x}x{y}"]
+)
+@pytest.mark.parametrize("in_columns", [False, True])
+def test_spots_named_with_another_mark_are_read_alike(folder: Path, written: str, *, in_columns: bool) -> None:
+    names = [written.format(x=x, y=y) for x, y in places().tolist()]
+    table = pd.DataFrame(counts(), index=names, columns=GENES)
+    (table.T if in_columns else table).to_csv(folder / "A_stdata_aligned_counts_IDs.txt", sep="\t")
+    for spots in (None, folder / "A_spots.tsv"):
+        read_table = read(folder, spots=spots, image_mpp=MPP)["table"]
+        np.testing.assert_array_equal(read_table.X.toarray(), counts())
+        np.testing.assert_allclose(read_table.obsm["spatial"], (places() - 1) * PITCH)
+
+
+@pytest.mark.parametrize(("mark", "decimal"), [(",", "."), (";", "."), (";", ",")])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_what_a_spreadsheet_saved_is_read_alike(folder: Path, *, mark: str, decimal: str, suffix: str) -> None:
+    old = folder / "A_stdata_aligned_counts_IDs.txt"
+    written: dict[str, Any] = {"sep": mark, "encoding": "utf-8-sig", "lineterminator": "\r\n"}
+    pd.read_csv(old, sep="\t", index_col=0).to_csv(folder / f"A.csv{suffix}", **written)
+    table = pd.read_csv(folder / "A_spots.tsv", sep="\t")
+    table.to_csv(folder / f"spots.csv{suffix}", decimal=decimal, index=False, **written)
+    sdata = read_st(folder / f"A.csv{suffix}", folder / "A.png", folder / f"spots.csv{suffix}", image_mpp=MPP)
+    np.testing.assert_array_equal(sdata["table"].X.toarray(), counts())
+    np.testing.assert_allclose(sdata["table"].obsm["spatial"], (places() - 1) * PITCH)
+
+
 def resize(width: float, height: float) -> Any:
     def change(folder: Path) -> None:
         size = (int(SIZE[0] * width), int(SIZE[1] * height))

@@ -248,6 +248,16 @@ def _are_whole(matrix: Any) -> bool:
     return bool((np.isfinite(values) & (values >= 0) & (values == np.round(values))).all())
 
 
+def in_memory(matrix: Any) -> Any:
+    """A SciPy sparse matrix as it is, anything else that AnnData holds as that or a NumPy array; what is lazy is read."""
+    loaded = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    if hasattr(loaded, "compute"):
+        loaded = loaded.compute()
+    if scipy.sparse.issparse(loaded):
+        return loaded
+    return np.asarray(loaded[()] if hasattr(loaded, "chunks") else loaded)
+
+
 def canonical(matrix: Any, where: str = "X") -> scipy.sparse.csr_matrix:
     """Any matrix that AnnData holds as a CSR of float32, without repeated entries, stored zeros or disorder.
 
@@ -265,11 +275,7 @@ def canonical(matrix: Any, where: str = "X") -> scipy.sparse.csr_matrix:
     TypeError
         It is something else, or holds something else than numbers.
     """
-    loaded = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
-    if hasattr(loaded, "compute"):
-        loaded = loaded.compute()
-    if not scipy.sparse.issparse(loaded):
-        loaded = np.asarray(loaded[()] if hasattr(loaded, "chunks") else loaded)
+    loaded = in_memory(matrix)
     if loaded.dtype.kind not in "buif" or loaded.ndim != 2:
         msg = f"{where} holds {loaded.dtype} of shape {loaded.shape}, not a matrix of numbers; raw counts are needed."
         raise TypeError(msg)

@@ -282,12 +282,14 @@ def _named(values: list[str], *, drop: tuple[str, ...] = ()) -> dict[str, Path]:
     ValueError
         Two have the same name.
     """
+    from agl_sc.io._layout import name_after
+
     found: dict[str, Path] = {}
     for value in values:
         name, path = _split(value)
         if not name:
             whole = path.resolve()
-            name = (
+            name = name_after(
                 whole.parent.name if whole.name in drop else whole.name if whole.is_dir() else whole.name.split(".")[0]
             )
         if name in found:

@@ -169,13 +169,28 @@ def check_section_names(names: Sequence[str]) -> None:
         msg = "No section was given; pass at least one."
         raise ValueError(msg)
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"(?!__)[\w.-]+", name) or name in {".", ".."}:
-            like = re.sub(r"[^\w.-]+", "_", str(name)).strip("_.") or "A1"
-            msg = f"Section name {name!r} cannot be stored; use letters, digits, underscores, dots and hyphens, such as {like!r}."
+        if not isinstance(name, str) or not _is_storable(name):
+            msg = f"Section name {name!r} cannot be stored; use letters, digits, underscores, dots and hyphens, such as {_storable(str(name))!r}."
             raise ValueError(msg)
     # spatialdata stores elements as folders, which some file systems compare without regard to case
     elements = [element.lower() for name in names for element in (name, image_key_of(name))]
     refuse_duplicates(elements, "element names of the sections")
+
+
+def name_after(file: str) -> str:
+    """Name of a section that nobody named, after its file or folder; said where it had to be changed to be stored."""
+    name = file if _is_storable(file) else _storable(file)
+    if name != file:
+        logger.warning("the section of '%s' is called %r, a name that can be stored", file, name)
+    return name
+
+
+def _is_storable(name: str) -> bool:
+    return bool(re.fullmatch(r"(?!__)[\w.-]+", name)) and name not in {".", ".."}
+
+
+def _storable(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "A1"
 
 
 def check_centres(centres_px: NDArray[np.float64], size_px: Sequence[int], *, name: str) -> None:

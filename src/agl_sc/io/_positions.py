@@ -8,7 +8,7 @@ import pandas as pd
 
 from agl_sc.core.arrays import BoolArray, FloatArray
 from agl_sc.io._layout import refuse_duplicates
-from agl_sc.io._readable import readable
+from agl_sc.io._readable import readable, separator_of
 
 _BARCODE = "barcode"
 _NUMBERS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
@@ -67,8 +67,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     with readable(path, kind=" as comma-separated positions"), path.open(encoding="utf-8-sig") as file:
-        line = file.readline()
-        mark = next((mark for mark in (";", "\t") if mark in line), ",")  # semicolons stand beside decimal commas
+        mark = separator_of(file.readline())
         file.seek(0)
         cells = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, sep=mark)
     if mark != ",":

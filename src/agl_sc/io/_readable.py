@@ -49,6 +49,11 @@ def readable(path: Path, *, kind: str = "", mend: str = COMPLETE) -> Iterator[No
         raise ValueError(msg) from error
 
 
+def separator_of(line: str) -> str:
+    """What parts the columns of a table by its first line; a spreadsheet writes semicolons where commas are decimal points."""
+    return next((mark for mark in ("\t", ";") if mark in line), ",")
+
+
 def refuse_beyond_memory(path: Path, needed: int, *, what: str, mend: str) -> None:
     """Refuse to decode what needs more bytes than there are.
 

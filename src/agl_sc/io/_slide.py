@@ -27,6 +27,7 @@ from agl_sc.io._layout import (
     TABLE_KEY,
     check_section_names,
     image_key_of,
+    name_after,
     patients_of,
     per_section,
     scale_attrs,
@@ -190,7 +191,7 @@ def _files(path: str | Path | Mapping[str, str | Path], name: str | None) -> dic
     else:
         check_name("name", name)
         file = path_of("path", path)
-        files = {file.name.split(".")[0] if name is None else name: file}
+        files = {name_after(file.name.split(".")[0]) if name is None else name: file}
     check_section_names(list(files))
     return files
 

@@ -19,6 +19,7 @@ from agl_sc.io._layout import (
     assemble,
     check_section_names,
     entries,
+    name_after,
     patients_of,
     per_section,
     refuse_duplicates,
@@ -57,13 +58,13 @@ def read_st(
     Parameters
     ----------
     counts
-        Tab-separated raw counts, one row per spot named ``"{x}x{y}"`` or ``"{x}_{y}"``, one column per gene, or the other
-        way round; gzip by suffix. One path, a mapping from section to path, or a sequence of paths in the order of ``sections``.
+        Raw counts with tabs, commas or semicolons between, one row per spot named ``"{x}x{y}"`` (or with another mark between,
+        or ``X`` or a section in front), one column per gene, or the other way round; gzip by suffix. One path, a mapping from section to path, or a sequence of paths in the order of ``sections``.
     image
         H&E image (JPEG, PNG or TIFF; 8-bit RGB), given like ``counts``; of a TIFF with several images the largest, or the one
         whose name or number stands behind the path (``"slide.tif#1"``).
     spots
-        Tab-separated positions with columns ``x``, ``y`` (or, by the names of the spots, ``new_x``, ``new_y``), ``pixel_x``,
+        Positions, separated as counts may be, with columns ``x``, ``y`` (or, by the names of the spots, ``new_x``, ``new_y``), ``pixel_x``,
         ``pixel_y`` (spot centres in pixels of the image) and, optionally, ``selected`` (spots with 0 are left out), given
         like ``counts``. None places the spots by their names on images that are cropped to the frame of the array of
         33 x 35 spots: ``pixel_x = (x - 1) * width / 32`` and ``pixel_y = (y - 1) * height / 34``.
@@ -240,7 +241,7 @@ def _section_names(counts: Paths, sections: Sequence[str] | None) -> list[str]:
         return list(sections)
     if isinstance(counts, Mapping):
         return list(counts)
-    return [path.name.split(".")[0] for path in _listed(counts, argument="counts")]
+    return [name_after(path.name.split(".")[0]) for path in _listed(counts, argument="counts")]
 
 
 def _files(names: Sequence[str], *, counts: Paths, image: Paths, spots: Paths | None) -> dict[str, _Files]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from scipy.sparse import csr_matrix
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._layout import refuse_duplicates
 from agl_sc.io._positions import refuse_strays
-from agl_sc.io._readable import readable
+from agl_sc.io._readable import readable, separator_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,9 @@ FRAME_TOLERANCE = 0.05
 """Of the pitch along x, along y and by the stated scale."""
 _FRAME_PITCHES = np.array([32.0, 34.0])
 _PIXELS = ["pixel_x", "pixel_y"]
-_NAME = re.compile(r"(\d+(?:\.\d+)?)[x_](\d+(?:\.\d+)?)")
-_TABLE = " as a tab-separated table"
+_NAME = re.compile(r"(?:X|[A-Za-z]\w*[_-](?=\d+(?:\.\d+)?x))?(\d+(?:\.\d+)?)(?:\s*[xX_:-]\s*|\s+)(\d+(?:\.\d+)?)")
+"""R puts an X in front of names that begin with a number; tables of several sections have that of the section there."""
+_TABLE = " as a table"
 
 Place = tuple[float, float]
 
@@ -50,7 +52,7 @@ class SpotCounts:
 
 
 def place_of(name: str) -> Place | None:
-    """Array coordinates of a spot named ``"{x}x{y}"`` or ``"{x}_{y}"``."""
+    """Array coordinates of a spot named ``"{x}x{y}"``, or with another mark between; with ``X`` or a section in front."""
     found = _NAME.fullmatch(name)
     return (round(float(found[1]), 6), round(float(found[2]), 6)) if found else None
 
@@ -63,7 +65,7 @@ def read_counts(path: Path, *, sum_duplicate_genes: bool = False) -> SpotCounts:
     Parameters
     ----------
     path
-        Tab-separated text; gzip by suffix.
+        Text with tabs, semicolons or commas between; gzip by suffix.
     sum_duplicate_genes
         Whether the counts of columns that share a gene's name are summed rather than refused.
 
@@ -88,7 +90,7 @@ def read_counts(path: Path, *, sum_duplicate_genes: bool = False) -> SpotCounts:
     # R's write.table leaves out the empty cell above the row names.
     others = header if len(header) == n_cells - 1 else header[1:]
     if n_cells < 2 or len(others) != n_cells - 1:
-        msg = f"'{path}' has {len(header)} cells of gene names above rows of {n_cells} cells; is it tab-separated?"
+        msg = f"'{path}' has {len(header)} cells of gene names above rows of {n_cells} cells; is the file complete, with tabs, semicolons or commas between all cells?"
         raise ValueError(msg)
     starts = np.cumsum([0, *(len(row) for row in columns)])
     matrix = csr_matrix((np.concatenate(data), np.concatenate(columns), starts), shape=(len(names), len(others)))
@@ -114,11 +116,16 @@ def _summed(genes: list[str], matrix: csr_matrix, path: Path) -> tuple[list[str]
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """Cells of every line that is not empty, without quotes around them."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with readable(path, kind=_TABLE), opener(path, "rt", encoding="utf-8") as file:
+    mark = ""
+    with readable(path, kind=_TABLE), _opened(path) as file:
         for line in file:
             if line.strip():
-                yield line.rstrip("\n").replace('"', "").split("\t")
+                mark = mark or separator_of(line)
+                yield line.rstrip("\n").replace('"', "").split(mark)
+
+
+def _opened(path: Path) -> IO[str]:
+    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig")
 
 
 def _numbers(cells: list[str], path: Path) -> NDArray[np.float32]:
@@ -135,7 +142,7 @@ def read_positions(path: Path, names: Sequence[str]) -> dict[Place, tuple[float,
     Parameters
     ----------
     path
-        Tab-separated text with columns ``x``, ``y``, ``pixel_x``, ``pixel_y`` and, optionally, ``new_x``, ``new_y`` and
+        Text as for counts, with columns ``x``, ``y``, ``pixel_x``, ``pixel_y`` and, optionally, ``new_x``, ``new_y`` and
         ``selected``.
     names
         Spots that have counts. Where more of them are named by ``new_x`` and ``new_y``, these are taken for ``x`` and ``y``.
@@ -151,8 +158,11 @@ def read_positions(path: Path, names: Sequence[str]) -> dict[Place, tuple[float,
     ValueError
         The file is damaged; an entry is no number; spots repeat; spots lie far off the grid of the others.
     """
-    with readable(path, kind=_TABLE):
-        table: pd.DataFrame = pd.read_csv(path, sep="\t")
+    with readable(path, kind=_TABLE), _opened(path) as file:
+        mark = separator_of(file.readline())
+        decimal = "," if mark == ";" and "," in file.read() else "."
+        file.seek(0)
+        table: pd.DataFrame = pd.read_csv(file, sep=mark, decimal=decimal)
     missing = [column for column in (*ARRAY_COLUMNS[0], *_PIXELS) if column not in table]
     if missing:
         msg = f"'{path}' has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}."

@@ -18,6 +18,7 @@ from agl_sc.io._layout import (
     assemble,
     check_section_names,
     label_of,
+    name_after,
     patients_of,
     per_section,
     refuse_duplicates,
@@ -169,7 +170,7 @@ def _folders(path: str | Path | Mapping[str, str | Path], name: str | None) -> d
         check_name("name", name)
         folder = path_of("path", path).resolve()
         default = folder.parent.name if folder.name == "outs" else folder.name
-        folders = {default if name is None else name: folder}
+        folders = {name_after(default) if name is None else name: folder}
     check_section_names(list(folders))
     return folders
 

@@ -11,7 +11,7 @@ import shapely
 from skimage.draw import polygon2mask
 
 from agl_sc.core.arrays import BoolArray
-from agl_sc.io._layout import check_section_names, patients_of, refuse_duplicates
+from agl_sc.io._layout import check_section_names, name_after, patients_of, refuse_duplicates
 from agl_sc.io._scale import FileScale, agreed_mpp
 from agl_sc.io._slide import LaidSlide, Slide, assemble_slides, open_slide
 from agl_sc.io._tissue import WORK_UM, Tissue
@@ -86,7 +86,7 @@ def from_wsidata(
         msg = f"tile_key={tile_key!r} is not among the shapes of wsi ({', '.join(wsi.shapes) or 'none'}); run lazyslide.pp.tile_tissues first."
         raise KeyError(msg)
     path = Path(reader.file)
-    section = path.name.split(".")[0] if name is None else name
+    section = name_after(path.name.split(".")[0]) if name is None else name
     check_section_names([section])
     patients = patients_of(patient, [section])
     levels, _ = open_slide(path)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from anndata import AnnData, read_h5ad
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation, set_transformation
@@ -126,3 +129,14 @@ def test_a_missing_layer_is_named(tissue: SpatialData) -> None:
     tissue["table"].layers["counts"] = tissue["table"].X.copy()
     tissue["table"].X = None
     pd.testing.assert_frame_equal(duplicates(tissue, layer="counts"), pd.DataFrame(columns=COLUMNS), check_dtype=False)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_a_table_that_stays_on_disk_has_the_profiles_of_one_in_memory(kind: str, tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(0.5, (40, 25)).astype(np.float32)
+    AnnData(scipy.sparse.csr_matrix(counts) if kind == "sparse" else counts).write_h5ad(tmp_path / "a.h5ad")
+    backed = read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for stored in (backed.X, da.from_array(counts, chunks=(7, 25))):
+        for found, expected in zip(profile_hashes(stored), profile_hashes(counts), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    backed.file.close()

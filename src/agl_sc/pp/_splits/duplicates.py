@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
+from agl_sc._sdata.table import in_memory
 from agl_sc.pp._features.tiles import overview
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def same_profiles(matrix: Any, names: NDArray[np.str_]) -> list[Pair]:
 
 def profile_hashes(matrix: Any) -> tuple[UInt64Array, NDArray[np.int64]]:
     """Hash of the non-zero values of every row and their genes, and how many there are, (n_spots,) each."""
-    whole = scipy.sparse.csr_array(matrix) if scipy.sparse.issparse(matrix) else np.asarray(matrix)
+    matrix = in_memory(matrix)
+    whole = scipy.sparse.csr_array(matrix) if scipy.sparse.issparse(matrix) else matrix
     if whole.dtype.kind not in "buif":
         msg = f"X holds {whole.dtype}, not numbers; raw counts are needed."
         raise TypeError(msg)
