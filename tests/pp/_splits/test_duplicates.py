@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -136,7 +137,8 @@ def test_a_table_that_stays_on_disk_has_the_profiles_of_one_in_memory(kind: str,
     counts = np.random.default_rng(0).poisson(0.5, (40, 25)).astype(np.float32)
     AnnData(scipy.sparse.csr_matrix(counts) if kind == "sparse" else counts).write_h5ad(tmp_path / "a.h5ad")
     backed = read_h5ad(tmp_path / "a.h5ad", backed="r")
-    for stored in (backed.X, da.from_array(counts, chunks=(7, 25))):
+    lazy: Any = da
+    for stored in (backed.X, lazy.from_array(counts, chunks=(7, 25))):
         for found, expected in zip(profile_hashes(stored), profile_hashes(counts), strict=True):
             np.testing.assert_array_equal(found, expected)
     backed.file.close()
