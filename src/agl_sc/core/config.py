@@ -127,8 +127,8 @@ class Denoise:
     auxiliary genes have 0."""
     components: tuple[int, ...] = (5, 10, 20, 40)
     """Numbers of components: the deeper the counts, the more of them are not noise."""
-    mix: tuple[float, ...] = (0.5, 0.8)
-    """Shares of the projection, in (0, 1]."""
+    mix: tuple[float, ...] = (0.5,)
+    """Shares of the projection, in (0, 1]. Half: networks on more keep less of what the depth of a spot does not explain."""
 
     def __post_init__(self) -> None:
         for name in ("genes", "components", "mix"):

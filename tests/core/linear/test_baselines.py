@@ -194,9 +194,12 @@ def test_without_counts_weighted_ridge_is_ridge() -> None:
 def test_controls_of_denoising_see_no_gene_or_every_gene(name: str, n: int) -> None:
     samples, new = samples_of(), new_features()
     spots, targets = samples.spots, samples.n_targets
-    choice = choose_denoising(spots, targets, Denoise(genes=(n,), components=(1, 2)))
+    choice = choose_denoising(spots, targets, Denoise(genes=(n,), components=(1, 2), mix=(0.5, 0.8)))
     assert set(choice.trace["n_genes"][1:]) == {n}
-    cut = replace(samples, spots=denoised(spots, targets, choose_denoising(spots, targets, Denoise(genes=(n,))).chosen))
+    cut = replace(
+        samples,
+        spots=denoised(spots, targets, choose_denoising(spots, targets, Denoise(genes=(n,), mix=(0.5, 0.8))).chosen),
+    )
     np.testing.assert_array_equal(fit_baseline(name, samples)(new), fit_baseline("weighted_ridge", cut)(new))
 
 

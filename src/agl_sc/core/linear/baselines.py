@@ -30,6 +30,8 @@ TREE_COMPONENTS = 32
 """Principal components that trees are grown on."""
 NEIGHBOURS = (5, 10, 20, 40, 80)
 """Numbers of neighbours tried."""
+_MIX = (0.5, 0.8)
+"""Shares of the projection in denoised targets of ridge, which more of it serves than serves networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def _weighted_ridge(samples: Samples) -> Predictor:
     return _ridge(samples, samples.spots.depth_weights)
 
 
-def _denoised_ridge(samples: Samples, settings: Denoise = Denoise()) -> Predictor:
+def _denoised_ridge(samples: Samples, settings: Denoise = Denoise(mix=_MIX)) -> Predictor:
     """Weighted ridge of targets denoised by auxiliary genes, as far as leaving sections out says; without any training."""
     choice = choose_denoising(samples.spots, samples.n_targets, settings)
     return _weighted_ridge(replace(samples, spots=denoised(samples.spots, samples.n_targets, choice.chosen)))
@@ -140,12 +142,12 @@ def _denoised_ridge(samples: Samples, settings: Denoise = Denoise()) -> Predicto
 
 def _denoised_by_targets(samples: Samples) -> Predictor:
     """The same, denoised by the targets themselves alone."""
-    return _denoised_ridge(samples, Denoise(genes=(0,)))
+    return _denoised_ridge(samples, Denoise(genes=(0,), mix=_MIX))
 
 
 def _denoised_by_all(samples: Samples) -> Predictor:
     """The same, denoised by every auxiliary gene there is."""
-    return _denoised_ridge(samples, Denoise(genes=(samples.spots.expression.shape[1] - samples.n_targets,)))
+    return _denoised_ridge(samples, Denoise(genes=(samples.spots.expression.shape[1] - samples.n_targets,), mix=_MIX))
 
 
 def _knn(samples: Samples) -> Predictor:
