@@ -116,6 +116,14 @@ def test_what_intervals_cannot_tell_stands_below() -> None:
     assert said(rows=of_depth).startswith("depth alone, measured sees no pixels")
 
 
+def test_the_depth_model_stands_below_where_others_were_compared() -> None:
+    of_depth = [("depth", "ridge", "pearson", "section", 6, -0.14, -0.2, -0.1, True)]
+    ax = pl.benchmark(made([*ROWS, *of_depth]))
+    assert rows(ax) == rows(pl.benchmark(made()))
+    assert ax.get_xlabel().replace("\n", " ").endswith("depth alone can explain. Its score is 0.270.")
+    assert rows(pl.benchmark(made(of_depth))) == ["depth alone, measured (6 sections)"]
+
+
 def test_unknown_interval_leaves_a_grey_point() -> None:
     ax = pl.benchmark(made([("agl", "ridge", "pearson", "gene", 1, 0.1, np.nan, np.nan, False)]))
     np.testing.assert_allclose(np.asarray(line(ax, "not distinguishable from 0").get_xydata()), [[0.1, 0]])

@@ -1,6 +1,7 @@
 """Paired differences between methods, with their intervals."""
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def benchmark(
 
     Blue is above 0 and orange below; a difference that the benchmark does not call distinguishable from 0 is grey and
     hollow, whatever its mean. Of errors, such as ``"mse"``, less is better. What the intervals cannot tell, for want of
-    units or of patients, stands below, as in the report, and so does what the depth model is.
+    units or of patients, stands below, as in the report, and so does the depth model with its score: no competitor, and so far
+    from all others that their differences could not be read beside it. It has a row where nothing else was compared.
 
     Parameters
     ----------
@@ -81,7 +83,8 @@ def benchmark(
     path = check_save(save, show)
     rows = _rows(benchmark, metric)
     results = benchmark.results[benchmark.results["metric"] == metric]
-    said = [*caveats(rows, benchmark.provenance["data"]), *of_depth(results[results["method"].isin(rows["method"])])]
+    scores = summary_of(results)[metric]
+    said = [*caveats(rows, benchmark.provenance["data"]), *_of_depth(results, scores)]
     lines = [line for sentence in said for line in textwrap.wrap(sentence, _LETTERS)]
     axes = one_axes(ax, height_in=1.1 + _ROW_IN * len(rows) + _LINE_IN * len(lines), width_in=WIDTH_IN)
     handles = [
@@ -98,7 +101,7 @@ def benchmark(
     minus = f"method minus {literal(label(references[0]))}" if len(references) == 1 else "first minus second"
     difference = f"paired difference in {METRICS.get(metric, metric)}, {minus}"
     label_axes(axes, x="\n".join([difference, *lines]), y="")
-    _write_scores(axes, rows, summary_of(results)[metric], is_single=len(references) == 1)
+    _write_scores(axes, rows, scores, is_single=len(references) == 1)
     axes.set_yticks(np.arange(len(rows)), _labels(rows, is_single=len(references) == 1), fontsize=SMALL)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -128,9 +131,18 @@ def _rows(benchmark: Any, metric: str) -> pd.DataFrame:
     if rows.empty:
         msg = f"metric={metric!r} is undefined in every pair of methods; compare them in folds with more spots."
         raise ValueError(msg)
+    sees_no_pixels = rows[["method", "reference"]].eq("depth").any(axis=1)
+    rows = rows if sees_no_pixels.all() else rows[~sees_no_pixels]
     n_of_reference = rows.groupby("reference")["mean"].transform("size")
     order = rows.assign(n=n_of_reference).sort_values(["n", "reference", "mean"], kind="stable").index
     return rows.loc[order].reset_index(drop=True).astype({"distinguishable": bool})
+
+
+def _of_depth(results: pd.DataFrame, scores: "pd.Series[float]") -> Iterator[str]:
+    """What the depth model is, and its score."""
+    for sentence in of_depth(results):
+        score = scores.get(label("depth"), np.nan)
+        yield f"{sentence} Its score is {score:.3f}." if np.isfinite(score) else sentence
 
 
 def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, name: str, colour: str) -> Line2D:

@@ -27,7 +27,7 @@ _ALWAYS = (
     ("agl", "pgl"), ("dkgsb", "agl"), ("dkgsb", "depth"),
     ("pgl_denoised", "pgl"), ("agl_denoised", "agl"), ("dkgsb_denoised", "dkgsb"), ("denoised_ridge", "weighted_ridge"),
     ("dkgsb_denoised", "denoised_ridge"), ("denoised_ridge", "denoised_ridge_targets"), ("denoised_ridge", "denoised_ridge_random"),
-    ("denoised_ridge", "denoised_ridge_all"), ("denoiser", "pgl_denoised"), ("denoiser", "dkgsb"),
+    ("denoised_ridge", "denoised_ridge_all"), ("denoiser", "pgl"), ("denoiser", "pgl_denoised"), ("denoiser", "dkgsb"),
 )  # fmt: skip
 """Compared wherever both are there: are auxiliary genes of use, is choosing among them, is it more than depth, and is denoising
 of use?"""
