@@ -131,7 +131,7 @@ def _rows(benchmark: Any, metric: str) -> pd.DataFrame:
     if rows.empty:
         msg = f"metric={metric!r} is undefined in every pair of methods; compare them in folds with more spots."
         raise ValueError(msg)
-    sees_no_pixels = rows[["method", "reference"]].eq("depth").any(axis=1)
+    sees_no_pixels = (rows["method"] == "depth") | (rows["reference"] == "depth")
     rows = rows if sees_no_pixels.all() else rows[~sees_no_pixels]
     n_of_reference = rows.groupby("reference")["mean"].transform("size")
     order = rows.assign(n=n_of_reference).sort_values(["n", "reference", "mean"], kind="stable").index
@@ -141,7 +141,7 @@ def _rows(benchmark: Any, metric: str) -> pd.DataFrame:
 def _of_depth(results: pd.DataFrame, scores: "pd.Series[float]") -> Iterator[str]:
     """What the depth model is, and its score."""
     for sentence in of_depth(results):
-        score = scores.get(label("depth"), np.nan)
+        score = scores.reindex([label("depth")]).iloc[0]
         yield f"{sentence} Its score is {score:.3f}." if np.isfinite(score) else sentence
 
 
