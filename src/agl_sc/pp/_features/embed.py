@@ -98,13 +98,13 @@ def embed(  # noqa: PLR0913 -- an entry point
         Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
     orientations
         Ways of laying every tile that its features are averaged over: 1, as it is; 2, upside down too; 4, by quarter turns;
-        8, mirrored too. As many times the time of one. Of fields of view by maps half as many, for their means are over many
-        places: with 2 as they are.
+        8, mirrored too. As many times the time of one. Of the tiles themselves, where they go by maps, half as many: with 2 as
+        they are.
     maps
         Which fields of view are means over maps of the tissue, over which the encoder passes once whatever the number of
         spots: ``"wider"`` those of ``context``, ``"all"`` the tiles too, ``"none"``. Every field by tiles takes as long as
         the tiles. By default, for convolutional networks that see nothing far away, ``"all"`` where most spots lie nearer to
-        each other than a tile is wide, as on Visium and Visium HD, and else ``"wider"``; transformers and networks with
+        each other than a quarter of a tile, as on Visium HD, and else ``"wider"``; transformers and networks with
         squeeze-excitation take ``"none"``, and their own width of windows where they are asked for maps
         (:func:`agl_sc.pp.encoders` says which encoder can). Features of a transformer by maps are means of its patch tokens.
     batch_size
