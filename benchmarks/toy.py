@@ -16,7 +16,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -120,7 +120,10 @@ def outcomes(sdata: SpatialData, searches: Sequence[Search], starts: tuple[float
         config = TrainConfig(search=search, gradient=GradientSearch(start_cutoff=start), refit=False)
         arms[f"dkgsb {search} .{start * 10:.0f}"] = "dkgsb", config
     refitted = {"pgl", "agl", *DENOISED, "dkgsb path .5"} & set(arms)
-    arms |= {f"{name}, refit": (arms[name][0], TrainConfig()) for name in sorted(refitted, key=list(arms).index)}
+    arms |= {
+        f"{name}, refit": (arms[name][0], replace(arms[name][1], refit=True))
+        for name in sorted(refitted, key=list(arms).index)
+    }
     found = {"ridge": ridge(sdata, score, refit=False), "ridge, refit": ridge(sdata, score, refit=True)}
     return found | {name: trained(sdata, score, arm) for name, arm in arms.items()}
 
