@@ -44,7 +44,7 @@ def test_the_script_of_distances_has_a_row_for_everything() -> None:
         [cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("| ")
     ]
     head, *body = rows
-    assert head == ["model of", "slide", "kind", "beyond", "spots alone", "moved"]
+    assert head == ["model of", "slide", "kind", "beyond", "spots alone", "moved", "scale", "limit"]
     assert [row[2] for row in body].count("like") == 5
     changes = [row[1].split(", ")[1] for row in body if row[2] == "changed"]
     assert changes[:7] == changes[7:] == [
