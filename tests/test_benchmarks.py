@@ -45,11 +45,12 @@ def test_the_script_of_distances_has_a_row_for_everything() -> None:
     ]
     head, *body = rows
     assert head == ["model of", "slide", "kind", "beyond", "spots alone", "moved", "scale", "limit"]
-    assert [row[2] for row in body].count("like") == 5
+    assert [row[2] for row in body].count("like") == 7
     changes = [row[1].split(", ")[1] for row in body if row[2] == "changed"]
-    assert changes[:7] == changes[7:] == [
+    assert changes[:7] == changes[-7:] == [
         "inverted", "eosin as DAB", "half the dye", "blurred", "scale 4x too coarse", "scale 4x too fine", "glass",
     ]  # fmt: skip
     flagged = {row[1].split(", ")[1]: float(row[3]) for row in body if row[2] == "changed" and row[3] != "refused"}
     assert flagged["glass"] > 0.9
+    assert flagged["scale 4x too coarse"] > 0.9 < flagged["scale 4x too fine"]
     assert all(float(row[3]) < 0.2 for row in body if row[2] == "like")
