@@ -262,7 +262,9 @@ def _between(means: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.float
     """Pearson of every gene over sections, from the measured and predicted means of each; tells of it."""
     values = pearson_between(np.array([each[0] for each in means]), np.array([each[1] for each in means]))
     if len(means) < FEWEST_SECTIONS:
-        logger.info("Levels of %d sections cannot be compared: it takes %d.", len(means), FEWEST_SECTIONS)
+        logger.info(
+            "Levels of sections cannot be compared: it takes %d, and %d were scored.", FEWEST_SECTIONS, len(means)
+        )
     elif np.isfinite(values).any():
         told = "Between the levels (pseudobulk) of %d sections: mean Pearson %.2f."
         logger.info(told, len(means), np.nanmean(values))

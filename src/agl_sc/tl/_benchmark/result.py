@@ -252,6 +252,8 @@ def _in_words(data: Mapping[str, Any], folds: Mapping[str, Any]) -> str:
 
 
 def _interval(row: Any) -> str:
+    if pd.isna(row.mean):
+        return ""
     return f"{row.mean:+.3f}" + ("" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]")
 
 
