@@ -201,7 +201,7 @@ def shares(domain: Domain, slide: Embedded) -> dict[str, float]:
     found = {"beyond": (whole > BEYOND).mean(), "spots alone": (alone > BEYOND).mean(), "moved": moved}
     if domain.seen_scale is None:
         return found
-    return found | {"scale": domain.seen_scale.power(slide.mean), "limit": domain.seen_scale.limit[0]}
+    return found | {"scale": domain.seen_scale.power(slide.mean), "limit": domain.seen_scale.limit[1]}
 
 
 class Table:

@@ -35,5 +35,5 @@ def domain_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, .
             "neighbours.points": (n_spots, n_directions), "neighbours.rest": (n_spots,), "neighbours.reach": (n_spots,),
         }  # fmt: skip
     if any(name.startswith("seen_scale.") for name in found):
-        shapes |= {"seen_scale.slope": (width,), "seen_scale.offset": (1,), "seen_scale.limit": (1,)}
+        shapes |= {"seen_scale.slope": (width,), "seen_scale.offset": (1,), "seen_scale.limit": (2,)}
     return {f"{OF_DOMAIN}{name}": shape for name, shape in shapes.items()}

@@ -49,19 +49,26 @@ def test_a_limit_is_as_wide_as_what_was_held_out_needs() -> None:
     wide, usual = SeenScale.fitted(features, sections, steps, held=folds(4)), SeenScale.fitted(*training(4))
     assert wide is not None
     assert usual is not None
-    assert usual.limit.tolist() == [0.65]
-    assert wide.limit[0] > 1.2
+    assert usual.limit.tolist() == [0.65, 0.65]
+    assert wide.limit.min() > 1.2
 
 
-@pytest.mark.parametrize("steps", [(), (1.0, 2.0), (-1.0,)])
-def test_nothing_is_known_unless_tissue_was_seen_finer_and_coarser(steps: tuple[float, ...]) -> None:
-    assert SeenScale.fitted(*training(3, steps), held=folds(3)) is None
+def test_nothing_is_known_unless_tissue_was_seen_at_another_scale() -> None:
+    assert SeenScale.fitted(*training(3, ()), held=folds(3)) is None
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_what_was_seen_on_one_side_is_told_on_that_side_alone(side: float) -> None:
+    found = SeenScale.fitted(*training(6, (side, 2 * side)), held=folds(6))
+    assert found is not None
+    for step in (-2.0, 0.0, 2.0):
+        assert found.is_other(tiles(step, stain=0.3, seed=50, n=400).mean(axis=0)) == (step == 2 * side)
 
 
 def test_a_section_that_is_all_there_is_holds_nothing_out() -> None:
     found = SeenScale.fitted(*training(1), held=[np.array([0]), np.array([], dtype=np.int64)])
     assert found is not None
-    assert found.limit.tolist() == [0.65]
+    assert found.limit.tolist() == [0.65, 0.65]
 
 
 def test_features_that_never_vary_do_no_harm() -> None:
