@@ -7,7 +7,7 @@ import torch
 OF_DOMAIN = "domain."
 """Before the names of the tensors."""
 POSITIVE = ("scale", "spread", "units", "limit", "neighbours.reach", "seen_scale.limit")
-"""What must be."""
+"""What must be positive."""
 
 
 def domain_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from agl_sc._model_file import CARD, FORMAT, FORMAT_WITHOUT_LEVELS, WEIGHTS, che
 from agl_sc._model_tables import numeric_table, scores_in
 from agl_sc._model_text import description_of
 from agl_sc._paths import check_parent, replacing
+from agl_sc.core.arguments import path_of
 from agl_sc.core.arrays import FloatArray
 from agl_sc.core.encoders.load import Encoder, load_encoder
 from agl_sc.core.encoders.trust import is_harmless
@@ -338,7 +339,7 @@ class Model(OnHub, ToAnnData):
         >>> agl_sc.Model.load("my_model").targets == model.targets
         True
         """
-        fields, tensors = read_model(Path(path))
+        fields, tensors = read_model(path_of("path", path))
         tables: dict[str, Any] = {name: numeric_table(fields.pop(name)) for name in ("history", "cutoff_trace")}
         weights = np.array(fields.pop("weights"), dtype=float)
         selected = np.array(fields.pop("selected"), dtype=bool)

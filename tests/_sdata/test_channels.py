@@ -34,14 +34,25 @@ def test_an_opaque_channel_is_left_out_wherever_it_is(place: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [[0, 1, 2], [1, 2, 3], ["c0", "c1", "c2"], ["Channel:0:0", "Channel:0:1", "Channel:0:2"]], ids=str
+    "names",
+    [[0, 1, 2], [1, 2, 3], [0.0, 1.0, 2.0], ["c0", "c1", "c2"], ["Channel:0:0", "Channel:0:1", "Channel:0:2"]],
+    ids=str,
 )
 def test_channels_that_are_only_counted_are_taken_as_they_are(names: list[Any]) -> None:
     np.testing.assert_array_equal(levels_of(element(PIXELS, names), "he")[0], PIXELS)
 
 
 @pytest.mark.parametrize(
-    "names", [["DAPI", "CD45", "PanCK"], ["CD3", "CD8", "CD20"], ["r", "g", "DAPI"], ["x1", "y2", "z3"]], ids=",".join
+    "names",
+    [
+        ["DAPI", "CD45", "PanCK"],
+        ["CD3", "CD8", "CD20"],
+        ["CD3", "CD4", "CD5"],
+        ["Cy3", "Cy4", "Cy5"],
+        ["r", "g", "DAPI"],
+        ["x1", "y2", "z3"],
+    ],
+    ids=",".join,
 )
 def test_stains_are_no_colours_and_the_mend_works(names: list[str]) -> None:
     sdata = SpatialData(images={"he": element(PIXELS, names)})

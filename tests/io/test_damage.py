@@ -66,11 +66,15 @@ TENX: dict[str, Damage] = {
     "no genes": set_entry("matrix/features/feature_type", np.array([b"Antibody Capture"] * 4)),
     "group": set_entry("matrix", np.zeros(3)),
 }  # fmt: skip
-FACTORS: dict[str, Damage] = {
-    f"{key} {value!r}": put(key, value)
-    for key in ("tissue_hires_scalef", "spot_diameter_fullres")
-    for value in (0, -1, float("nan"), float("inf"), "0.1", None, [0.1], True, ...)
-} | {name: become(text) for name, text in {"list": b"[1]", "number": b"3", "null": b"null", "text": b'"a"'}.items()}
+FACTORS: dict[str, Damage] = (
+    {
+        f"{key} {value!r}": put(key, value)
+        for key in ("tissue_hires_scalef", "spot_diameter_fullres")
+        for value in (0, -1, float("nan"), float("inf"), "0.1", None, [0.1], True)
+    }
+    | {"no diameter": put("spot_diameter_fullres", ...)}
+    | {name: become(text) for name, text in {"list": b"[1]", "number": b"3", "null": b"null", "text": b'"a"'}.items()}
+)
 
 
 def rewrite(change: Callable[[str], str]) -> Damage:
@@ -149,7 +153,12 @@ def test_visium(tmp_path: Path) -> None:
     }
     accepted = check(lambda copy: read_visium(copy, name="A"), folder, changes)
     # A line break less, or a byte of a checksum behind all pixels.
-    assert [case for case in accepted if "flip" not in case] == [f"{LIST}: cut 1", f"{HIRES}: cut 1"]
+    assert [case for case in accepted if "flip" not in case] == [
+        f"{LIST}: cut 1",
+        f"{LIST}: semicolons",
+        f"{SCALES}: no diameter",
+        f"{HIRES}: cut 1",
+    ]
 
 
 def test_st(tmp_path: Path) -> None:
@@ -157,7 +166,7 @@ def test_st(tmp_path: Path) -> None:
     folder.mkdir()
     write_st(folder, "A")
     counts = gzip.decompress((folder / "A.tsv.gz").read_bytes())
-    for name, old, new in [("text", b"\t", b","), ("nan", b"\t1", b"\tnan"), ("less", b"\t1", b"\t-1"), ("half", b"\t1", b"\t1.5")]:  # fmt: skip
+    for name, old, new in [("commas", b"\t", b","), ("nan", b"\t1", b"\tnan"), ("less", b"\t1", b"\t-1"), ("half", b"\t1", b"\t1.5")]:  # fmt: skip
         KINDS_ST[name] = become(gzip.compress(counts.replace(old, new)))
     changes = {
         "A.tsv.gz": CUTS | FLIPS | KINDS | KINDS_ST,
@@ -169,7 +178,9 @@ def test_st(tmp_path: Path) -> None:
         folder,
         changes,
     )
-    assert not [case for case in accepted if "flip" not in case and "selection.tsv: cut" not in case]
+    # Commas for tabs are read as what they are.
+    others = [case for case in accepted if "flip" not in case and "selection.tsv: cut" not in case]
+    assert others == ["A.tsv.gz: commas", "A_selection.tsv: commas"]
 
 
 KINDS_ST: dict[str, Damage] = {}

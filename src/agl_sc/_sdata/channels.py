@@ -41,7 +41,9 @@ def rgb_places(image: Any, key: str) -> list[int]:
 
 
 def _are_counted(names: Sequence[str]) -> bool:
-    """Whether names only count channels, as 0, 1, 2 and Channel:0:0, Channel:0:1 do."""
-    found = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    """Whether names only count channels from 0 or 1, as 0, 1, 2 and Channel:0:0, Channel:0:1 do; CD3, CD4, CD5 name stains."""
+    found = [
+        re.fullmatch(r"((?:c|ch|chan|channel)?[ :_-]?(?:\d+:)?)(\d+)(?:\.0)?", name.strip().lower()) for name in names
+    ]
     prefixes, numbers = {match[1] for match in found if match}, [int(match[2]) for match in found if match]
-    return len(numbers) == len(names) and len(prefixes) == 1 and numbers == [numbers[0] + i for i in range(len(names))]
+    return len(prefixes) == 1 and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))

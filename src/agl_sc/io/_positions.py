@@ -1,5 +1,6 @@
 """Positions of the spots of 10x Visium, as Space Ranger 1 to 4 write them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         file.seek(0)
         cells = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, sep=mark)
     if mark != ",":
+        _refuse_thousands(cells, path)
         cells = cells.replace(",", ".", regex=True)
     first = cells.iloc[0].astype(str).str.strip().tolist()
     if {*first} & {*_NUMBERS}:
@@ -84,6 +86,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
         )
         raise ValueError(msg)
     return cells.set_axis([_BARCODE, *_NUMBERS], axis=1)
+
+
+def _refuse_thousands(cells: pd.DataFrame, path: Path) -> None:
+    """Refuse commas that may part thousands as well as decimals."""
+    parted = [text for text in cells.to_numpy().ravel().tolist() if "," in text]
+    if parted and all(re.fullmatch(r"\d{1,3}(,\d{3})+", text.strip()) for text in parted):
+        msg = f"'{path}' has numbers such as {parted[0]!r}, whose comma may part thousands or decimals; save it with decimal points and without marks between thousands."
+        raise ValueError(msg)
 
 
 def _numbers(column: pd.Series, barcodes: list[str], path: Path) -> FloatArray:

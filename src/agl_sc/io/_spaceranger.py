@@ -1,6 +1,7 @@
 """What a folder of Space Ranger holds, and where."""
 
 import contextlib
+import glob
 import json
 import logging
 import re
@@ -24,7 +25,7 @@ _POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_posit
 _IMAGES = {"hires": "tissue_hires_image", "lowres": "tissue_lowres_image"}
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Of the small images: Space Ranger writes PNG, people convert it."""
-_MATRICES = ("matrix.mtx", "matrix.mtx.gz")
+_MATRICES = ("matrix.mtx.gz", "matrix.mtx")
 _FEW = 6
 """Folders that a message lists."""
 _COUNTS = re.compile(r"(?:(?:filtered_|raw_)?feature_bc_matrix(?:\.h5)?|matrix\.mtx(?:\.gz)?)$")
@@ -126,11 +127,16 @@ def _counts(folder: Path, counts_file: str) -> Path:
         return unpacked
     found = _locate(folder, counts_file)
     if found is None and counts_file == COUNTS_FILE:
-        found = _locate(folder, *_MATRICES[::-1])
+        found = _locate(folder, *_MATRICES)
     if found is None:
         others = [file.name for file in sorted(folder.glob("*.h5"))]
         others += sorted(
-            {str(file.parent.relative_to(folder)) for name in _MATRICES for file in folder.glob(f"*/**/{name}")}
+            {
+                str(file.parent.relative_to(folder))
+                for name in _MATRICES
+                for deep in ("*", "*/*")
+                for file in folder.glob(f"{deep}/{name}")
+            }
         )
         mend = f", or name one of its counts with counts_file= ({', '.join(others[:_FEW])})" if others else ""
         msg = f"'{folder / counts_file}' does not exist; {_mend(folder, counts_file.removesuffix('.h5'))}{mend}."
@@ -140,7 +146,7 @@ def _counts(folder: Path, counts_file: str) -> Path:
 
 def _mend(folder: Path, part: str) -> str:
     """What to do about something that is missing: unpack the archive that holds it, or say which folder is meant."""
-    for archive in sorted(folder.glob(f"*{part}.tar*")):
+    for archive in sorted(folder.glob(f"*{glob.escape(part)}.tar*")):
         return f"unpack it: tar -xf '{archive}' -C '{folder}'"
     inner = [
         outs for outs in sorted(folder.glob("*/")) if (outs / "spatial").is_dir() or (outs / "outs/spatial").is_dir()
@@ -180,10 +186,12 @@ def _refuse_packed(places: Sequence[Path], names: Sequence[str]) -> None:
 
 
 def _small_images(folder: Path, prefix: str) -> dict[str, Path | None]:
-    return {
-        kind: _locate(folder, *(f"{name}{suffix}" for suffix in _SUFFIXES), prefix=prefix)
-        for kind, name in _IMAGES.items()
-    }
+    """By kind, PNG before what it was converted to."""
+    found: dict[str, Path | None] = {}
+    for kind, name in _IMAGES.items():
+        files = (_locate(folder, f"{name}{suffix}", prefix=prefix) for suffix in _SUFFIXES)
+        found[kind] = next(filter(None, files), None)
+    return found
 
 
 def _choose_image(

@@ -174,7 +174,7 @@ def read_st_folder(
     As :func:`read_st`.
     """
     stated_mpp = _renamed(image_mpp, mpp)
-    folder = Path(path)
+    folder = path_of("path", path)
     if not folder.is_dir():
         msg = f"The folder '{folder}' does not exist."
         raise FileNotFoundError(msg)

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
@@ -116,12 +117,12 @@ def _summed(genes: list[str], matrix: csr_matrix, path: Path) -> tuple[list[str]
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """Cells of every line that is not empty, without quotes around them."""
-    mark = ""
     with readable(path, kind=_TABLE), _opened(path) as file:
-        for line in file:
-            if line.strip():
-                mark = mark or separator_of(line)
-                yield line.rstrip("\n").replace('"', "").split(mark)
+        lines = (line for line in file if line.strip())
+        first = list(islice(lines, 2))  # a header of one gene has no mark
+        mark = separator_of("".join(first))
+        for line in chain(first, lines):
+            yield line.rstrip("\n").replace('"', "").split(mark)
 
 
 def _opened(path: Path) -> IO[str]:

@@ -142,7 +142,8 @@ def _of_depth(results: pd.DataFrame, scores: "pd.Series[float]") -> Iterator[str
     """What the depth model is, and its score."""
     for sentence in of_depth(results):
         score = scores.reindex([label("depth")]).iloc[0]
-        yield f"{sentence} Its score is {score:.3f}." if np.isfinite(score) else sentence
+        is_model = sentence.startswith(label("depth")) and np.isfinite(score)
+        yield f"{sentence} Its score is {score:.3f}." if is_model else sentence
 
 
 def _draw_rows(ax: Axes, rows: pd.DataFrame, is_chosen: "pd.Series[bool]", *, name: str, colour: str) -> Line2D:

@@ -79,7 +79,7 @@ def _convolved(
 
 def _wider(convolution: nn.Conv2d) -> torch.Tensor | None:
     """The kernel with zeros in front, of a depthwise convolution that pads more at the end; None of any other."""
-    is_odd = all(n % 2 for n in convolution.kernel_size)
+    is_odd = all(n % 2 and n > 1 for n in convolution.kernel_size)
     is_depthwise = convolution.groups == convolution.in_channels
     if not (isinstance(convolution, Conv2dSame) and is_odd and is_depthwise):
         return None

@@ -60,7 +60,10 @@ class SeenScale:
             if out.all() or not out.any():
                 continue
             other = cls._of(features[~out], sections[~out], steps[~out])
-            means = [features[(sections == code) & (steps == 0)].mean(axis=0, dtype=float) for code in np.unique(codes)]
+            means = [
+                features[(sections == code) & (steps == 0)].mean(axis=0, dtype=float)
+                for code in np.unique(sections[out])
+            ]
             farthest = max(farthest, *(abs(other.power(mean)) for mean in means))
         return replace(found, limit=np.where(sides, max(_LEAST_LIMIT, _BEYOND_FARTHEST * farthest), _NEVER))
 

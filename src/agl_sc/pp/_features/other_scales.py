@@ -39,7 +39,7 @@ class OtherScales:
 
 
 def at_other_scales(study: Study, rows: IntArray, steps: Sequence[float], *, tiles: FeatureRequest) -> OtherScales:
-    """Encode about 120 tiles in all, evenly spread over every section, at each scale that its image allows.
+    """Encode 6 to 48 tiles of every section, evenly spread, at each scale that its image allows; 120 in all where that lies between.
 
     Parameters
     ----------
