@@ -226,6 +226,19 @@ def test_training_without_the_encoder_goes_on(
     assert "The model cannot tell slides at another scale: No weights here." in caplog.text
 
 
+def test_an_encoder_that_only_the_table_names_is_not_fetched_for_scales(
+    prepared: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agl_sc.tl._model.seen_scale.is_harmless", lambda name: False)
+    monkeypatch.delattr("agl_sc.pp._features.other_scales.load_encoder")
+    with caplog.at_level("INFO"):
+        model = tl.train(prepared, config=tl.TrainConfig(batch_size=16, max_epochs=1))
+    domain = domain_of(model)
+    assert domain is not None
+    assert domain.seen_scale is None
+    assert "another scale: 'efficientnet_lite0' is not loaded for that." in caplog.text
+
+
 def test_a_crop_is_as_far_as_the_whole(trained: Trained) -> None:
     sdata, model = other_tissue(), trained[1]
     tl.predict(sdata, model)
