@@ -44,6 +44,11 @@ def pytest_xdist_auto_num_workers() -> int:
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "context": (), "orientations": 1, "stages": False}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tutorials first, minutes each, so that no core waits for the last of them."""
+    items.sort(key=lambda item: item.path.stem != "test_tutorials")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder with the real sections, `$AGL_SC_DATA` or `../shared/data`."""
