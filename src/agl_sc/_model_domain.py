@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-OF_DOMAIN = "domain."
-"""Before the names of the tensors."""
-POSITIVE = ("scale", "spread", "units", "limit", "neighbours.reach", "seen_scale.limit")
+OF_DOMAIN, OF_NEIGHBOURS, OF_SEEN_SCALE = "domain.", "neighbours.", "seen_scale."
+"""Before the names of the tensors; the latter two behind the first."""
+POSITIVE = ("scale", "spread", "units", "limit", f"{OF_NEIGHBOURS}reach", f"{OF_SEEN_SCALE}limit")
 """What must be positive."""
 
 
@@ -29,11 +29,13 @@ def domain_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, .
         "limit": (2,), "units": (2,),
     }  # fmt: skip
     if "measures" in found:
-        n_directions, n_spots = first("neighbours.directions"), first("neighbours.reach")
-        shapes |= {
-            "measures": (2, n_known), "neighbours.middle": (width,), "neighbours.directions": (n_directions, width),
-            "neighbours.points": (n_spots, n_directions), "neighbours.rest": (n_spots,), "neighbours.reach": (n_spots,),
+        n_directions, n_spots = (first(f"{OF_NEIGHBOURS}{name}") for name in ("directions", "reach"))
+        near: dict[str, tuple[int, ...]] = {
+            "middle": (width,), "directions": (n_directions, width), "points": (n_spots, n_directions), "rest": (n_spots,),
+            "reach": (n_spots,),
         }  # fmt: skip
-    if any(name.startswith("seen_scale.") for name in found):
-        shapes |= {"seen_scale.slope": (width,), "seen_scale.offset": (1,), "seen_scale.limit": (2,)}
+        shapes |= {"measures": (2, n_known), **{f"{OF_NEIGHBOURS}{name}": shape for name, shape in near.items()}}
+    if any(name.startswith(OF_SEEN_SCALE) for name in found):
+        seen: dict[str, tuple[int, ...]] = {"slope": (width,), "offset": (1,), "limit": (2,)}
+        shapes |= {f"{OF_SEEN_SCALE}{name}": shape for name, shape in seen.items()}
     return {f"{OF_DOMAIN}{name}": shape for name, shape in shapes.items()}

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
+from agl_sc.core.arguments import from_home
 from agl_sc.core.writing.claims import claimed, real
 from agl_sc.core.writing.staging import staged
 
@@ -30,8 +31,7 @@ def check_parent(path: str | Path) -> Path:
     if not isinstance(path, str | Path):
         msg = f"{path!r} is a {type(path).__name__}, not a path; pass a string or a pathlib.Path."
         raise TypeError(msg)
-    path = Path(path)
-    path = (path.expanduser() if path.parts[:1] == ("~",) else path).absolute()
+    path = from_home(Path(path)).absolute()
     parent = real(path).parent if path.is_symlink() else path.parent
     if not parent.is_dir():
         msg = f"The folder {parent} does not exist; make it, or choose another path."

@@ -348,5 +348,5 @@ def levels_of(image: Any, key: str) -> tuple[Any, ...]:
     if spare and not bool((arrays[-1].data[spare] == _OPAQUE).all()):
         msg = f"Image {key!r} has 4 channels (c, y, x), one of which is not a colour and not opaque everywhere; {_OTHER_IMAGE}."
         raise ValueError(msg)
-    is_plain = rgb == [0, 1, 2]
-    return tuple((array.data[:3] if spare else array.data) if is_plain else array.data[rgb] for array in arrays)
+    colours = slice(3) if rgb == [0, 1, 2] else rgb
+    return tuple(array.data[colours] for array in arrays)

@@ -61,7 +61,11 @@ def path_of(argument: str, value: object) -> Path:
     if _ADDRESS.match(str(value)):
         msg = f"{argument}={str(value)!r} is an address, and files are read from disk; download it, and pass the path of the file."
         raise ValueError(msg)
-    path = Path(value)
+    return from_home(Path(value))
+
+
+def from_home(path: Path) -> Path:
+    """The path with ``~`` at its beginning as the home folder."""
     return path.expanduser() if path.parts[:1] == ("~",) else path
 
 

@@ -29,6 +29,7 @@ from agl_sc.io._image import image_element
 from agl_sc.io._layout import (
     INSTANCE_KEY,
     REGION_KEY,
+    SPOT_UM,
     TABLE_KEY,
     check_centres,
     check_section_names,
@@ -43,7 +44,6 @@ from agl_sc.io._layout import (
 from agl_sc.io._scale import compare_with_spots
 
 _SPATIALDATA_ATTRS = "spatialdata_attrs"
-_SPOT_DIAMETER_UM = {"st": 100.0, "visium": 55.0}
 _TECHNOLOGIES = (*PITCH_UM, HD)
 
 
@@ -338,7 +338,7 @@ def _resolve(
                 f"uns['spatial'][{source.name!r}]['scalefactors'], or name the technology."
             )
             raise ValueError(msg)
-        diameter_px = (bin_um or _SPOT_DIAMETER_UM[technology]) / image_mpp
+        diameter_px = (bin_um or SPOT_UM[technology]) / image_mpp
     return _Library(
         source=source,
         spots=spots.names,

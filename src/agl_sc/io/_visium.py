@@ -13,6 +13,7 @@ from agl_sc._sdata.geometry import check_mpp
 from agl_sc.core.arguments import check_name, path_of
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._layout import (
+    SPOT_UM,
     TABLE_KEY,
     SectionData,
     assemble,
@@ -30,8 +31,6 @@ from agl_sc.io._tenx import Counts, read_counts
 
 logger = logging.getLogger(__name__)
 
-_SPOT_UM = 55.0
-"""Diameter of a spot of Visium, where no file says how many pixels that is."""
 _OUTSIDE = 0.05
 """Share of the spots in tissue that may lie outside the image, which is cropped then."""
 
@@ -269,7 +268,7 @@ def _section_data(
         genes=[gene_names[gene_id] for gene_id in section.symbols],
         spots=section.spots,
         centres_px=section.centres_px,
-        radius_px=(_SPOT_UM / mpp if diameter_px is None else diameter_px) / 2,
+        radius_px=(SPOT_UM["visium"] / mpp if diameter_px is None else diameter_px) / 2,
         patient=patient,
         image_mpp=mpp,
         technology="visium",

@@ -210,6 +210,16 @@ def test_models_that_know_no_scale_say_nothing_of_it(
         Model.load(tmp_path / "odd")
 
 
+def check_it_knows_no_scale(prepared: SpatialData, caplog: pytest.LogCaptureFixture, said: str) -> None:
+    """Trained all the same, and the log says why no scale is known."""
+    with caplog.at_level("INFO"):
+        model = tl.train(prepared, config=tl.TrainConfig(batch_size=16, max_epochs=1))
+    domain = domain_of(model)
+    assert domain is not None
+    assert domain.seen_scale is None
+    assert said in caplog.text
+
+
 def test_training_without_the_encoder_goes_on(
     prepared: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,12 +228,7 @@ def test_training_without_the_encoder_goes_on(
         raise FileNotFoundError(msg)
 
     monkeypatch.setattr("agl_sc.tl._model.seen_scale.at_other_scales", gone)
-    with caplog.at_level("INFO"):
-        model = tl.train(prepared, config=tl.TrainConfig(batch_size=16, max_epochs=1))
-    domain = domain_of(model)
-    assert domain is not None
-    assert domain.seen_scale is None
-    assert "The model cannot tell slides at another scale: No weights here." in caplog.text
+    check_it_knows_no_scale(prepared, caplog, "The model cannot tell slides at another scale: No weights here.")
 
 
 def test_an_encoder_that_only_the_table_names_is_not_fetched_for_scales(
@@ -231,12 +236,7 @@ def test_an_encoder_that_only_the_table_names_is_not_fetched_for_scales(
 ) -> None:
     monkeypatch.setattr("agl_sc.tl._model.seen_scale.is_harmless", lambda name: False)
     monkeypatch.delattr("agl_sc.pp._features.other_scales.load_encoder")
-    with caplog.at_level("INFO"):
-        model = tl.train(prepared, config=tl.TrainConfig(batch_size=16, max_epochs=1))
-    domain = domain_of(model)
-    assert domain is not None
-    assert domain.seen_scale is None
-    assert "another scale: 'efficientnet_lite0' is not loaded for that." in caplog.text
+    check_it_knows_no_scale(prepared, caplog, "another scale: 'efficientnet_lite0' is not loaded for that.")
 
 
 def test_a_crop_is_as_far_as_the_whole(trained: Trained) -> None:

@@ -74,9 +74,6 @@ def _fold(module: nn.Module, convolution: str, normalisation: str) -> None:
     old = module.get_submodule(normalisation)
     new: nn.Conv2d = fuse_conv_bn_eval(module.get_submodule(convolution), old)  # type: ignore[assignment, arg-type, type-var]
     after = getattr(old, "act", nn.Identity())
-    if can_fuse(new, after):
-        module.set_submodule(convolution, Fused(new, after))
-        after = nn.Identity()
-    else:
-        module.set_submodule(convolution, new)
-    module.set_submodule(normalisation, after)
+    is_fused = can_fuse(new, after)
+    module.set_submodule(convolution, Fused(new, after) if is_fused else new)
+    module.set_submodule(normalisation, nn.Identity() if is_fused else after)

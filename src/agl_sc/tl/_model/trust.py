@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from agl_sc._model_domain import OF_DOMAIN, OF_NEIGHBOURS, OF_SEEN_SCALE
 from agl_sc._sdata.genes import find_genes
 from agl_sc._sdata.predictions import genes_table
 from agl_sc._sdata.records import HeldOutRecord, forget, remember
@@ -33,8 +34,7 @@ logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2 * 10**9
 """Of predictions that nobody said the place of."""
-_DOMAIN, _NEIGHBOURS, _SEEN_SCALE = "domain.", "neighbours.", "seen_scale."
-_OF_DOMAIN = ("units", "held_out", "limit")
+_OWN = ("units", "held_out", "limit")
 _DIGITS = 5
 _SHOWN = 3
 _TOLD_BEYOND = (
@@ -100,25 +100,25 @@ def _regions(study: Study) -> tuple[IntArray, dict[int, FloatArray]]:
 
 def _domain_tensors(domain: Domain) -> dict[str, torch.Tensor]:
     arrays: dict[str, Any] = {each.name: getattr(domain.reference, each.name) for each in fields(Reference)}
-    arrays |= {name: getattr(domain, name) for name in _OF_DOMAIN}
-    arrays |= {f"{_NEIGHBOURS}{each.name}": getattr(domain.neighbours, each.name) for each in fields(Neighbours)}
+    arrays |= {name: getattr(domain, name) for name in _OWN}
+    arrays |= {f"{OF_NEIGHBOURS}{each.name}": getattr(domain.neighbours, each.name) for each in fields(Neighbours)}
     arrays["measures"] = domain.measures
     if domain.seen_scale is not None:
-        arrays |= {f"{_SEEN_SCALE}{each.name}": getattr(domain.seen_scale, each.name) for each in fields(SeenScale)}
-    return {f"{_DOMAIN}{name}": torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}
+        arrays |= {f"{OF_SEEN_SCALE}{each.name}": getattr(domain.seen_scale, each.name) for each in fields(SeenScale)}
+    return {f"{OF_DOMAIN}{name}": torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}
 
 
 def domain_of(model: Model) -> Domain | None:
     """Where the training tissue of a model lies; None of a model that does not know."""
-    tensors = part(model.tensors, _DOMAIN)
+    tensors = part(model.tensors, OF_DOMAIN)
     arrays = {name: tensor.numpy().astype(float) for name, tensor in tensors.items()}
     if not arrays:
         return None
-    own = {name: arrays.pop(name) for name in _OF_DOMAIN}
+    own = {name: arrays.pop(name) for name in _OWN}
     measures = arrays.pop("measures", None)
-    near = {each.name: arrays.pop(f"{_NEIGHBOURS}{each.name}") for each in fields(Neighbours) if measures is not None}
-    at_scale = [name for name in arrays if name.startswith(_SEEN_SCALE)]
-    seen = {name.removeprefix(_SEEN_SCALE): arrays.pop(name) for name in at_scale}
+    near = {each.name: arrays.pop(f"{OF_NEIGHBOURS}{each.name}") for each in fields(Neighbours) if measures is not None}
+    at_scale = [name for name in arrays if name.startswith(OF_SEEN_SCALE)]
+    seen = {name.removeprefix(OF_SEEN_SCALE): arrays.pop(name) for name in at_scale}
     return Domain(
         Reference(**arrays),
         **own,
