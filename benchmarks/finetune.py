@@ -70,7 +70,8 @@ def main() -> None:
     if given.fold is not None:
         fit_fold(given.fold, given)
         return
-    start, running, left = time.perf_counter(), [], list(given.folds)
+    start, left = time.perf_counter(), list(given.folds)
+    running: list[subprocess.Popen[bytes]] = []
     while left or running:
         while left and len(running) < given.processes:
             running.append(
