@@ -37,6 +37,9 @@ def write_ome_zarr(sdata: "SpatialData", section: str, path: Path) -> Path:
     scale: list[list[dict[str, Any]]] = [[{"type": "scale", "scale": [1, 1, 1]}]]
     pixels = pixels_of(sdata, section).transpose(2, 0, 1)
     write_multiscale([pixels], group, axes=axes, coordinate_transformations=scale)
+    said: Any = group.attrs["ome"]
+    said["multiscales"][0]["axes"] = axes  # with their units, which some versions drop
+    group.attrs["ome"] = said
     return path
 
 

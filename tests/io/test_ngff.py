@@ -28,7 +28,7 @@ def write(
     mpp: float | tuple[float, float] = 8.0,
     unit: str | None = "micrometer",
 ) -> Path:
-    """As ome-zarr writes it; ``mpp`` is that of the finest level, (y, x)."""
+    """As ome-zarr writes it, units written after it, for some versions drop them; ``mpp`` is of the finest level, (y, x)."""
     sides = dict(zip("yx", np.broadcast_to(mpp, 2).tolist(), strict=True))
     kinds = {"c": {"type": "channel"}, "t": {"type": "time"}}
     stated = [{"name": axis, **kinds.get(axis, {"type": "space", **({"unit": unit} if unit else {})})} for axis in axes]
@@ -36,6 +36,7 @@ def write(
         [{"type": "scale", "scale": [sides.get(axis, 1.0) * 2**index for axis in axes]}] for index in range(len(levels))
     ]
     write_multiscale(levels, zarr.open_group(path, mode="w"), axes=stated, coordinate_transformations=scales)
+    change(path, axes=stated)
     return path
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from agl_sc.core.arrays import BoolArray
+from agl_sc.core.arrays import BoolArray, StrArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +134,11 @@ def section_of(table: "AnnData") -> "pd.Series[str]":
     named: pd.Series[str] = column.astype(str)
     old = outdated(table)
     return named.where(~old, region_of(table)) if old.any() else named
+
+
+def as_text(column: "pd.Series[Any]") -> StrArray:
+    """Values of a column, (n,), each as a text of its own: pandas 3 cuts all to their first letter where one is missing."""
+    return np.array([str(value) for value in column], dtype=str)
 
 
 def outdated(table: "AnnData") -> BoolArray:

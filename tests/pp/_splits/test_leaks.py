@@ -114,6 +114,17 @@ def test_sections_of_one_patient_in_training_and_test(tissue: SpatialData, caplo
     assert "Sections of patient 'C' are in training and test (section_2, section_3)" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["str", "object", "category"])
+def test_patients_are_not_told_for_one_where_another_has_no_name(
+    tissue: SpatialData, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sections = tissue["table"].obs["section"].astype(object)
+    tissue["table"].obs["patient"] = sections.replace("section_3", None).astype(kind)
+    with caplog.at_level(logging.WARNING):
+        split(tissue, test="section_1", validation="section_2")
+    assert "are in training and test" not in caplog.text
+
+
 def test_one_section_under_two_names(tissue: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     table = tissue["table"]
     dense = table.X.toarray()

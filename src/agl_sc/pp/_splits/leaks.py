@@ -8,7 +8,7 @@ import numpy as np
 
 from agl_sc._sdata.records import FeatureRecord
 from agl_sc._sdata.study import Study
-from agl_sc._sdata.table import section_of
+from agl_sc._sdata.table import as_text, section_of
 from agl_sc.core.arrays import StrArray
 from agl_sc.pp._features.context import WIDER, Views
 from agl_sc.pp._features.tiles import TILE_UM
@@ -29,7 +29,7 @@ def tell_patients(table: "AnnData", splits: Sequence[StrArray]) -> None:
     if "patient" not in table.obs:
         return
     named = table.obs["patient"].notna().to_numpy()
-    patients, sections = table.obs["patient"].astype(str).to_numpy(dtype=str), section_of(table).to_numpy(dtype=str)
+    patients, sections = as_text(table.obs["patient"]), section_of(table).to_numpy(dtype=str)
     both: set[str] = set()
     for assigned in splits:
         fitted = named & np.isin(assigned, ("train", "validation"))

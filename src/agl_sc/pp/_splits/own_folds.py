@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from agl_sc._sdata.study import Study, known_positions
-from agl_sc._sdata.table import near_matches
+from agl_sc._sdata.table import as_text, near_matches
 from agl_sc.core.arrays import StrArray
 from agl_sc.pp._splits.blocks import locate
 from agl_sc.pp._splits.folds import Fold, FoldPlan, folds_of_units
@@ -68,8 +68,7 @@ def _column(table: "AnnData", name: str) -> StrArray:
     column = table.obs[name]
     if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():  # whole numbers, with gaps
         column = column.astype("Int64")
-    column = column.astype(object)
-    values = column.astype(str).to_numpy(dtype=str)
+    values = as_text(column)
     unnamed = column.isna().to_numpy() | np.isin(np.char.lower(np.char.strip(values)), _UNNAMED)
     return np.where(unnamed, "", values)
 
