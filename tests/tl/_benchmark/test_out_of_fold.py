@@ -112,7 +112,7 @@ def test_quarters_of_one_section(*, single: SpatialData, way: str) -> None:
     names = list("0123") if way == "column" else [f"fold {number}" for number in range(4)]
     assert list(dict.fromkeys(found.results["fold"])) == names
     assert found.provenance["cross_validation"]["by"] == "own"
-    assert table.obs["agl_fold"].astype(str).tolist() == [
+    assert [str(name) for name in table.obs["agl_fold"]] == [
         "nan" if np.isnan(each) else names[int(each)] for each in quarter
     ]
     known = np.isfinite(table.layers["agl_oof"]).any(axis=1)

@@ -228,7 +228,7 @@ def test_bounds_follow_predictions_into_a_table_and_out(of_one_patient: tuple[Sp
     adata = tl.to_anndata(sdata, sections="section_6")
     test = (sdata["table"].obs["section"] == "section_6").to_numpy()
     np.testing.assert_array_equal(adata.layers["upper"], layer[test])
-    assert set(adata.layers) == {"lower", "upper"}
+    assert set(adata.layers) - {None} == {"lower", "upper"}  # newer anndata count X among them
 
 
 def test_an_altered_card_is_refused(of_one_patient: tuple[SpatialData, Model], tmp_path: Path) -> None:

@@ -373,7 +373,8 @@ def _write(study: Study, folds: Sequence[Fold], request: Request, *, runs: Runs,
     targets = {gene for _, genes, _ in blocks for gene in genes}
     slot = write_predicted(study, "oof", genes=[gene for gene in table.var_names if gene in targets], blocks=blocks)
     names = [fold.name for fold in folds]
-    table.obs[keys.fold] = pd.Categorical(fold_of(folds, names), categories=names)
+    tested = pd.Series(fold_of(folds, names))
+    table.obs[keys.fold] = pd.Categorical(tested.where(tested.isin(names)), categories=names)
     lists = {key: np.array(value) for key, value in provenance.items() if isinstance(value, list)}
     remember(table, keys, CrossValidationRecord({**provenance, **lists, "label": ARMS[name].label}))
     logger.info('Wrote %s and obs["%s"]: out-of-fold predictions of %s.', slot, keys.fold, ARMS[name].label)

@@ -177,7 +177,7 @@ def without_room(study: Study, model: Model, left_out: BoolArray | None = None) 
         return left_out
     scores = np.full(model.n_predicted, np.nan)
     if not model.scores.empty:
-        scores = model.scores["pearson"].reindex(model.predicted_genes).to_numpy(dtype=float)
+        scores = model.scores["pearson"].reindex(model.predicted_genes).to_numpy(dtype=float, copy=True)
     scores[: model.n_targets] = np.inf
     order = np.argsort(-np.nan_to_num(scores, nan=-2.0), kind="stable")
     kept = order[~left_out[order]][:n_room]
