@@ -98,7 +98,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sdata = sections_of(arguments.data, "mousebrain" if arguments.design == "mousebrain" else "sections")
     options: dict[str, Any] = {"tile_px": 32, "mpp": "image"} if arguments.design == "mousebrain" else {}
-    agl_sc.pp.embed(sdata, context=(), orientations=1, **options)
+    agl_sc.pp.embed(sdata, **options)
     found = []
     for section in TARGETS[arguments.design]:
         others = sorted(set(sdata["table"].obs["section"]) - {section})

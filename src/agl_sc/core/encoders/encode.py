@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 BLOCK = 256
 """Tiles, or fields of view, of a block, the unit of resuming and of spreading."""
 _CPU_BATCH = 8
-"""Tiles per forward pass on the CPU at most: more fit its caches less well, and are computed by other kernels, so that a
-tile's features would depend on how many others there are."""
+"""Tiles per forward pass on the CPU at most: more are computed by other kernels in some networks, so that a tile's features
+would depend on how many others there are."""
+_CPU_PX = 4 * 224**2
+"""Pixels per forward pass on the CPU: of more, the maps fit its caches less well."""
 _PARTS_PER_THREAD = 4
 _USUAL_PX = 224
 _ATTEMPTS = 4
@@ -290,7 +292,8 @@ def _features(recipe: Recipe, tiles: torch.Tensor, device: torch.device) -> Floa
     """Features of a block's tiles, batch by batch."""
     dtype = _dtype(device)
     with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype):
-        size = min(recipe.batch_size, _CPU_BATCH) if device.type == "cpu" else recipe.batch_size
+        most = max(1, min(_CPU_BATCH, _CPU_PX // (tiles.shape[-1] * tiles.shape[-2])))
+        size = min(recipe.batch_size, most) if device.type == "cpu" else recipe.batch_size
         batches = [_batch(recipe, batch.to(device), size).float().cpu() for batch in torch.split(tiles, size)]
     features: Float32Array = torch.cat(batches).numpy()
     return features

@@ -42,5 +42,8 @@ class WithStages(nn.Module):
         """Features (n, num_features) of scaled tiles (n, 3, y, x)."""
         last, maps = self.trunk.forward_intermediates(tiles)  # type: ignore[operator]
         own = self.trunk.forward_head(last, pre_logits=True)  # type: ignore[operator]
-        spreads = [spread(each.float().var(dim=(2, 3), correction=0)) for each in maps]
-        return torch.cat([own, *(each.mean(dim=(2, 3)) for each in maps), *spreads], dim=1)
+        maps = [each.float() for each in maps]
+        means = [each.mean(dim=(2, 3)) for each in maps]
+        squares = [(each * each).mean(dim=(2, 3)) for each in maps]  # a tenth of the time of var
+        spreads = [spread(square - mean**2) for square, mean in zip(squares, means, strict=True)]
+        return torch.cat([own, *means, *spreads], dim=1)
