@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,6 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 # Imported for type checkers alone, so that the package stays cheap to import; named here for the links.
 autodoc_type_aliases = {
     "AnnData": "anndata.AnnData",
@@ -156,6 +156,15 @@ def shorten_types(app: Any, document: nodes.document, page: str) -> None:
             node.children = [nodes.Text(node.astext().rpartition(".")[2])]
 
 
+def typed_defaults(*event: Any) -> tuple[str, str | None] | None:
+    """A signature whose defaults can be typed: functions by their names, settings that are all default by their class."""
+    *_, signature, returns = event
+    if signature is None:  # of an attribute
+        return None
+    signature = signature.replace(repr(agl_sc.tl.GradientSearch()), "GradientSearch()").replace("<factory>", "{}")
+    return re.sub(r"<function (\w+) at 0x\w+>", r"\1", signature), returns
+
+
 def visit_math(translator: Any, node: nodes.Element) -> None:
     """A formula as MathML."""
     block = isinstance(node, nodes.math_block)
@@ -167,5 +176,6 @@ def visit_math(translator: Any, node: nodes.Element) -> None:
 def setup(app: Any) -> None:
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("autodoc-process-signature", typed_defaults)
     app.connect("doctree-resolved", shorten_types)
     app.connect("builder-inited", lambda _: write_command_help())

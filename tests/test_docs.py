@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and the site that comes out is sound."""
 
+import html
 import importlib.util
 import inspect
 import re
@@ -62,6 +63,32 @@ def test_every_page_of_the_reference_is_a_table_of_its_names() -> None:
     for namespace in (agl_sc.io, agl_sc.datasets, agl_sc.pp, agl_sc.tl, agl_sc.pl):
         page = (DOCS / "api" / f"{namespace.__name__.removeprefix('agl_sc.')}.md").read_text(encoding="utf-8")
         assert re.findall(r"^   (\w+)$", page, re.MULTILINE) == namespace.__all__
+
+
+def test_defaults_are_values_that_can_be_typed(site: Path) -> None:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (site / "api" / "generated").glob("*.html")}
+    assert [name for name, text in pages.items() if re.search(r"at 0x[0-9a-f]{6}|&lt;factory&gt;", text)] == []
+    for name, default in (
+        ("agl_sc.pl.residual_map", "RdBu_r"),
+        ("agl_sc.pp.embed", "(2, 4, 8)"),
+        ("agl_sc.pp.split", "0.2"),
+    ):
+        signature = pages[name].split("</dt>")[0].split("<dt ")[1]
+        assert default in html.unescape(re.sub("<[^>]+>", "", signature)).replace("'", "")
+
+
+def test_the_benchmark_starts_with_the_table_of_its_report() -> None:
+    report = (DOCS / "benchmark" / "report.md").read_text(encoding="utf-8")
+    table = re.search(r"## Out-of-fold results\n\n(.+?)\n\npearson by section:", report, re.DOTALL)
+    assert table is not None
+    page = (DOCS / "benchmark.md").read_text(encoding="utf-8")
+    assert table[1].strip() in page.split("## ")[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_the_site_puts_in_is_said_where_github_shows_the_page(page: Path) -> None:
+    for before in re.split(r"^```{(?:literal)?include}.*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[:-1]:
+        assert "https://" in before[-400:], "no line says where the text is"
 
 
 @pytest.fixture(scope="module")
