@@ -162,7 +162,7 @@ def typed_defaults(*event: Any) -> tuple[str, str | None] | None:
     if signature is None:  # of an attribute
         return None
     signature = signature.replace(repr(agl_sc.tl.GradientSearch()), "GradientSearch()").replace("<factory>", "{}")
-    return re.sub(r"<function (\w+) at 0x\w+>", r"\1", signature), returns
+    return re.sub(r"<function (\w+)(?: at 0x\w+)?>", r"\1", signature), returns
 
 
 def visit_math(translator: Any, node: nodes.Element) -> None:
