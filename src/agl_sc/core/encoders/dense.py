@@ -283,26 +283,33 @@ def _features(
     how: Pass, grid: Grid, fields: Fields, *, rows: IntArray, cells: dict[tuple[int, ...], Cells]
 ) -> Float32Array:
     """Features (n_rows, n_features) of fields, from the cells of all windows that touch them."""
-    pixel = grid.side / grid.window_px
-    low, high = ((fields.centres[rows] + sign * fields.side / 2) / pixel for sign in (-1, 1))
-    area = (fields.side / pixel) ** 2
-    sums = [torch.zeros((len(rows), layer.n_sums), device=how.device) for layer in how.maps.layers]
-    core = grid.core_px
     with torch.inference_mode():
-        for window, parts in sorted(cells.items()):
-            corner = np.array(window) * core
-            chosen = np.flatnonzero(np.all((high > corner) & (low < corner + core), axis=1))
-            place = torch.from_numpy(chosen).to(how.device)
-            for total, part, layer in zip(sums, parts, how.maps.layers, strict=True):
-                edges = np.arange(0, core + 1, layer.cell_px, dtype=np.float64)
-                y, x = (
-                    torch.from_numpy(overlaps(low[chosen, i] - corner[i], high[chosen, i] - corner[i], edges))
-                    for i in (0, 1)
-                )
-                total.index_add_(0, place, box_sums(part, y.to(how.device), x.to(how.device)))
+        sums, area = field_sums(how, grid, fields, rows=rows, cells=cells)
         means = [_at_least(total / area, _FEWEST_ROWS) for total in sums]
         features: Float32Array = how.maps.features(means)[: len(rows)].float().cpu().numpy()
     return features
+
+
+def field_sums(
+    how: Pass, grid: Grid, fields: Fields, *, rows: IntArray, cells: dict[tuple[int, ...], Cells]
+) -> tuple[list[torch.Tensor], float]:
+    """Sums over fields, (n_rows, n_sums) per layer, and the area that they are over, in pixels of the windows."""
+    pixel = grid.side / grid.window_px
+    low, high = ((fields.centres[rows] + sign * fields.side / 2) / pixel for sign in (-1, 1))
+    sums = [torch.zeros((len(rows), layer.n_sums), device=how.device) for layer in how.maps.layers]
+    core = grid.core_px
+    for window, parts in sorted(cells.items()):
+        corner = np.array(window) * core
+        chosen = np.flatnonzero(np.all((high > corner) & (low < corner + core), axis=1))
+        place = torch.from_numpy(chosen).to(how.device)
+        for total, part, layer in zip(sums, parts, how.maps.layers, strict=True):
+            edges = np.arange(0, core + 1, layer.cell_px, dtype=np.float64)
+            y, x = (
+                torch.from_numpy(overlaps(low[chosen, i] - corner[i], high[chosen, i] - corner[i], edges))
+                for i in (0, 1)
+            )
+            total.index_add_(0, place, box_sums(part, y.to(how.device), x.to(how.device)))
+    return sums, (fields.side / pixel) ** 2
 
 
 def overlaps(low: FloatArray, high: FloatArray, edges: FloatArray) -> Float32Array:

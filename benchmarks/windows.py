@@ -1,0 +1,184 @@
+"""Other fields of view over the same maps, and fewer passes: ridge on the folds of `real.py`, side by side.
+
+    python -m benchmarks.windows ../shared/data sections      # HER2ST, sections and patients, an hour on one core
+    python -m benchmarks.windows ../shared/data mousebrain    # Visium mouse brain A1 from B1 and back, ten minutes
+    python -m benchmarks.windows ../shared/data mousebrain --recipes default "tiles laid once"
+
+Windows are boxes, and rings that are boxes without their inner half, over maps at 1, 2, 4, 8 and 16 times the tile's scale.
+"""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from benchmarks.real import DESIGNS, sections_of
+
+import agl_sc
+from agl_sc._sdata.records import remember
+from agl_sc._sdata.reference import ReferenceRecord
+from agl_sc._sdata.study import Address, Study
+from agl_sc.core.arrays import Float32Array, IntArray
+from agl_sc.core.encoders import dense
+from agl_sc.core.encoders import maps as of_encoders
+from agl_sc.core.encoders.dense import Cells, Fields, Grid, Pass
+from agl_sc.core.encoders.encode import Recipe, encoded_blocks
+from agl_sc.core.encoders.folded import folded
+from agl_sc.core.encoders.load import OFFLINE, load_encoder
+from agl_sc.pp._features.by_maps import fields_of
+from agl_sc.pp._features.made_from import made_by_embed, placed_again
+from agl_sc.pp._features.reference import reference_spots
+from agl_sc.pp._features.tiles import TileSpec
+
+Window = tuple[int, float, float, int]
+"""Scale of the maps, outer and inner side in sides of the tile (0 of a box), and halo."""
+Bank = Mapping[Window | str, Float32Array]
+
+
+def fields(halo_px: int) -> list[Window]:
+    return [(scale, scale, 0, halo_px) for scale in (2, 4, 8)]
+
+
+def more(halo_px: int) -> dict[str, list[Window]]:
+    return {
+        "the spot itself": [(2, 0.5, 0, halo_px)],
+        "rings": [(scale, scale, scale / 2, halo_px) for scale in (2, 4, 8)],
+        "16 sides, maps of its own": [(16, 16, 0, halo_px)],
+        "16 sides, maps of 8": [(8, 16, 0, halo_px)],
+    }
+
+
+RECIPES: dict[str, list[Window | str]] = {
+    "default": ["two", *fields(32)],
+    **{f"default with {name}": ["two", *fields(32), *windows] for name, windows in more(32).items()},
+    "rings in place of fields": ["two", *more(32)["rings"]],
+    "halo of 64 px": ["two", *fields(64)],
+    "tiles laid once": ["one", *fields(32)],
+    **{f"tiles laid once with {name}": ["one", *fields(32), *windows] for name, windows in more(32).items()},
+    "tiles laid once, halo of 64 px": ["one", *fields(64)],
+    **{
+        f"tiles laid once, halo of 64 px, with {name}": ["one", *fields(64), *windows]
+        for name, windows in more(64).items()
+    },
+    "tiles by maps laid once": [(1, 1, 0, 32), *fields(32)],
+    "tiles by maps laid once, with the spot itself": [(1, 1, 0, 32), *fields(32), (1, 0.5, 0, 32)],
+    "tiles by maps laid once, with a ring": [(1, 1, 0, 32), *fields(32), (1, 1, 0.5, 32)],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("design", choices=["sections", "mousebrain"])
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="RECIPE")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(1)
+    sdata = sections_of(asked.data, asked.design)
+    tiles: dict[str, Any] = {"mpp": "image", "tile_px": 32} if asked.design == "mousebrain" else {}
+    wanted = [RECIPES[name] for name in asked.recipes]
+    bank: dict[Window | str, Float32Array] = {}
+    wants_two = any("two" in recipe for recipe in wanted)
+    for name, orientations in (("two", 2), ("one", 1)):  # the record of the last is that of all recipes
+        if name == "two" and not wants_two:
+            continue
+        agl_sc.pp.embed(sdata, context=(), maps="none", orientations=orientations, device="cpu", **tiles)
+        bank[name] = np.asarray(sdata["table"].obsm["agl_features"]).copy()
+    study = Study.of(sdata, Address(), "agl")
+    bank |= windows_of(study, {part for recipe in wanted for part in recipe if not isinstance(part, str)})
+    designs = ["sections", "patients"] if asked.design == "sections" else ["mousebrain"]
+    print(f"| {asked.design} | design | fold | ridge | weighted |\n|---|---|---|---|---|")
+    for name in asked.recipes:
+        for design in designs:
+            for fold, (plain, weighted) in scores(study, bank, RECIPES[name], design=design).items():
+                print(f"| {name} | {design} | {fold} | {plain:.4f} | {weighted:.4f} |", flush=True)
+
+
+def scores(study: Study, bank: Bank, recipe: Sequence[Window | str], *, design: str) -> dict[str, tuple[float, float]]:
+    """Mean test Pearson of the targets in every fold, and the mean over folds."""
+    table = study.table
+    features = np.hstack([bank[part] for part in recipe])
+    table.obsm[study.keys.features] = features
+    rows = {section.name: reference_spots(study, section)[0] for section in study.imaged}
+    means = {name: features[own].mean(axis=0, dtype=float) for name, own in rows.items()}
+    remember(table, study.keys, ReferenceRecord(means, {name: len(own) for name, own in rows.items()}))
+    found = agl_sc.tl.benchmark(
+        study.sdata,
+        methods=["ridge", "weighted_ridge"],
+        seeds=1,
+        score="random",
+        metrics=["pearson"],
+        **DESIGNS[design],
+    ).results
+    by_section = found[found["metric"] == "pearson"].groupby(["fold", "method", "section"])["value"].mean()
+    by_fold = by_section.groupby(["fold", "method"]).mean().unstack()[["ridge", "weighted_ridge"]]
+    by_fold.loc["mean"] = by_fold.mean()
+    return {str(fold): (float(plain), float(weighted)) for fold, plain, weighted in by_fold.itertuples()}
+
+
+def windows_of(study: Study, wanted: Iterable[Window]) -> dict[Window | str, Float32Array]:
+    """Features (n_obs, n_features) of every window of every spot; the maps of a scale and a halo are made once."""
+    bank: dict[Window | str, Float32Array] = {}
+    windows = sorted(set(wanted))
+    for scale, halo_px in sorted({(window[0], window[3]) for window in windows}):
+        own = [window for window in windows if (window[0], window[3]) == (scale, halo_px)]
+        network = load_encoder(OFFLINE, stages=True)
+        network = replace(network, module=folded(network.module, network.input_px))
+        with patch.object(of_encoders, "HALO_PX", halo_px):
+            maps = of_encoders.maps_of(network)
+        recipe = Recipe(network, made_by_embed(study).tile_px, 2, device="cpu", maps=maps)
+        features = of_windows(recipe, study, own)
+        bank |= dict(zip(own, np.split(features, len(own), axis=1), strict=True))
+    return bank
+
+
+def of_windows(recipe: Recipe, study: Study, windows: Sequence[Window]) -> Float32Array:
+    """Features of some windows over the same maps, side by side."""
+    width = recipe.mapped.n_features * len(windows)
+    features = np.full((study.table.n_obs, width), np.nan, dtype=np.float32)
+    scale, widest = windows[0][0], max(window[1] for window in windows)
+    for section, boxes in placed_again(study, quietly=True):
+        spec = TileSpec(recipe.tile_px, scale * boxes.mpp)
+        seen = fields_of(section, spec, recipe.encoder, wider=scale > 1)
+        tile = seen.side / scale
+        seen = replace(seen, side=tile * widest)
+        sides = [(tile * outer, tile * inner) for _, outer, inner, _ in windows]
+        rows = recipe.rows(seen)
+        with patch.object(dense, "_features", partial(side_by_side, sides=sides)):
+            for block, values in encoded_blocks(recipe, seen, range(len(rows))):
+                features[section.rows[rows[block]]] = values
+    return features
+
+
+def side_by_side(
+    how: Pass,
+    grid: Grid,
+    seen: Fields,
+    *,
+    rows: IntArray,
+    cells: dict[tuple[int, ...], Cells],
+    sides: Sequence[tuple[float, float]],
+) -> Float32Array:
+    """Features of windows of some outer and inner sides, from the cells of the widest."""
+    found = []
+    with torch.inference_mode():
+        for outer, inner in sides:
+            sums, area = dense.field_sums(how, grid, replace(seen, side=outer), rows=rows, cells=cells)
+            if inner:
+                less, hole = dense.field_sums(how, grid, replace(seen, side=inner), rows=rows, cells=cells)
+                sums, area = [one - other for one, other in zip(sums, less, strict=True)], area - hole
+            found.append(how.maps.features([each / area for each in sums]))
+    features: Float32Array = torch.cat(found, dim=1).numpy()
+    return features
+
+
+if __name__ == "__main__":
+    main()
