@@ -16,7 +16,8 @@ CELL_PX = 16
 """Maps that are finer are averaged to cells of this side, in pixels of the window: 8 um at 0.5 um per pixel."""
 WINDOW_PX, HALO_PX = 576, 32
 """Side of the largest windows of a network that sees nothing far away, and what of it is there for the sake of the rest alone.
-Larger windows take longer per pixel on a CPU, whose caches they exceed; a halo twice as wide predicts no better."""
+Larger windows take longer per pixel on a CPU, whose caches they exceed; a halo twice as wide predicts better on one
+tissue and worse on another."""
 _USUAL_PX = 224
 _STRIP_PX = (32, 2048)
 """Height and width of the strip on which it is tried how far a network sees."""
