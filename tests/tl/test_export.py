@@ -78,6 +78,7 @@ def test_a_thumbnail_is_the_mean_of_squares_and_says_its_scale() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Use `squidpy.pl.spatial_scatter` instead:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The function spatial is deprecated:FutureWarning")  # of newer scanpy
 def test_scanpy_reads_and_draws_it(trained: Trained, tmp_path: Path) -> None:
     sdata, model = trained
     to_anndata(sdata, sections="section_3").write_h5ad(tmp_path / "out.h5ad", compression="gzip")
