@@ -252,6 +252,7 @@ def test_what_is_not_in_the_local_hub_needs_the_network(monkeypatch: pytest.Monk
             load_encoder(name)
 
 
+@pytest.mark.usefixtures("hub")
 def test_a_gated_encoder_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, **options: Any) -> nn.Module:
         raise GatedRepoError.__new__(GatedRepoError, "403")
