@@ -14,29 +14,30 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from benchmarks.real import sections_of
 
 import agl_sc
 from agl_sc._sdata.keys import Keys
-from agl_sc.io._st import read_st_folder
+from agl_sc.pp._features.tiles import TILE_UM
 from agl_sc.pp._splits.folds import folds_of
 from agl_sc.tl import CrossValidation, TrainConfig
 
 SECTIONS = ("B4", "C2", "C3", "C4", "C5", "C6")
-TILE_UM = 112.0
 
 
-def fit_fold(number: int, given: argparse.Namespace) -> None:
-    """One section held out, by every method and seed."""
+def fit_fold(section: str, given: argparse.Namespace) -> None:
+    """A section held out, by every method and seed."""
     warnings.simplefilter("ignore")
-    sdata = read_st_folder(given.data / "her2st", sections=list(SECTIONS), patient={name: name[0] for name in SECTIONS})
+    sdata = sections_of(given.data, "sections")
     alone: dict[str, Any] = {"context": (), "orientations": 1, "maps": "none", "mpp": TILE_UM / given.px}
     agl_sc.pp.embed(sdata, tile_px=given.px, device=given.device, **alone)
     agl_sc.pp.split(sdata, by="section", n_folds=len(SECTIONS))
-    fold = folds_of(sdata["table"], Keys("agl"))[number]
+    (fold,) = [each for each in folds_of(sdata["table"], Keys("agl")) if each.name == section]
     done = agl_sc.tl.cross_validate(
         sdata,
         methods=given.methods,
@@ -45,11 +46,11 @@ def fit_fold(number: int, given: argparse.Namespace) -> None:
         metrics=("pearson", "pearson_beyond_depth"),
         finetune=not given.frozen,
         config=TrainConfig(max_epochs=given.epochs, patience=given.patience),
-        checkpoint=given.report.with_name(f"{given.report.name}.{fold.name}.runs"),
+        checkpoint=given.report.with_name(f"{given.report.name}.{section}.runs"),
         device=given.device,
     )
-    done.results["fold"] = fold.name
-    done.save(given.report.with_name(f"{given.report.name}.{fold.name}"))
+    done.results["fold"] = section
+    done.save(given.report.with_name(f"{given.report.name}.{section}"))
 
 
 def main() -> None:
@@ -63,28 +64,20 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--frozen", action="store_true", help="leave the encoder as it is")
     parser.add_argument("--device", help="the fastest by default")
-    parser.add_argument("--folds", nargs="+", type=int, default=list(range(len(SECTIONS))), help="sections by number")
+    parser.add_argument("--folds", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections held out")
     parser.add_argument("--processes", type=int, default=len(SECTIONS), help="folds at once; 1 on a small CPU")
-    parser.add_argument("--fold", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--fold", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.fold is not None:
         fit_fold(given.fold, given)
         return
-    start, left = time.perf_counter(), list(given.folds)
-    running: list[subprocess.Popen[bytes]] = []
-    while left or running:
-        while left and len(running) < given.processes:
-            running.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "benchmarks.finetune", *sys.argv[1:], "--fold", str(left.pop(0))]
-                )
-            )
-        running.pop(0).wait()
-    folds = [given.report.with_name(f"{given.report.name}.{SECTIONS[number]}") for number in given.folds]
-    done = [folder for folder in folds if folder.is_dir()]
+    start, command = time.perf_counter(), [sys.executable, "-m", "benchmarks.finetune", *sys.argv[1:]]
+    with ThreadPoolExecutor(given.processes) as threads:
+        list(threads.map(lambda section: subprocess.run([*command, "--fold", section], check=True), given.folds))
+    done = [given.report.with_name(f"{given.report.name}.{section}") for section in given.folds]
     results = pd.concat([pd.read_csv(folder / "results.csv") for folder in done])
     provenance = json.loads((done[0] / "provenance.json").read_text(encoding="utf-8"))
-    provenance["cross_validation"]["by"] = "section"
+    provenance["cross_validation"] |= {"by": "section", "n_folds": len(done)}
     report = CrossValidation(results, provenance).compare(given.methods[0])
     report.save(given.report)
     print(f"{given.px} px, {len(done)} sections held out, {given.seeds} seeds in {time.perf_counter() - start:.0f} s")
