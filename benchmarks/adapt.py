@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from real import sections_of  # type: ignore[import-not-found]  # beside this file
+from real import TILES, sections_of  # type: ignore[import-not-found]  # beside this file
 from scipy.spatial.distance import cdist
 
 import agl_sc
@@ -97,8 +97,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.simplefilter("ignore")
     sdata = sections_of(arguments.data, "mousebrain" if arguments.design == "mousebrain" else "sections")
-    options: dict[str, Any] = {"tile_px": 32, "mpp": "image"} if arguments.design == "mousebrain" else {}
-    agl_sc.pp.embed(sdata, **options)
+    agl_sc.pp.embed(sdata, **TILES.get(arguments.design, {}))
     found = []
     for section in TARGETS[arguments.design]:
         others = sorted(set(sdata["table"].obs["section"]) - {section})

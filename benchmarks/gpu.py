@@ -334,7 +334,7 @@ def main(arguments: list[str] | None = None) -> Table:
         except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
             traceback.print_exc()
             table.failed.append(part)
-            table.add(f"({part} failed)", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            table.add(f"({part} failed)", repr(error))
         table.add(f"({part} took)", f"{time.perf_counter() - began:.0f} s")
     table.add("(all took)", f"{time.perf_counter() - start:.0f} s")
     if given.output is not None:

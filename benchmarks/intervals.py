@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from real import sections_of  # type: ignore[import-not-found]  # beside this file
+from real import TILES, sections_of  # type: ignore[import-not-found]  # beside this file
 
 import agl_sc
 
@@ -71,8 +71,7 @@ def main() -> None:
     sdata = sections_of(arguments.data, "mousebrain" if is_brain else "sections")
     if is_brain:
         sdata["table"].obs["patient"] = "mouse"
-    options: dict[str, Any] = {"tile_px": 32, "mpp": "image"} if is_brain else {}
-    agl_sc.pp.embed(sdata, context=(), orientations=1, **options)
+    agl_sc.pp.embed(sdata, context=(), orientations=1, **TILES.get(arguments.design, {}))
     names = sorted(set(sdata["table"].obs["section"]))
     designs = [(name, [other for other in names if other != name]) for name in names]
     rows: list[dict[str, Any]] = []

@@ -34,6 +34,8 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "spots": {"by": "spot", "n_folds": 5},
     "mousebrain": {"by": "section"},
 }
+TILES: dict[str, dict[str, Any]] = {"mousebrain": {"mpp": "image", "tile_px": 32}}
+"""How a design is embedded, if not by default: 27 px of the hires image are a tile."""
 
 
 def sections_of(data: Path, design: str) -> SpatialData:
@@ -62,10 +64,7 @@ def main() -> None:
     clock = time.perf_counter()
     sdata = sections_of(arguments.data, arguments.design)
     seen: dict[str, Any] = {"encoder": arguments.encoders, "orientations": arguments.orientations}
-    if arguments.design == "mousebrain":  # 27 px of the hires image are a tile
-        agl_sc.pp.embed(sdata, mpp="image", tile_px=32, **seen)
-    else:
-        agl_sc.pp.embed(sdata, **seen)
+    agl_sc.pp.embed(sdata, **TILES.get(arguments.design, {}), **seen)
     print(f"read and embedded in {time.perf_counter() - clock:.0f} s", flush=True)
     clock = time.perf_counter()
     result = agl_sc.tl.benchmark(

@@ -14,12 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from benchmarks.real import DESIGNS, sections_of
+from benchmarks.real import DESIGNS, TILES, sections_of
 
 import agl_sc
 from agl_sc._sdata.records import remember
@@ -83,7 +82,7 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
     sdata = sections_of(asked.data, asked.design)
-    tiles: dict[str, Any] = {"mpp": "image", "tile_px": 32} if asked.design == "mousebrain" else {}
+    tiles = TILES.get(asked.design, {})
     wanted = [RECIPES[name] for name in asked.recipes]
     bank: dict[Window | str, Float32Array] = {}
     wants_two = any("two" in recipe for recipe in wanted)

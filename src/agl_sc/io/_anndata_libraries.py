@@ -88,7 +88,7 @@ def source_in_uns(libraries: Mapping[str, Mapping[str, Any]], name: str, image_k
     if key is None:
         wanted = "hires or lowres" if image_key is None else image_key
         there = [str(image) for image, pixels in images.items() if pixels is not None]
-        which = "name one of them with image_key=, or " * bool(there) + _pass_image(libraries[name])
+        which = ("name one of them with image_key=, or " if there else "") + _pass_image(libraries[name])
         msg = f"Library {name!r} has no image {wanted}; it has {', '.join(there) or 'none'}; {which}."
         raise KeyError(msg)
     factor = _factor_key(factors, key)

@@ -31,9 +31,9 @@ TABLE_KEY = "table"
 REGION_KEY = "region"
 INSTANCE_KEY = "spot_id"
 ASSUMED_KEY = "patients_assumed"
+"""Entry of ``attrs["agl_sc"]``, True where nobody named patients and each section was taken for its own."""
 SPOT_UM = {"st": 100.0, "visium": 55.0}
 """Diameter of a spot, where no file says how many pixels that is."""
-"""Entry of ``attrs["agl_sc"]``, True where nobody named patients and each section was taken for its own."""
 _CORNER = 0.2
 """Share of either side of the image: spots that all lie this near its origin are in pixels of a smaller image."""
 _FEWEST_IN_CORNER = 20

@@ -292,8 +292,9 @@ def _features(recipe: Recipe, tiles: torch.Tensor, device: torch.device) -> Floa
     """Features of a block's tiles, batch by batch."""
     dtype = _dtype(device)
     with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype):
-        most = max(1, min(_CPU_BATCH, _CPU_PX // (tiles.shape[-1] * tiles.shape[-2])))
-        size = min(recipe.batch_size, most) if device.type == "cpu" else recipe.batch_size
+        size = recipe.batch_size
+        if device.type == "cpu":
+            size = min(size, _CPU_BATCH, max(1, _CPU_PX // recipe.tile_px**2))
         batches = [_batch(recipe, batch.to(device), size).float().cpu() for batch in torch.split(tiles, size)]
     features: Float32Array = torch.cat(batches).numpy()
     return features

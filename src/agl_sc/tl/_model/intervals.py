@@ -12,7 +12,7 @@ from agl_sc._sdata.interval import IntervalRecord
 from agl_sc._sdata.predictions import predicted_of, write_bounds
 from agl_sc._sdata.records import remember
 from agl_sc._sdata.study import Study
-from agl_sc._sdata.table import region_of
+from agl_sc._sdata.table import as_text, region_of
 from agl_sc.core.arguments import is_number
 from agl_sc.core.arrays import BoolArray, FloatArray, StrArray
 from agl_sc.core.evaluation.domain import BEYOND, MOSTLY
@@ -52,8 +52,7 @@ def named_patients(study: Study) -> StrArray:
     if "patient" not in table.obs:
         return np.full(table.n_obs, "")
     column = table.obs["patient"]
-    names: StrArray = column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=str)
-    return np.where(assumed_patients(study), "", names)
+    return np.where(assumed_patients(study) | column.isna().to_numpy(), "", as_text(column))
 
 
 @dataclass(slots=True)
