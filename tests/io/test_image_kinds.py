@@ -12,7 +12,7 @@ import psutil
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from agl_sc.io._image import open_image, open_levels
 
@@ -189,3 +189,41 @@ def test_running_out_of_memory_is_not_a_broken_image(
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
     with pytest.raises(MemoryError):
         np.asarray(image)
+
+
+def test_an_image_marked_to_be_turned_is_refused(tmp_path: Path, pixels: Pixels) -> None:
+    """Both mends of the sentence are followed: one gives the pixels as viewers show them, the other as they are stored."""
+    stored = np.ascontiguousarray(np.rot90(pixels))
+    marked = Image.Exif()
+    marked[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    for name in ("a.png", "a.jpg", "a.tif"):
+        path = tmp_path / name
+        Image.fromarray(stored).save(path, exif=marked)
+        with pytest.raises(
+            ValueError,
+            match=rf"{name}' is marked to be shown turned or mirrored \(orientation 6\), .*; save it as shown, .*, or as stored",
+        ):
+            open_image(path)
+        ImageOps.exif_transpose(Image.open(path)).save(tmp_path / "shown.png")
+        assert open_image(tmp_path / "shown.png").shape == (3, 200, 300)
+        if name == "a.tif":
+            with tifffile.TiffFile(path, mode="r+") as file:
+                for page in file.pages:
+                    page.tags["Orientation"].overwrite(1)
+        else:
+            Image.open(path).save(tmp_path / "stored.png", exif=b"")
+            path = tmp_path / "stored.png"
+        assert open_image(path).shape == (3, 300, 200)
+        if name != "a.jpg":
+            np.testing.assert_array_equal(open_image(path), stored.transpose(2, 0, 1))
+            np.testing.assert_array_equal(open_image(tmp_path / "shown.png"), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("orientation", [1, 0, None])
+def test_metadata_that_turn_nothing_do_not_matter(tmp_path: Path, pixels: Pixels, orientation: int | None) -> None:
+    said = Image.Exif()
+    said[ExifTags.Base.Make] = "a microscope"
+    if orientation is not None:
+        said[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=said)
+    np.testing.assert_array_equal(open_image(tmp_path / "a.png"), pixels.transpose(2, 0, 1))

@@ -160,8 +160,12 @@ def test_counts_that_are_refused(folder: Path, change: Change, message: str) -> 
     [
         (put(0, 2, "px"), KeyError, r"has no column pixel_x; it has x, y, px, pixel_y, selected"),
         (put(2, 1, "1"), ValueError, r"spots of '.*A_selection\.tsv' must be unique, but 1 appear more than once: 0x1"),
-        (put(1, 2, ""), ValueError, "Column pixel_x of .* has entries that are not numbers"),
-        (put(1, 3, "left"), ValueError, "Column pixel_y of .* has entries that are not numbers"),
+        (put(1, 2, ""), ValueError, r"Column pixel_x of .* has the entry '' for spot '0x1', which is not a number"),
+        (
+            put(1, 3, "left"),
+            ValueError,
+            r"Column pixel_y of .* has the entry 'left' for spot '0x1', which is not a number",
+        ),
         (put(1, 0, "0.5"), ValueError, "Columns x, y of .* are not whole numbers"),
     ],
     ids=["no column", "spot twice", "empty cell", "word", "fraction"],
@@ -187,7 +191,7 @@ def test_missing_files(folder: Path, name: str) -> None:
         ("A.tsv.gz", gzip.compress(b""), "has 0 cells of gene names above rows of 0 cells"),
         ("A.tsv.gz", gzip.compress(b"g1|g2\n0x1|1|2\n"), "with tabs, semicolons or commas between"),
         ("A.tsv.gz", gzip.compress(b"\tg1\tg2\n0x1\t1\t2\n0x2\t1\n"), "Row '0x2' of .* has 2 cells, the first has 3"),
-        ("A_selection.tsv", b"", "cannot be read as a table"),
+        ("A_selection.tsv", b"", "A_selection.tsv' is empty"),
         ("A.jpg", b"\xff\xd8\xff", "cannot be read as an image"),
     ],
     ids=["truncated", "not gzip", "empty", "commas", "ragged", "empty positions", "broken image"],

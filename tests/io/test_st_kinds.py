@@ -90,7 +90,7 @@ def test_spots_named_with_another_mark_are_read_alike(folder: Path, written: str
         np.testing.assert_allclose(read_table.obsm["spatial"], (places() - 1) * PITCH)
 
 
-@pytest.mark.parametrize(("mark", "decimal"), [(",", "."), (";", "."), (";", ",")])
+@pytest.mark.parametrize(("mark", "decimal"), [(",", "."), (";", "."), (";", ","), ("\t", ",")])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_what_a_spreadsheet_saved_is_read_alike(folder: Path, *, mark: str, decimal: str, suffix: str) -> None:
     old = folder / "A_stdata_aligned_counts_IDs.txt"
@@ -101,6 +101,34 @@ def test_what_a_spreadsheet_saved_is_read_alike(folder: Path, *, mark: str, deci
     sdata = read_st(folder / f"A.csv{suffix}", folder / "A.png", folder / f"spots.csv{suffix}", image_mpp=MPP)
     np.testing.assert_array_equal(sdata["table"].X.toarray(), counts())
     np.testing.assert_allclose(sdata["table"].obsm["spatial"], (places() - 1) * PITCH)
+
+
+def test_positions_as_r_writes_them_are_read_alike(folder: Path) -> None:
+    """Names of rows with no cell above them, quotes, TRUE and FALSE; and rows whose cells a spreadsheet emptied."""
+    table = pd.read_csv(folder / "A_spots.tsv", sep="\t").assign(selected="TRUE")
+    text = table.to_csv(sep="\t", quoting=2).removeprefix('""\t')
+    (folder / "A_spots.tsv").write_text(text + "\t" * len(table.columns) + "\n")
+    sdata = read(folder, spots=folder / "A_spots.tsv", image_mpp=MPP)
+    np.testing.assert_allclose(sdata["table"].obsm["spatial"], (places() - 1) * PITCH)
+
+
+def test_a_quoted_name_may_hold_the_mark_between_cells(folder: Path) -> None:
+    table = pd.DataFrame(counts(), index=[f"{x}x{y}" for x, y in places().tolist()], columns=GENES)
+    table.rename(columns={GENES[0]: 'pseudo "A", like'}).to_csv(folder / "A_stdata_aligned_counts_IDs.txt")
+    read_table = read(folder, spots=folder / "A_spots.tsv", image_mpp=MPP)["table"]
+    assert read_table.var_names.tolist() == ['pseudo "A", like', *GENES[1:]]
+    np.testing.assert_array_equal(read_table.X.toarray(), counts())
+
+
+def test_commas_that_may_part_thousands_are_refused(folder: Path) -> None:
+    table = pd.read_csv(folder / "A_spots.tsv", sep="\t")
+    table["pixel_x"] = [f"{1000 + row:,}" for row in range(len(table))]
+    table.to_csv(folder / "A_spots.tsv", sep=";", index=False)
+    with pytest.raises(
+        ValueError,
+        match=r"A_spots\.tsv' has numbers such as '1,000', whose comma may part thousands or decimals; save it",
+    ):
+        read(folder, spots=folder / "A_spots.tsv", image_mpp=MPP)
 
 
 def resize(width: float, height: float) -> Any:

@@ -1,5 +1,7 @@
 """Opening images lazily, and the multiscale element every reader writes."""
 
+import contextlib
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
+from PIL.ExifTags import Base
+from PIL.Image import Exif
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -17,7 +21,7 @@ from spatialdata.transformations import Identity, set_transformation
 from xarray import DataArray, Dataset, DataTree
 
 from agl_sc.core.arguments import path_of
-from agl_sc.io._readable import COMPLETE, readable, refuse_beyond_memory
+from agl_sc.io._readable import COMPLETE, readable, refuse_beyond_memory, refuse_turned
 from agl_sc.io._tiff import CHUNK_PX, LazyPixels, count_levels, open_tiff, stamp, without_alpha
 
 _SMALLEST_LEVEL_PX = 1024
@@ -61,7 +65,7 @@ def open_image(path: Path | str) -> da.Array:
         There is no such file.
     ValueError
         The file is not JPEG, PNG or TIFF, or damaged; a TIFF file has several images that are the largest, and none was named;
-        the image is not 3-channel uint8, or does not fit into memory.
+        the image is not 3-channel uint8, is marked to be turned, or does not fit into memory.
     """
     path, name = split_name(path)
     magic = _magic(path)
@@ -297,7 +301,9 @@ _last_decoded = _LastDecoded()
 def _open_pillow(path: Path, prefix: bytes) -> da.Array:
     with readable(path, kind=" as an image"), _PILLOW_CLASSES[prefix](str(path)) as image:
         mode, (width, height), rawmode = image.mode, image.size, _rawmode(image)
+        orientation = _orientation(image)
     _refuse_cut(path, prefix)
+    refuse_turned(path, orientation, as_stored="PIL.Image.open(path).save('stored.png', exif=b'')")
     if mode not in ("RGB", "RGBA") or "16" in rawmode:  # Pillow would quietly drop the low byte of 16-bit RGB
         found = f"{rawmode} (16 bit)" if "16" in rawmode else mode
         msg = f"The image '{path}' has mode {found}, not 8-bit RGB; {_MEND}."
@@ -329,6 +335,15 @@ def _refuse_bomb(path: Path, shape: tuple[int, int, int]) -> None:
     needed = (4 + 2 * n_channels) * height * width
     mend = "save it as a TIFF in tiles, of which only parts are decoded, or work on a machine with more memory"
     refuse_beyond_memory(path, needed, what=f"the {width:,} x {height:,} px", mend=mend)
+
+
+def _orientation(image: ImageFile) -> object:
+    """How EXIF in the header asks viewers to turn the image; ``getexif`` would decode a PNG to look behind its pixels."""
+    exif = Exif()
+    with contextlib.suppress(SyntaxError, ValueError, struct.error):  # damaged metadata say nothing
+        exif.load(image.info.get("exif", b""))
+        return exif.get(Base.Orientation)
+    return None
 
 
 def _rawmode(image: ImageFile) -> str:

@@ -1,6 +1,5 @@
 """Positions of the spots of 10x Visium, as Space Ranger 1 to 4 write them."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from agl_sc.core.arrays import BoolArray, FloatArray
+from agl_sc.io._cells import numbers_in, read_cells
 from agl_sc.io._layout import refuse_duplicates
-from agl_sc.io._readable import readable, separator_of
+from agl_sc.io._readable import readable
 
 _BARCODE = "barcode"
 _NUMBERS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
-_TRUTHS = {"true": "1", "false": "0"}
 _STRAY_PITCHES = 3.0
 """How far a spot may lie from the grid that all of them describe; a section that is warped to another image stays below."""
 
@@ -49,7 +48,7 @@ def read_positions(path: Path) -> pd.DataFrame:
         raise ValueError(msg)
     barcodes = table[_BARCODE].astype(str).tolist()
     refuse_duplicates(barcodes, f"barcodes of '{path}'")
-    numbers = pd.DataFrame({column: _numbers(table[column], barcodes, path) for column in _NUMBERS})
+    numbers = pd.DataFrame({column: numbers_in(table[column], barcodes, path) for column in _NUMBERS})
     if not numbers["in_tissue"].isin([0, 1]).all():
         odd = numbers.loc[~numbers["in_tissue"].isin([0, 1]), "in_tissue"].iloc[0]
         msg = f"Column in_tissue of '{path}' has the entry {odd:g}; it must be 1 in tissue and 0 outside."
@@ -67,13 +66,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    with readable(path, kind=" as comma-separated positions"), path.open(encoding="utf-8-sig") as file:
-        mark = separator_of(file.readline())
-        file.seek(0)
-        cells = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, sep=mark)
-    if mark != ",":
-        _refuse_thousands(cells, path)
-        cells = cells.replace(",", ".", regex=True)
+    cells = read_cells(path, kind=" as comma-separated positions")
     first = cells.iloc[0].astype(str).str.strip().tolist()
     if {*first} & {*_NUMBERS}:
         if _BARCODE not in first and first[0] not in _NUMBERS:  # pandas and R leave out or change the name of row names
@@ -86,25 +79,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
         )
         raise ValueError(msg)
     return cells.set_axis([_BARCODE, *_NUMBERS], axis=1)
-
-
-def _refuse_thousands(cells: pd.DataFrame, path: Path) -> None:
-    """Refuse commas that may part thousands as well as decimals."""
-    parted = [text for text in cells.to_numpy().ravel().tolist() if "," in text]
-    if parted and all(re.fullmatch(r"\d{1,3}(,\d{3})+", text.strip()) for text in parted):
-        msg = f"'{path}' has numbers such as {parted[0]!r}, whose comma may part thousands or decimals; save it with decimal points and without marks between thousands."
-        raise ValueError(msg)
-
-
-def _numbers(column: pd.Series, barcodes: list[str], path: Path) -> FloatArray:
-    texts = column.astype(str).str.strip().str.lower().replace(_TRUTHS)
-    values = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if wrong.size:
-        entry, barcode = column.iloc[wrong[0]], barcodes[wrong[0]]
-        msg = f"Column {column.name} of '{path}' has the entry {entry!r} for spot {barcode!r}, which is not a number; is the file complete?"
-        raise ValueError(msg)
-    return values
 
 
 def refuse_strays(

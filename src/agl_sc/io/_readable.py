@@ -1,5 +1,6 @@
 """What other libraries say of a damaged file, as one sentence that names it; and what does not fit into memory."""
 
+import csv
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from agl_sc.core.numerics.memory import memory
 
-# What h5py, zarr, tifffile, imagecodecs, Pillow, pandas and json raise for a damaged file; never MemoryError.
+# What csv, h5py, zarr, tifffile, imagecodecs, Pillow, pandas and json raise for a damaged file; never MemoryError.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SyntaxError),
-    *(ArithmeticError, AssertionError, struct.error, zlib.error, tifffile.TiffFileError),
+    *(ArithmeticError, AssertionError, csv.Error, struct.error, zlib.error, tifffile.TiffFileError),
 )
 COMPLETE = "is the file complete?"
 
@@ -49,9 +50,25 @@ def readable(path: Path, *, kind: str = "", mend: str = COMPLETE) -> Iterator[No
         raise ValueError(msg) from error
 
 
-def separator_of(line: str) -> str:
-    """What parts the columns of a table by its first line; a spreadsheet writes semicolons where commas are decimal points."""
-    return next((mark for mark in ("\t", ";") if mark in line), ",")
+def refuse_turned(path: Path, orientation: object, *, as_stored: str) -> None:
+    """Refuse an image whose metadata ask viewers to turn or mirror it: nothing says in which of the two positions are counted.
+
+    Parameters
+    ----------
+    path
+        The file.
+    orientation
+        As EXIF and TIFF number it; 1 is as stored, 0 and None say nothing.
+    as_stored
+        Code that takes the mark away and leaves pixels as they are.
+    """
+    if orientation in {None, 0, 1}:
+        return
+    msg = (
+        f"'{path}' is marked to be shown turned or mirrored (orientation {orientation}), and nothing says whether positions count its pixels as shown or "
+        f"as stored; save it as shown, PIL.ImageOps.exif_transpose(PIL.Image.open(path)).save('shown.png'), or as stored, {as_stored}."
+    )
+    raise ValueError(msg)
 
 
 def refuse_beyond_memory(path: Path, needed: int, *, what: str, mend: str) -> None:

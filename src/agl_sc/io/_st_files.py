@@ -1,13 +1,10 @@
 """Counts and positions of legacy Spatial Transcriptomics, in the forms that the field's tools write."""
 
-import gzip
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -15,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from agl_sc.core.arrays import FloatArray
+from agl_sc.io._cells import numbers_in, read_cells, rows_of
 from agl_sc.io._layout import refuse_duplicates
 from agl_sc.io._positions import refuse_strays
-from agl_sc.io._readable import readable, separator_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ def read_counts(path: Path, *, sum_duplicate_genes: bool = False) -> SpotCounts:
     ValueError
         The file is damaged; an entry is no number; names repeat.
     """
-    rows = _rows(path)
+    rows = rows_of(path, kind=_TABLE)
     header = next(rows, [])
     names, columns, data = [], [], []
     n_cells = 0
@@ -115,20 +112,6 @@ def _summed(genes: list[str], matrix: csr_matrix, path: Path) -> tuple[list[str]
     return unique.tolist(), matrix @ to_sum
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
-    """Cells of every line that is not empty, without quotes around them."""
-    with readable(path, kind=_TABLE), _opened(path) as file:
-        lines = (line for line in file if line.strip())
-        first = list(islice(lines, 2))  # a header of one gene has no mark
-        mark = separator_of("".join(first))
-        for line in chain(first, lines):
-            yield line.rstrip("\n").replace('"', "").split(mark)
-
-
-def _opened(path: Path) -> IO[str]:
-    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig")
-
-
 def _numbers(cells: list[str], path: Path) -> NDArray[np.float32]:
     try:
         return np.array(cells[1:], dtype=np.float32)
@@ -159,20 +142,16 @@ def read_positions(path: Path, names: Sequence[str]) -> dict[Place, tuple[float,
     ValueError
         The file is damaged; an entry is no number; spots repeat; spots lie far off the grid of the others.
     """
-    with readable(path, kind=_TABLE), _opened(path) as file:
-        mark = separator_of(file.readline())
-        decimal = "," if mark == ";" and "," in file.read() else "."
-        file.seek(0)
-        table: pd.DataFrame = pd.read_csv(file, sep=mark, decimal=decimal)
+    cells = read_cells(path, kind=_TABLE)
+    table = cells.iloc[1:].set_axis(cells.iloc[0].str.strip().tolist(), axis=1)
     missing = [column for column in (*ARRAY_COLUMNS[0], *_PIXELS) if column not in table]
     if missing:
         msg = f"'{path}' has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}."
         raise KeyError(msg)
     if "selected" in table:
-        _check_numbers(table, ["selected"], path)
-        table = table[table["selected"] != 0]
+        table = table[_numbers_in(table, ["selected"], path)["selected"] != 0]
     pairs = [pair for pair in ARRAY_COLUMNS if {*pair} <= {*table.columns}]
-    _check_numbers(table, [*(column for pair in pairs for column in pair), *_PIXELS], path)
+    table = _numbers_in(table, [*(column for pair in pairs for column in pair), *_PIXELS], path)
     wanted = {place_of(name) for name in names}
     places = [_places(table, pair) for pair in pairs]
     chosen = max(places, key=lambda found: len(wanted.intersection(found)))
@@ -196,11 +175,10 @@ def _places(table: pd.DataFrame, pair: tuple[str, str]) -> list[Place]:
     return [(round(x, 6), round(y, 6)) for x, y in table[[*pair]].to_numpy(dtype=np.float64).tolist()]
 
 
-def _check_numbers(table: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
-    for column in columns:
-        if not pd.api.types.is_numeric_dtype(table[column]) or not np.isfinite(table[column]).all():
-            msg = f"Column {column} of '{path}' has entries that are not numbers; correct or remove these spots."
-            raise ValueError(msg)
+def _numbers_in(table: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
+    """Columns of text as numbers."""
+    names = table["x"].str.cat(table["y"], sep="x").tolist()
+    return pd.DataFrame({name: numbers_in(table[name], names, path) for name in columns}, index=table.index)
 
 
 def place_on_frame(counts: SpotCounts, size_px: tuple[int, int], image: Path) -> tuple[FloatArray, FloatArray]:

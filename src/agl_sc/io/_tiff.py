@@ -13,13 +13,16 @@ import tifffile
 import zarr
 
 from agl_sc.core.arrays import UInt8Array
-from agl_sc.io._readable import readable, refuse_beyond_memory
+from agl_sc.io._readable import readable, refuse_beyond_memory, refuse_turned
 
 logger = logging.getLogger(__name__)
 
 CHUNK_PX = 512
 _META = np.empty((0, 0, 0), np.uint8)
 _MEND = "convert it to 8-bit RGB first, e.g. tifffile.imwrite('rgb.tif', pixels, photometric='rgb', tile=(512, 512))"
+_MEND_STORED = (
+    "without the mark: for page in tifffile.TiffFile(path, mode='r+').pages: page.tags['Orientation'].overwrite(1)"
+)
 _COLOURS = ("RGB", "YCBCR", "MINISBLACK")
 
 _from_array: Callable[..., da.Array] = da.from_array
@@ -90,9 +93,10 @@ def _header(path: Path, name: str, level: int) -> "tuple[_TiffImage, bool]":
         colours, n_images, is_tiled = tifffile.PHOTOMETRIC(page.photometric).name, len(tiff.series), page.is_tiled
         segment = (page.tilelength, page.tilewidth) if is_tiled else (page.rowsperstrip, page.imagewidth)
         segments = [(part.dataoffsets, part.databytecounts) if part else ((), ()) for part in found.pages]
-        n_segments = math.prod(page.chunked)
+        n_segments, orientation = math.prod(page.chunked), page.tags.valueof("Orientation")
         end = max((sum(piece) for part in segments for piece in zip(*part, strict=True)), default=0)
     _refuse_cut(path, end, [len(offsets) for offsets, _ in segments], n_segments=n_segments)
+    refuse_turned(path, orientation, as_stored=_MEND_STORED)
     channel = next((axis for axis in "SC" if axis in axes), "")
     n_channels = shape[axes.index(channel)] if channel else 0
     is_rgb = n_channels == 3 or (n_channels == 4 and colours == "RGB")
