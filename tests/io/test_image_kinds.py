@@ -209,7 +209,7 @@ def test_an_image_marked_to_be_turned_is_refused(tmp_path: Path, pixels: Pixels)
         if name == "a.tif":
             with tifffile.TiffFile(path, mode="r+") as file:
                 for page in file.pages:
-                    page.tags["Orientation"].overwrite(1)
+                    page.aspage().tags["Orientation"].overwrite(1)
         else:
             Image.open(path).save(tmp_path / "stored.png", exif=b"")
             path = tmp_path / "stored.png"
