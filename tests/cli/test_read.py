@@ -13,7 +13,7 @@ from PIL import Image
 from spatialdata import SpatialData
 from tests.cli.conftest import QUICK
 from tests.cli.section_files import write_h5ad, write_ome_zarr, write_outs, write_tiff
-from tests.io.hd_files import write_hd
+from tests.io.hd_files import write_cells, write_hd
 from typer.testing import Result
 
 from agl_sc._sdata.predictions import predicted_of
@@ -179,6 +179,8 @@ def test_bins_of_visium_hd(run: Run, tmp_path: Path) -> None:
     refused = run(*args, "--bin", "2")
     assert refused.exit_code == 2
     assert "has no bins of 2 um; those of these sides are there: 8; pass one with --bin" in refused.stderr
+    (tmp_path / "S1/outs/segmented_outputs").mkdir()
+    write_cells(tmp_path / "S1/outs/segmented_outputs", counts, symbols=["A", "B", "A", "C", "CD3"], kinds=kinds)
     assert _done(run(*args))["tables"] == {"square_008um": [64, 4]}
     table = spatialdata.read_zarr(tmp_path / "hd.zarr")["square_008um"]
     assert table.var_names.tolist() == ["A", "B", "A-1", "C"]

@@ -1,6 +1,7 @@
 """Folder of Visium HD, as Space Ranger 3 writes it, of a table and a picture of the caller's."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,24 @@ def write_hd(folder: Path, pixels: Any, counts: Any, *, symbols: list[str], kind
     _write_counts(bins / "filtered_feature_bc_matrix.h5", counts, names, symbols=symbols, kinds=kinds)
     image.save(folder.parent / "full.tif")
     return folder.parent / "full.tif"
+
+
+def write_cells(folder: Path, counts: Any, *, symbols: list[str], kinds: list[str] | None = None) -> None:
+    """Cells as Space Ranger 4 segments them, in the folder that holds nothing else."""
+    shutil.copytree(folder.parent / "spatial", folder / "spatial")
+    names = [f"cellid_{number + 1:09d}-1" for number in range(len(counts))]
+    _write_counts(folder / "filtered_feature_cell_matrix.h5", counts, names, symbols=symbols, kinds=kinds)
+    corners = [[40, 40], [60, 40], [60, 60], [40, 40]]
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"cell_id": number + 1},
+            "geometry": {"type": "Polygon", "coordinates": [corners]},
+        }
+        for number in range(len(counts))
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    (folder / "cell_segmentations.geojson").write_text(text)
 
 
 def _write_counts(path: Path, counts: Any, names: list[str], *, symbols: list[str], kinds: list[str] | None) -> None:

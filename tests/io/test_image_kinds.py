@@ -227,3 +227,13 @@ def test_metadata_that_turn_nothing_do_not_matter(tmp_path: Path, pixels: Pixels
         said[ExifTags.Base.Orientation] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=said)
     np.testing.assert_array_equal(open_image(tmp_path / "a.png"), pixels.transpose(2, 0, 1))
+
+
+def test_colours_of_printers_are_converted_as_told(tmp_path: Path, pixels: Pixels) -> None:
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "a.tif")
+    with pytest.raises(
+        ValueError, match=r"a\.tif' .*\(SEPARATED\), not 3 channels of uint8; convert it .*PIL\.Image\.open\(path\)"
+    ):
+        open_image(tmp_path / "a.tif")
+    Image.open(tmp_path / "a.tif").convert("RGB").save(tmp_path / "rgb.tif")
+    np.testing.assert_array_equal(open_image(tmp_path / "rgb.tif"), pixels.transpose(2, 0, 1))

@@ -248,10 +248,19 @@ def make(name: str) -> Change:
     return lambda folder: (folder / name).mkdir()
 
 
-def bins(folder: Path) -> None:
-    with h5py.File(folder / H5, "r+") as file:
-        del file["matrix/barcodes"]
-        file["matrix/barcodes"] = np.array([f"s_008um_{i:05d}_00000-1" for i in range(N_SPOTS)], dtype="S")
+def named_like(pattern: str) -> Change:
+    def change(folder: Path) -> None:
+        with h5py.File(folder / H5, "r+") as file:
+            del file["matrix/barcodes"]
+            file["matrix/barcodes"] = np.array([pattern.format(i) for i in range(N_SPOTS)], dtype="S")
+        path = folder / LIST
+        table = pd.read_csv(path, header=None, names=COLUMNS)
+        table.assign(barcode=[pattern.format(i) for i in range(N_SPOTS)]).to_csv(path, header=False, index=False)
+
+    return change
+
+
+bins, cells = named_like("s_008um_{:05d}_00000-1"), named_like("cellid_{:09d}-1")
 
 
 def probes(folder: Path) -> None:
@@ -277,6 +286,8 @@ REFUSED: list[Any] = [
     pytest.param(make("binned_outputs"), r"is of Visium HD; read it with spatialdata_io\.visium_hd\('.*A', dataset_id=", id="HD"),
     pytest.param(make("square_008um"), r"is of Visium HD; .*table_key='square_008um'", id="HD, inner folder"),
     pytest.param(bins, r"is of Visium HD", id="HD, by its barcodes"),
+    pytest.param(cells, r"is of Visium HD; .*load_segmentations_only=True.*image_key=", id="HD, by its cells"),
+    pytest.param(make("segmented_outputs"), r"is of Visium HD; .*visium_hd\('.*A', .*load_segmentations_only=True", id="HD, cells alone"),
     pytest.param(probes, r"matrix\.h5' counts probes, not genes; give the filtered", id="probes"),
     pytest.param(version_2, r"matrix\.h5' has no 'matrix/data' \(it has 'GRCh38'\); give the filtered", id="older counts"),
     pytest.param(half_scale, r"spots in tissue of section 'A' lie outside '.*hires_image\.png' of 320 x 300 px", id="scale of another"),
@@ -407,6 +418,8 @@ def test_home_is_a_folder_and_an_address_is_none(folder: Path, monkeypatch: pyte
     assert set(read_visium("~/A").shapes) == {"A"}
     with pytest.raises(ValueError, match=r"path='https://x\.org/A' is an address, .*; download it"):
         read_visium("https://x.org/A")
+    with pytest.raises(ValueError, match=r"path='file:///A' is an address, .*; download it, unless it is there"):
+        read_visium("file:///A")
     with pytest.raises(ValueError, match=r"fullres_image='s3://x/a\.tif' is an address, .*; download it"):
         read_visium(folder, fullres_image="s3://x/a.tif")
 

@@ -14,6 +14,7 @@ from agl_sc._sdata.geometry import HD, Bins, bin_side_um, check_mpp
 from agl_sc._sdata.records import AddressRecord
 from agl_sc._sdata.shapes import element_of, points_of
 from agl_sc._sdata.table import near_matches, region_of, section_of
+from agl_sc.core.arguments import label_of
 from agl_sc.core.arrays import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -138,8 +139,10 @@ def sections(
         msg = "sdata has no image, and features come from one; read it with agl_sc.io or add it with sdata.images[...] = ...."
         raise KeyError(msg)
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
-    array, label_of, earlier = array_positions(table), section_of(table), remembered or AddressRecord()
-    _check_scales(image_mpp, {*regions, *label_of, *sdata.images})
+    array, section_names, earlier = array_positions(table), section_of(table), remembered or AddressRecord()
+    if isinstance(image_mpp, Mapping):
+        image_mpp = {label_of(key): mpp for key, mpp in image_mpp.items()}
+    _check_scales(image_mpp, {*regions, *section_names, *sdata.images})
     found = []
     for name in names:
         rows = np.flatnonzero((regions == name).to_numpy())
@@ -149,7 +152,7 @@ def sections(
         )
         section = _section(sdata, name, key, affine=affine, instances=instances.iloc[rows], rows=rows)
         technology = section.technology or _technology_of(array, rows)
-        stated = _stated(image_mpp, name, *sorted(set(label_of.iloc[rows])), key)
+        stated = _stated(image_mpp, name, *sorted(set(section_names.iloc[rows])), key)
         if stated is None and section.levels and earlier.image_px.get(name) == list(section.levels[0].shape[1:]):
             stated = earlier.image_mpp.get(name)
         own = None if array is None else array[rows]

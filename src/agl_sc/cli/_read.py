@@ -99,6 +99,7 @@ def visium_hd(
     with readable(folder, kind=" by spatialdata_io.visium_hd"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Variable names are not unique", category=UserWarning)  # they will be
         sdata = read(folder, dataset_id=section, **options, **own)
+    _drop_cells(sdata)
     _tell_unique_names(sdata.tables[f"square_{bin_um:03d}um"])
     return _write(context, place, sdata)
 
@@ -110,6 +111,13 @@ def _check_bins(folder: Path, bin_um: int) -> None:
         sides = ", ".join(str(int(each[7:10])) for each in there) or "none"
         msg = f"'{folder}' has no bins of {bin_um} um; those of these sides are there: {sides}; pass one with --bin, or name Space Ranger's outs."
         raise ValueError(msg)
+
+
+def _drop_cells(sdata: "SpatialData") -> None:
+    """Take out the cells that Space Ranger 4 segments, which spatialdata-io reads beside the bins that it is asked for."""
+    for elements in (sdata.tables, sdata.shapes):
+        for name in [name for name in elements if name.endswith("_segmentations")]:
+            del elements[name]
 
 
 def _tell_unique_names(table: "AnnData") -> None:

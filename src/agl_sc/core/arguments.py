@@ -11,7 +11,7 @@ import numpy as np
 
 LARGEST_SEED = 2**32 - 1
 """What every generator that is seeded takes."""
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^/]")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]")
 """How addresses on the web and in buckets begin, also where a path was made of them; a drive of Windows has one letter."""
 
 
@@ -23,6 +23,11 @@ def is_whole(value: object) -> TypeGuard[int]:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def label_of(name: object) -> str:
+    """A name as text: sections and patients are numbered in some files, and numbers with gaps become floats."""
+    return str(int(name)) if is_number(name) and float(name).is_integer() else str(name)
 
 
 def check_seed(seed: object) -> None:
@@ -59,7 +64,7 @@ def path_of(argument: str, value: object) -> Path:
         msg = f"{argument}={value!r} is a {type(value).__name__}, not a path; pass a string or a pathlib.Path."
         raise TypeError(msg)
     if _ADDRESS.match(str(value)):
-        msg = f"{argument}={str(value)!r} is an address, and files are read from disk; download it, and pass the path of the file."
+        msg = f"{argument}={str(value)!r} is an address, and files are read from disk; download it, unless it is there, and pass the path of the file."
         raise ValueError(msg)
     return from_home(Path(value))
 
@@ -78,7 +83,8 @@ def check_names(argument: str, value: object) -> None:
         raise TypeError(msg)
     strange: list[Any] = [each for each in value if not isinstance(each, str)]
     if strange:
-        msg = f"{argument} holds {strange[0]!r}, a {type(strange[0]).__name__}; pass names."
+        example = f", such as {label_of(strange[0])!r}" if is_number(strange[0]) else ""
+        msg = f"{argument} holds {strange[0]!r}, a {type(strange[0]).__name__}; pass names{example}."
         raise TypeError(msg)
 
 

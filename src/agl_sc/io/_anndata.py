@@ -14,7 +14,7 @@ from spatialdata.models import TableModel
 
 from agl_sc._sdata.geometry import HD, PITCH_UM, Bins, bin_side_um, check_mpp, is_positive_number, technology_named
 from agl_sc._sdata.table import off_tissue
-from agl_sc.core.arguments import check_name
+from agl_sc.core.arguments import check_name, label_of
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._anndata_checks import (
     refuse_gaps,
@@ -34,7 +34,6 @@ from agl_sc.io._layout import (
     check_centres,
     check_section_names,
     image_key_of,
-    label_of,
     patients_of,
     per_section,
     refuse_duplicates,

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from agl_sc._sdata.geometry import is_positive_number
+from agl_sc.core.arguments import label_of
 from agl_sc.io._image import Image, open_image, rgb_from_array
-from agl_sc.io._layout import label_of, refuse_duplicates
+from agl_sc.io._layout import refuse_duplicates
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
+from agl_sc.core.arguments import label_of
 from agl_sc.io._image import Image, check_image, image_element
 
 T = TypeVar("T")
@@ -253,13 +254,6 @@ def entries(value: Mapping[str, T], sections: Sequence[str], *, argument: str) -
         msg = f"{argument} has no entry for {', '.join(missing)}; it has {', '.join(named) or 'none'}."
         raise KeyError(msg)
     return {name: named[name] for name in sections}
-
-
-def label_of(key: object) -> str:
-    """Name of a section as text: samples are numbered in some files, and numbers with gaps become floats."""
-    if isinstance(key, Real) and not isinstance(key, bool) and float(key).is_integer():
-        return str(int(float(key)))
-    return str(key)
 
 
 def refuse_duplicates(names: Sequence[str], what: str, *, mend: str = "rename or merge them") -> None:

@@ -26,6 +26,8 @@ _IMAGES = {"hires": "tissue_hires_image", "lowres": "tissue_lowres_image"}
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Of the small images: Space Ranger writes PNG, people convert it."""
 _MATRICES = ("matrix.mtx.gz", "matrix.mtx")
+_CELLS = "segmented_outputs"
+"""Folder of cells that Space Ranger 4 segments in images of Visium HD."""
 _FEW = 6
 """Folders that a message lists."""
 _COUNTS = re.compile(r"(?:(?:filtered_|raw_)?feature_bc_matrix(?:\.h5)?|matrix\.mtx(?:\.gz)?)$")
@@ -108,14 +110,21 @@ def find(name: str, folder: Path, *, fullres: str | Path | None, counts_file: st
 
 
 def refuse_hd(folder: Path, barcode: str = "") -> None:
-    """Say where to go with a folder of Visium HD, known by its names or by the barcodes of its bins."""
+    """Say where to go with a folder of Visium HD, known by its names or by the barcodes of its bins or segmented cells."""
     is_bin = re.fullmatch(r"square_\d{3}um", folder.name) or re.match(r"s_\d{3}um_", barcode)
-    if not is_bin and not (folder / "binned_outputs").is_dir() and not any(folder.glob("square_*um")):
+    is_cell = folder.name == _CELLS or barcode.startswith("cellid_")
+    has_bins = (folder / "binned_outputs").is_dir() or any(folder.glob("square_*um"))
+    has_cells = (folder / _CELLS).is_dir()
+    if not (is_bin or is_cell or has_bins or has_cells):
         return
-    outs = folder.parent.parent if is_bin and folder.parent.name == "binned_outputs" else folder
+    inner = {"binned_outputs": folder.parent.parent, _CELLS: folder.parent}
+    outs = inner.get(folder.parent.name if is_bin else folder.name, folder)
+    cells = is_cell or (has_cells and not has_bins)
+    what = "load_segmentations_only=True" if cells else "bin_size=8"
+    arguments = "image_key='sample_full_image', image_mpp=..." if cells else "table_key='square_008um'"
     msg = (
-        f"'{folder}' is of Visium HD; read it with spatialdata_io.visium_hd('{outs}', dataset_id='sample', bin_size=8, "
-        "fullres_image_file=...), and go on with agl_sc.pp.embed(sdata, table_key='square_008um')."
+        f"'{folder}' is of Visium HD; read it with spatialdata_io.visium_hd('{outs}', dataset_id='sample', {what}, "
+        f"fullres_image_file=...), and go on with agl_sc.pp.embed(sdata, {arguments})."
     )
     raise ValueError(msg)
 

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 CHUNK_PX = 512
 _META = np.empty((0, 0, 0), np.uint8)
 _MEND = "convert it to 8-bit RGB first, e.g. tifffile.imwrite('rgb.tif', pixels, photometric='rgb', tile=(512, 512))"
+_MEND_COLOURS = "convert it to 8-bit RGB first, e.g. PIL.Image.open(path).convert('RGB').save('rgb.tif')"
+_CONVERTIBLE = ("SEPARATED", "PALETTE")
+"""Colours of printers, and by number, which Pillow makes RGB of."""
 _MEND_STORED = (
     "without the mark: for page in tifffile.TiffFile(path, mode='r+').pages: page.tags['Orientation'].overwrite(1)"
 )
@@ -101,7 +104,8 @@ def _header(path: Path, name: str, level: int) -> "tuple[_TiffImage, bool]":
     n_channels = shape[axes.index(channel)] if channel else 0
     is_rgb = n_channels == 3 or (n_channels == 4 and colours == "RGB")
     if sorted(axes) != sorted(f"YX{channel}") or not is_rgb or dtype != np.uint8 or colours not in _COLOURS:
-        msg = f"The image '{path}' has axes {axes}, shape {shape} and dtype {dtype} ({colours}), not 3 channels of uint8; {_MEND}."
+        mend = _MEND_COLOURS if dtype == np.uint8 and colours in _CONVERTIBLE else _MEND
+        msg = f"The image '{path}' has axes {axes}, shape {shape} and dtype {dtype} ({colours}), not 3 channels of uint8; {mend}."
         raise ValueError(msg)
     sizes = dict(zip(axes, shape, strict=True))
     height, width = sizes["Y"], sizes["X"]

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
 from agl_sc._sdata.geometry import check_mpp
-from agl_sc.core.arguments import check_name, path_of
+from agl_sc.core.arguments import check_name, label_of, path_of
 from agl_sc.core.arrays import FloatArray
 from agl_sc.io._layout import (
     SPOT_UM,
@@ -18,7 +18,6 @@ from agl_sc.io._layout import (
     SectionData,
     assemble,
     check_section_names,
-    label_of,
     name_after,
     patients_of,
     per_section,

@@ -25,6 +25,15 @@ def test_a_mapping_from_section(tissue: SpatialData) -> None:
     assert (manifest["by"], manifest["assignments"]) == ("section", "mapping")
 
 
+def test_sections_may_be_numbers(tissue: SpatialData) -> None:
+    """Also in the mapping of scales, as the readers take them."""
+    table = tissue["table"]
+    table.obs["section"] = table.obs["section"].astype(str).str.replace("section_", "15150")
+    numbers = {151501: "train", 151502.0: "validation", np.int64(151503): "test"}
+    split(tissue, assignments=numbers, image_mpp=dict.fromkeys(numbers, 1.0))  # type: ignore[arg-type]
+    assert table.obs["agl_split"].tolist() == [numbers[int(name)] for name in table.obs["section"]]
+
+
 def test_a_mapping_from_patient(tissue: SpatialData) -> None:
     patients = {"patient_1": "test", "patient_2": "unused", "patient_3": "train"}
     split(tissue, by="patient", assignments=patients)

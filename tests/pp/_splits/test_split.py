@@ -237,6 +237,7 @@ def test_a_missing_split_names_the_function_that_makes_it(tissue: SpatialData) -
 BAD: list[Any] = [
     pytest.param({"by": "slide"}, ValueError, "by='slide' is not one of 'section', 'patient', 'block', 'spot'", id="by"),
     pytest.param({"test": 1.0}, ValueError, r"test=1.0 is not a fraction in \[0, 1\) nor section names", id="all test"),
+    pytest.param({"test": 101}, ValueError, r"test=101 is not a fraction .*; write a name that is a number as text, test='101'", id="a number for a name"),
     pytest.param({"validation": -0.1}, ValueError, r"validation=-0.1 is not a fraction", id="negative"),
     pytest.param({"test": 0.6, "validation": 0.4}, ValueError, "test=0.6 and validation=0.4 leave nothing for training", id="sum"),
     pytest.param({"test": "section_9"}, KeyError, "test='section_9' is not a section; .* did you mean section_", id="section unknown"),

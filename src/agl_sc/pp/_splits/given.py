@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agl_sc._sdata.table import near_matches
+from agl_sc.core.arguments import label_of
 from agl_sc.core.arrays import StrArray
 from agl_sc.pp._splits.units import SETS, By, straddling, units_of
 
@@ -44,18 +45,21 @@ def _from_mapping(table: "AnnData", assignments: Mapping[str, str], by: By) -> S
     if by not in ("section", "patient"):
         msg = f"assignments maps sections or patients to sets, but by={by!r}; name a column of obs with the set of every spot instead."
         raise ValueError(msg)
-    units = units_of(table, "patient" if by == "patient" else "section")
+    units, named = (
+        units_of(table, "patient" if by == "patient" else "section"),
+        {label_of(k): v for k, v in assignments.items()},
+    )
     known = sorted(set(units.tolist()))
-    for name in assignments:
+    for name in named:
         if name not in known:
             msg = f"assignments names {name!r}, which is not a {by}; the {by}s are {', '.join(known)}{near_matches([name], known)}."
             raise KeyError(msg)
     for name in known:
-        if name not in assignments:
+        if name not in named:
             msg = f"assignments has no set for the {by} {name!r}; give it one of {', '.join(SETS)}."
             raise KeyError(msg)
-    _check_values(assignments.values(), "assignments")
-    return np.array([assignments[name] for name in units.tolist()], dtype="<U10")
+    _check_values(named.values(), "assignments")
+    return np.array([named[name] for name in units.tolist()], dtype="<U10")
 
 
 def _check_values(values: Any, where: str) -> None:

@@ -12,7 +12,7 @@ from agl_sc._sdata.keys import Keys
 from agl_sc._sdata.records import FittedRecord, SplitRecord, remember, remembered
 from agl_sc._sdata.sections import Names, Scales
 from agl_sc._sdata.study import Address, Study
-from agl_sc.core.arguments import is_number
+from agl_sc.core.arguments import is_number, label_of
 from agl_sc.pp._splits.drawn import SHARE, SplitRequest, Units, filled
 from agl_sc.pp._splits.folds import FoldPlan, make_folds, write_folds
 from agl_sc.pp._splits.given import given_sets
@@ -225,7 +225,7 @@ def _check(by: By, test: Units, validation: Units) -> None:
     for argument, value in (("test", test), ("validation", validation)):
         if is_number(value):
             if not 0 <= value < 1:
-                msg = f"{argument}={value!r} is not a fraction in [0, 1) nor section names."
+                msg = f"{argument}={value!r} is not a fraction in [0, 1) nor section names; write a name that is a number as text, {argument}={label_of(value)!r}."
                 raise ValueError(msg)
             total += value
         elif value is None:
