@@ -11,13 +11,13 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData, get_element_instances
 from spatialdata.transformations import Identity, get_transformation
 
+from agl_sc.core.arguments import label_of
 from agl_sc.io import read_hest, read_st, read_visium
 from agl_sc.io._layout import (
     SectionData,
     assemble,
     check_centres,
     check_section_names,
-    label_of,
     name_after,
     patients_of,
     per_section,
