@@ -296,7 +296,7 @@ REFUSED: list[Any] = [
     pytest.param(drop_spatial, {}, KeyError, r"no obsm\['spatial'\] .*; it has no obsm", id="no centres"),
     pytest.param(third_dimension, {}, ValueError, r"shape \(30, 3\); it must be \(n_spots, 2\)", id="3-d"),
     pytest.param(far_away, {}, ValueError, "No spot of 's1' lies inside its image of 400 x 350 px", id="far"),
-    pytest.param(repeat_name, {}, ValueError, "names of the observations must be unique, .*: same", id="repeated"),
+    pytest.param(repeat_name, {}, ValueError, r"names of the observations must be unique, .*: same; run adata\.obs_names_make_unique\(\)", id="repeated"),
     pytest.param(annotate_otherwise, {}, ValueError, r"already the table .* other regions \(other\)", id="annotated"),
     pytest.param(set_obs("region", "cortex"), {}, ValueError, r"obs\['region'\] already holds something else", id="region"),
     pytest.param(set_obs("patient", "P"), {"patient": "Q"}, ValueError, r"obs\['patient'\] already holds", id="patient"),
@@ -359,3 +359,12 @@ def test_view(one: AnnData) -> None:
 def test_not_an_anndata(one: AnnData) -> None:
     with pytest.raises(TypeError, match="adata is a SpatialData, not an AnnData"):
         from_anndata(from_anndata(one))
+
+
+def test_the_size_of_spots_goes_where_the_message_says(one: AnnData) -> None:
+    """Without any library in ``uns``, as of a technology that nobody names."""
+    del one.uns["spatial"]
+    with pytest.raises(ValueError, match=r"put it, in full-resolution pixels, into adata\.uns\.setdefault") as caught:
+        from_anndata(one, pixels(0, (700, 800)))
+    exec(str(caught.value).split("into ")[1].split(", or name")[0] + " = 40.0", {"adata": one})
+    assert from_anndata(one, pixels(0, (700, 800)))["section"]["radius"].eq(20.0).all()

@@ -71,6 +71,12 @@ def flat(folder: Path) -> None:
     (folder / "spatial").rmdir()
 
 
+def folder_of_sample(folder: Path) -> None:
+    """As some have it on GEO: the sample's name in front of the counts and of the folder, not of the files in it."""
+    (folder / H5).rename(folder / f"GSM1_{H5}")
+    (folder / "spatial").rename(folder / "GSM1_spatial")
+
+
 def opaque(folder: Path) -> None:
     path = folder / "spatial/tissue_hires_image.png"
     with Image.open(path) as image:
@@ -156,6 +162,7 @@ READ: list[Any] = [
     pytest.param(positions("tissue_positions.parquet"), id="parquet"),
     pytest.param(rename(H5, f"Mouse_Brain_{H5}"), id="prefixed counts"),
     pytest.param(flat, id="flat and prefixed"),
+    pytest.param(folder_of_sample, id="prefixed folder"),
     pytest.param(opaque, id="opaque RGBA"),
     pytest.param(matrix_market(".gz"), id="matrix market"),
     pytest.param(matrix_market(""), id="matrix market, unpacked"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import anndata as ad
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -140,6 +141,29 @@ def test_sections_smaller_than_a_block_are_divided_and_that_is_told(caplog: pyte
     assert "The sections are too small for blocks of 500 um and a buffer of 150 um" in caplog.text
     assert set(sdata["table"].obs["agl_split"]) >= {"train", "validation", "test"}
     assert sdata["table"].uns["agl"]["split"]["block_um"] < 320
+
+
+def test_sections_side_by_side_in_one_system_have_the_image_they_lie_on() -> None:
+    """As fields of view of CosMx, of which each is in a system of all; an image that only touches the spots is none of theirs."""
+    picture, centres, counts = tissue()
+    images, shapes, tables = {}, {}, []
+    for number, shift in enumerate((0.0, 500.0)):
+        place = Affine(np.array([[1, 0, shift], [0, 1, 0], [0, 0, 1.0]]), input_axes=("x", "y"), output_axes=("x", "y"))
+        images[f"fov_{number}"] = picture_of(picture, {"slide": place})
+        images[f"corner_{number}"] = picture_of(picture[:99, :99], {"slide": place})
+        shapes[f"cells_{number}"] = ShapesModel.parse(
+            centres, geometry=0, radius=4.0, index=pd.RangeIndex(len(centres)), transformations={"slide": place}
+        )
+        tables.append(table(counts, f"cells_{number}", key="cell_id", instances=np.arange(len(centres))))
+    both = ad.concat(tables, index_unique="-")
+    both = TableModel.parse(both, region=[*shapes], region_key="region", instance_key="cell_id")
+    sdata = SpatialData(images=images, shapes=shapes, tables={"table": both})
+    assert {each.name: each.image_key for each in Study.of(sdata).imaged} == {"cells_0": "fov_0", "cells_1": "fov_1"}
+    sdata["copy"] = sdata["fov_0"]
+    with pytest.raises(
+        ValueError, match=r"'cells_0' shares .* several images \(copy, fov_0\); name one with image_key="
+    ):
+        _ = Study.of(sdata).imaged
 
 
 def test_sections_of_one_name_put_together_are_sections_of_their_own(tissue: SpatialData) -> None:

@@ -33,6 +33,8 @@ _RESAMPLED = 1e-3
 _TELLING = 8
 """Spots from which on their array positions tell a hexagonal grid."""
 
+_MOST = 0.5
+"""Share of the spots of a region that lie on its image, where several share a coordinate system with it."""
 _OPAQUE = 255
 _OTHER_IMAGE = "name the H&E with image_key=, or make an image of red, green and blue alone, as Image2DModel.parse(image.sel(c=[...])) does"
 
@@ -147,10 +149,17 @@ def sections(
     for name in names:
         rows = np.flatnonzero((regions == name).to_numpy())
         preferred = None if image_key is not None else earlier.image_key.get(name)
+        spots = points_of(element_of(sdata, name), instances.iloc[rows], name)
         key, affine = _image_of(
-            sdata, name, images=images, system=coordinate_system, preferred=preferred, refused=(need_image, one_image)
+            sdata,
+            name,
+            points=spots[0],
+            images=images,
+            system=coordinate_system,
+            preferred=preferred,
+            refused=(need_image, one_image),
         )
-        section = _section(sdata, name, key, affine=affine, instances=instances.iloc[rows], rows=rows)
+        section = _section(sdata, name, key, affine=affine, spots=spots, rows=rows)
         technology = section.technology or _technology_of(array, rows)
         stated = _stated(image_mpp, name, *sorted(set(section_names.iloc[rows])), key)
         if stated is None and section.levels and earlier.image_px.get(name) == list(section.levels[0].shape[1:]):
@@ -198,13 +207,19 @@ def _technology_of(array: IntArray | None, rows: IntArray) -> str | None:
 
 
 def _section(
-    sdata: "SpatialData", name: str, key: str, *, affine: FloatArray, instances: "pd.Series[Any]", rows: IntArray
+    sdata: "SpatialData",
+    name: str,
+    key: str,
+    *,
+    affine: FloatArray,
+    spots: tuple[FloatArray, float, float | None],
+    rows: IntArray,
 ) -> Section:
     metadata = sdata.attrs.get("agl_sc", {})
     own_image = (
         f"{name}_image"  # as the readers call it, in a coordinate system whose unit was its pixel when it was read
     )
-    points, radius, side = points_of(element_of(sdata, name), instances, name)
+    points, radius, side = spots
     scale = float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
     side_um = metadata.get("bin_um", {}).get(name, bin_side_um(name))
     technology = metadata.get("technology", {}).get(name, HD if side_um else None)
@@ -275,6 +290,7 @@ def _image_of(
     sdata: "SpatialData",
     name: str,
     *,
+    points: FloatArray,
     images: list[str],
     system: str | None,
     preferred: str | None,
@@ -298,10 +314,22 @@ def _image_of(
             }
     if len(candidates) > 1 and preferred in candidates:
         candidates = {str(preferred): candidates[str(preferred)]}
+    if len(candidates) > 1:  # such as fields of view, or sections side by side, that share one system
+        under = {key: affines for key, affines in candidates.items() if _is_under(sdata.images[key], points, affines)}
+        candidates = under or candidates
     none_refused, several_refused = refused
     if own and len(candidates) != 1 and not (several_refused if candidates else none_refused):
         return "", _affine(shapes[own[0]], name, own[0])
     return _only_image(candidates, name=name, systems=sorted(shapes), system=system)
+
+
+def _is_under(image: Any, points: FloatArray, affines: Mapping[str, FloatArray]) -> bool:
+    """Whether at least half of some points lie on an image, by the first of the matrices to its pixels."""
+    matrix = next(iter(affines.values()))
+    placed = points @ matrix[:2, :2].T + matrix[:2, 2]
+    finest = _arrays(image)[0]
+    inside = ((placed >= 0) & (placed <= (finest.sizes["x"], finest.sizes["y"]))).all(axis=1)
+    return bool(inside.mean() >= _MOST)
 
 
 def _only_image(
@@ -326,16 +354,21 @@ def _only_image(
     return key, first
 
 
+def _arrays(image: Any) -> list[Any]:
+    """Of an image element, finest first."""
+    from xarray import DataTree
+
+    levels: list[Any] = list(dict(image).values()) if isinstance(image, DataTree) else []
+    return [next(iter(level.values())) for level in levels] or [image]
+
+
 def levels_of(image: Any, key: str) -> tuple[Any, ...]:
     """Lazy arrays (3, y, x) uint8 of an image element, finest first; another kind of image is refused.
 
     Channels are brought into the order that their names tell. A fourth one that is opaque everywhere, by the coarsest level,
     is left out.
     """
-    from xarray import DataTree
-
-    levels: list[Any] = list(dict(image).values()) if isinstance(image, DataTree) else []
-    arrays = [next(iter(level.values())) for level in levels] or [image]
+    arrays = _arrays(image)
     finest = arrays[0]
     if tuple(finest.dims) != ("c", "y", "x") or finest.sizes["c"] not in (3, 4):
         msg = f"Image {key!r} has dimensions {dict(finest.sizes)}, not 3 channels (c, y, x) as H&E has; {_OTHER_IMAGE}."

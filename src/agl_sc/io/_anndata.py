@@ -214,7 +214,8 @@ def _check(adata: AnnData, *, technology: str | None, bin_um: float | Mapping[st
     if adata.is_view:
         msg = "adata is a view of another AnnData and would be copied on writing; pass adata.copy()."
         raise ValueError(msg)
-    refuse_duplicates(adata.obs_names, "names of the observations")
+    mend = "run adata.obs_names_make_unique(), or put sections together with anndata.concat(..., index_unique='-')"
+    refuse_duplicates(adata.obs_names, "names of the observations", mend=mend)
     return known
 
 
@@ -333,8 +334,8 @@ def _resolve(
     if diameter_px is None:
         if technology is None or image_mpp is None:
             msg = (
-                f"The spot size of library {source.name!r} is unknown; put 'spot_diameter_fullres' into "
-                f"uns['spatial'][{source.name!r}]['scalefactors'], or name the technology."
+                f"The spot size of library {source.name!r} is unknown; put it, in full-resolution pixels, into adata.uns.setdefault('spatial', {{}})"
+                f".setdefault({source.name!r}, {{}}).setdefault('scalefactors', {{}})['spot_diameter_fullres'], or name the technology."
             )
             raise ValueError(msg)
         diameter_px = (bin_um or SPOT_UM[technology]) / image_mpp

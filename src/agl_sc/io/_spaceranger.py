@@ -167,8 +167,8 @@ def _mend(folder: Path, part: str) -> str:
 
 
 def _locate(folder: Path, *names: str, prefix: str = "") -> Path | None:
-    """The file of one of these names in ``spatial`` or beside it, with the sample's name or without; else the only one with another."""
-    places = (folder / "spatial", folder)
+    """The file of one of these names in ``spatial`` or beside it, either with the sample's name or without; else the only one with another."""
+    places = [folder / place for place in dict.fromkeys(("spatial", f"{prefix}spatial", ""))]
     for file in (
         place / f"{before}{name}" for before in dict.fromkeys((prefix, "")) for place in places for name in names
     ):
