@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agl_sc._sdata.geometry import Bins, bin_side_um, check_mpp, spot_pitch_px, technology_named
+from agl_sc._sdata.geometry import PITCH_UM, Bins, bin_side_um, check_mpp, spot_pitch_px, technology_named
 
 Centres = NDArray[np.float64]
 
@@ -260,3 +260,16 @@ def test_bins_beside_array_positions_of_another_scale() -> None:
 )
 def test_technology_by_its_usual_names(said: object, known: str | None) -> None:
     assert technology_named(said) == known
+
+
+@pytest.mark.parametrize("technology", ["st", "visium"])
+def test_cells_are_not_the_spots_of_a_technology(technology: str) -> None:
+    """Where neither array nor lattice tell a pitch; a few that lie far apart are believed."""
+    cells = np.random.default_rng(0).uniform(0, 2000, (4000, 2))
+    with pytest.raises(
+        ValueError,
+        match=rf"'A' are \d+\.?\d* px apart, where those of {technology} would be {PITCH_UM[technology]:g} px by image_mpp; correct",
+    ):
+        check_mpp(1.0, cells, technology, name="A")
+    assert check_mpp(1.0, cells[:60], technology, name="A") == 1.0
+    assert check_mpp(1.0, cells, None, name="A") == 1.0

@@ -27,6 +27,8 @@ _DIAMETER = {"st": 0.5, "visium": 0.55}
 """Of a spot, in pitches."""
 _DIAMETER_TOLERANCE = 0.4
 """Relative; Space Ranger states .65 rather than .55 pitches, and up to .70 in real files."""
+_CLOSER = 0.5
+"""Share of the pitch below which the distance of spots is not that of the technology."""
 _OVERLAP = 1.02
 """Spots wider than this many pitches are refused."""
 _MPP_RANGE = (0.05, 50.0)
@@ -164,6 +166,8 @@ def check_mpp(
         pitch = _side_px(bins.side_px, by_array, name=name)
     else:
         pitch, has_array = _pitch(centres, technology, array)
+        if np.isnan(pitch) and image_mpp is not None and pitch_um:
+            _refuse_closer(centres, technology, pitch_px=pitch_um / image_mpp, name=name, argument=argument)
         if diameter_px is not None and technology in _DIAMETER:
             stated_px = float("nan") if image_mpp is None or not pitch_um else pitch_um / image_mpp
             spots = _SpotSize(diameter_px, technology, spot_pitch_px(centres, technology), name)
@@ -200,6 +204,17 @@ def _check_stated(image_mpp: float | None, *, name: str, argument: str) -> None:
         msg = (
             f"{argument}={image_mpp:.4g} of {name!r} is outside {_MPP_RANGE[0]:g} to {_MPP_RANGE[1]:g} microns per pixel, where "
             "images of tissue lie; give the side of one pixel in microns."
+        )
+        raise ValueError(msg)
+
+
+def _refuse_closer(centres: FloatArray, technology: str, *, pitch_px: float, name: str, argument: str) -> None:
+    """Refuse spots much closer to each other than their pitch, as cells and bins are: some that were dropped leave others farther apart."""
+    nearest = spot_pitch_px(centres, technology)
+    if nearest < _CLOSER * pitch_px:
+        msg = (
+            f"The spots of {name!r} are {nearest:.4g} px apart, where those of {technology} would be {pitch_px:.4g} px by {argument}; correct {argument}, or "
+            "the technology."
         )
         raise ValueError(msg)
 

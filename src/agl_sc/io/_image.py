@@ -154,7 +154,7 @@ def rgb_from_array(pixels: Any, *, name: str) -> Image:
     Parameters
     ----------
     pixels
-        (y, x, c) or (c, y, x): uint8, or floats in [0, 1] as matplotlib and scanpy read PNG files. A fourth channel
+        (y, x, c) or (c, y, x), an axis of length 1 aside, as squidpy has one for z: uint8, or floats in [0, 1] as matplotlib and scanpy read PNG files. A fourth channel
         is dropped if it is opaque everywhere. A dask array must be uint8 with 3 channels and stays lazy.
     name
         What the message calls the image.
@@ -166,6 +166,8 @@ def rgb_from_array(pixels: Any, *, name: str) -> Image:
     if not isinstance(pixels, np.ndarray | da.Array):
         msg = f"The image of {name!r} is a {type(pixels).__name__}; give a path, a numpy array or a dask array."
         raise TypeError(msg)
+    if pixels.ndim == 4:
+        pixels = pixels.squeeze()
     if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
         pixels = pixels.transpose(2, 0, 1)
     if isinstance(pixels, np.ndarray):
