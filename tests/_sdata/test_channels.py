@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
+from spatialdata.transformations import Scale, get_transformation
 
 from agl_sc._sdata.sections import levels_of
 
@@ -61,3 +62,29 @@ def test_stains_are_no_colours_and_the_mend_works(names: list[str]) -> None:
         levels_of(sdata["he"], "he")
     exec(str(caught.value).split("these: ")[1].rstrip("."), {"sdata": sdata})
     np.testing.assert_array_equal(levels_of(sdata["he"], "he")[0], PIXELS)
+
+
+@pytest.mark.filterwarnings("ignore:The key `he` already exists:UserWarning")
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("multiscale", [False, True])
+def test_the_line_that_makes_bytes_of_an_image_works(dtype: str, *, multiscale: bool) -> None:
+    """Where it lies and what its channels are called stay."""
+    options: dict[str, Any] = {"scale_factors": [2]} if multiscale else {}
+    white = {"float32": 1.0, "uint16": 65535}[dtype]
+    pixels = PIXELS.copy()
+    pixels[:, 0, 0] = 255
+    stored = element(
+        (pixels[::-1] / 255 * white).astype(dtype),
+        ["b", "g", "r"],
+        transformations={"a": Scale([2.0, 2.0], axes=("x", "y"))},
+        **options,
+    )
+    sdata = SpatialData(images={"he": stored})
+    with pytest.raises(
+        ValueError, match=f"Image 'he' is {dtype}, not uint8; convert it first: image = sdata"
+    ) as caught:
+        levels_of(sdata["he"], "he")
+    line = str(caught.value).split("convert it first: ")[1].rstrip(".")
+    exec(line, {"sdata": sdata, "Image2DModel": Image2DModel, "get_transformation": get_transformation})
+    np.testing.assert_array_equal(levels_of(sdata["he"], "he")[0], pixels)
+    assert get_transformation(sdata["he"], get_all=True) == {"a": Scale([2.0, 2.0], axes=("x", "y"))}

@@ -199,3 +199,23 @@ def test_images_whose_numbers_could_be_anything(stored: Any) -> None:
 )  # fmt: skip
 def test_kind_of_an_image(key: str, kind: str) -> None:
     assert kind_of(key) == kind
+
+
+def test_metadata_alone_are_no_library() -> None:
+    """As spatialdata-io leaves them beside the libraries that it makes of images."""
+    adata = make(["s1"])
+    adata.uns["spatial"] = {"sample": {"metadata": {"software_version": "3"}}, **adata.uns["spatial"]}
+    assert [*from_anndata(adata).shapes] == ["s1"]
+
+
+def test_scale_factors_of_one_library_agree() -> None:
+    """The hires image of half the size with the factor of the lowres one."""
+    adata = make(["s1"])
+    adata.uns["spatial"]["s1"]["scalefactors"]["tissue_hires_scalef"] = 0.25
+    with pytest.raises(
+        ValueError,
+        match=r"images of library 's1' were made of .* several sizes \(hires of 1600 px, lowres of 800 px\); each needs its own",
+    ):
+        from_anndata(adata)
+    del adata.uns["spatial"]["s1"]["images"]["lowres"]
+    from_anndata(adata)

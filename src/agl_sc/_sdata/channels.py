@@ -40,6 +40,16 @@ def rgb_places(image: Any, key: str) -> list[int]:
     raise ValueError(msg)
 
 
+def to_bytes(finest: Any, key: str, *, is_tree: bool) -> str:
+    """Code that puts an image of numbers from 0 to 1, as scanpy reads them, or of 16 bits into place as one of uint8."""
+    image = f"sdata[{key!r}]" + ("['scale0']['image']" if is_tree else "")
+    scaled = "image.data * 255" if finest.dtype.kind == "f" else "image.data / image.data.max() * 255"
+    return (
+        f"image = {image}; sdata[{key!r}] = Image2DModel.parse(({scaled}).round().astype('uint8'), dims=('c', 'y', 'x'), c_coords=image.c.values.tolist(), "
+        f"transformations=get_transformation(sdata[{key!r}], get_all=True))"
+    )
+
+
 def _are_counted(names: Sequence[str]) -> bool:
     """Whether names only count channels from 0 or 1, as 0, 1, 2 and Channel:0:0, Channel:0:1 do; CD3, CD4, CD5 name stains."""
     found = [

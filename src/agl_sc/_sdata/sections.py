@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from agl_sc._sdata.channels import rgb_places
+from agl_sc._sdata.channels import rgb_places, to_bytes
 from agl_sc._sdata.geometry import HD, Bins, bin_side_um, check_mpp
 from agl_sc._sdata.records import AddressRecord
 from agl_sc._sdata.shapes import element_of, points_of
@@ -374,10 +374,7 @@ def levels_of(image: Any, key: str) -> tuple[Any, ...]:
         msg = f"Image {key!r} has dimensions {dict(finest.sizes)}, not 3 channels (c, y, x) as H&E has; {_OTHER_IMAGE}."
         raise ValueError(msg)
     if finest.dtype != np.uint8:
-        msg = (
-            f"Image {key!r} is {finest.dtype}, not uint8; convert it first, e.g. (image / image.max() * 255).astype('uint8') "
-            "for a linear image."
-        )
+        msg = f"Image {key!r} is {finest.dtype}, not uint8; convert it first: {to_bytes(finest, key, is_tree=finest is not image)}."
         raise ValueError(msg)
     rgb = rgb_places(finest, key)
     spare = [place for place in range(finest.sizes["c"]) if place not in rgb]

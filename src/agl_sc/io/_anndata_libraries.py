@@ -24,6 +24,10 @@ _KINDS = {
     **dict.fromkeys(("lowres", "lowresolution"), "lowres"),
 }
 """Images that Space Ranger knows, finest first."""
+_AXES = 3
+"""Of an image."""
+_SAME_SIZE = 1.1
+"""Ratio up to which sizes are the same, but for rounding."""
 _DARKEST_WHITE = 16
 """Numbers up to this could be shares of 1 that resampling made too large."""
 
@@ -53,7 +57,11 @@ def libraries_of(uns: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         return {}
     if isinstance(spatial.get("images"), Mapping) and not {"images", "scalefactors"} & set(spatial["images"]):
         return {ONLY_LIBRARY: spatial}  # without the level of libraries
-    keys = [key for key, entry in spatial.items() if isinstance(entry, Mapping)]
+    entries = {key: entry for key, entry in spatial.items() if isinstance(entry, Mapping)}
+    described = [key for key, entry in entries.items() if {"images", "scalefactors"} & set(entry)]
+    keys = described or list(
+        entries
+    )  # spatialdata-io leaves metadata alone beside the libraries that it makes of images
     names = [label_of(key) for key in keys]
     refuse_duplicates(names, "libraries of uns['spatial']")
     return {name: spatial[key] for name, key in zip(names, keys, strict=True)}
@@ -100,8 +108,25 @@ def source_in_uns(libraries: Mapping[str, Mapping[str, Any]], name: str, image_k
         )
         raise KeyError(msg)
     logger.info("%s: taking the %s image of uns['spatial']", name, key)
+    _check_factors(images, factors, name=name)
     scale = 1.0 if factor is None else positive(factors[factor], key=factor, name=name)
     return Source(name, opened(images[key], name), scale, factors)
+
+
+def _check_factors(images: Mapping[str, Any], factors: Mapping[str, Any], *, name: str) -> None:
+    """Refuse scale factors by which the images of a library were made of full-resolution images of several sizes."""
+    widths: dict[str, float] = {}
+    for key, pixels in images.items():
+        factor = _factor_key(factors, key)
+        if factor is not None and np.ndim(pixels) == _AXES:
+            widths[key] = max(np.shape(pixels)) / positive(factors[factor], key=factor, name=name)
+    if len(widths) > 1 and max(widths.values()) > _SAME_SIZE * min(widths.values()):
+        listed = ", ".join(f"{key} of {width:.0f} px" for key, width in widths.items())
+        msg = (
+            f"By their scale factors the images of library {name!r} were made of full-resolution images of several sizes ({listed}); each needs its own: correct "
+            f"them in uns['spatial'][{name!r}]['scalefactors'], or take the wrong image out of uns['spatial'][{name!r}]['images']."
+        )
+        raise ValueError(msg)
 
 
 def _pass_image(library: Mapping[str, Any]) -> str:

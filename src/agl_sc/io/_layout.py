@@ -37,6 +37,8 @@ SPOT_UM = {"st": 100.0, "visium": 55.0}
 """Diameter of a spot, where no file says how many pixels that is."""
 _CORNER = 0.2
 """Share of either side of the image: spots that all lie this near its origin are in pixels of a smaller image."""
+_SMALLER = 0.3
+"""Side of Space Ranger's lowres image as a share of that of its hires image: spots this near the origin may lie there, and it is told."""
 _FEWEST_IN_CORNER = 20
 
 
@@ -224,9 +226,20 @@ def check_centres(centres_px: NDArray[np.float64], size_px: Sequence[int], *, na
             f"x={centres_px[:, 0].max():.0f}, y={centres_px[:, 1].max():.0f} (crop the image if they do)"
         )
     else:
+        _tell_corner(centres_px, width, height, name=name)
         return
     msg = f"{fault}; the image, or the scale of the positions, belongs to something else."
     raise ValueError(msg)
+
+
+def _tell_corner(centres_px: NDArray[np.float64], width: int, height: int, *, name: str) -> None:
+    """Warn where all spots lie where those would that are in pixels of an image like Space Ranger's small one."""
+    if len(centres_px) >= _FEWEST_IN_CORNER and (centres_px <= (_SMALLER * width, _SMALLER * height)).all():
+        logger.warning(
+            "%s: all spots lie in the first %.0f %% of the image along both sides, as where its scale factor, or the positions, are those of a smaller image "
+            "(lowres for hires). Look at agl_sc.pl.tiles.",
+            *(name, 100 * _SMALLER),
+        )
 
 
 def per_section(value: T | Mapping[str, T], sections: Sequence[str], *, argument: str) -> dict[str, T]:
