@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import spatialdata as sd
 from anndata import AnnData, read_h5ad
+from anndata.experimental import read_lazy
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.sparse import csr_matrix
@@ -290,6 +291,15 @@ def annotate_otherwise(adata: AnnData) -> None:
 
 def far_away(adata: AnnData) -> None:
     adata.obsm["spatial"] += 9000
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_was_read_lazily_is_refused_and_its_memory_is_not(one: AnnData, tmp_path: Path) -> None:
+    one.write_zarr(tmp_path / "a.zarr")
+    lazy = read_lazy(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match=r"adata was read lazily, .*; pass adata\.to_memory\(\)"):
+        from_anndata(lazy)
+    np.testing.assert_array_equal(level0(from_anndata(lazy.to_memory()), "s1"), pixels(0).transpose(2, 0, 1))
 
 
 REFUSED: list[Any] = [

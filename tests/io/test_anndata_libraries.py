@@ -214,8 +214,20 @@ def test_scale_factors_of_one_library_agree() -> None:
     adata.uns["spatial"]["s1"]["scalefactors"]["tissue_hires_scalef"] = 0.25
     with pytest.raises(
         ValueError,
-        match=r"images of library 's1' were made of .* several sizes \(hires of 1600 px, lowres of 800 px\); each needs its own",
+        match=r"images of library 's1' are of several sizes at full resolution \(hires of 1600 px, lowres of 800 px\); pass the image",
     ):
         from_anndata(adata)
     del adata.uns["spatial"]["s1"]["images"]["lowres"]
     from_anndata(adata)
+
+
+def test_an_image_of_another_size_than_the_positions_count_is_refused() -> None:
+    """Of twice the resolution, which all spots would lie inside of."""
+    adata = make(["s1"])
+    twice = np.repeat(np.repeat(pixels(7, FULL_SIZE), 2, axis=0), 2, axis=1)
+    with pytest.raises(
+        ValueError, match=r"several sizes at full resolution \(image= of 1600 px, hires of 800 px, lowres of 800 px\)"
+    ):
+        from_anndata(adata, twice)
+    del adata.uns["spatial"]["s1"]["images"]
+    from_anndata(adata, twice)

@@ -208,12 +208,6 @@ def test_positions_that_may_be_right(centres: Any) -> None:
     check_centres(centres, (60, 80), name="A")
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.28, True), (0.35, False)])
-def test_spots_where_those_of_a_smaller_image_would_lie_are_told(share: float, caplog: Any, *, told: bool) -> None:
-    check_centres(spread(60, share * 80, share * 60), (60, 80), name="A")
-    assert ("A: all spots lie in the first 30 % of the image along both sides" in caplog.text) == told
-
-
 @pytest.mark.parametrize(
     ("key", "label"),
     [

@@ -29,6 +29,8 @@ _DIAMETER_TOLERANCE = 0.4
 """Relative; Space Ranger states .65 rather than .55 pitches, and up to .70 in real files."""
 _CLOSER = 0.5
 """Share of the pitch below which the distance of spots is not that of the technology."""
+_FEWEST_NEAR = 20
+"""Spots from which on their place in the image tells something."""
 _OVERLAP = 1.02
 """Spots wider than this many pitches are refused."""
 _MPP_RANGE = (0.05, 50.0)
@@ -306,6 +308,11 @@ def _unknown(name: str, technology: str | None, argument: str) -> str:
         f"The microns per pixel of {name!r} are unknown; pass {argument}= (microns per pixel of the full image), "
         f"or {mend} so that the spot pitch tells."
     )
+
+
+def lie_near_origin(centres: FloatArray, size_px: tuple[int, int], share: float) -> bool:
+    """Whether all of some spots lie within a share of the width and height of an image, as where they are in coarser pixels, or microns."""
+    return len(centres) >= _FEWEST_NEAR and bool((centres <= np.array(size_px) * share).all())
 
 
 def is_positive_number(value: object) -> bool:

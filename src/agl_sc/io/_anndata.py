@@ -211,6 +211,9 @@ def _check(adata: AnnData, *, technology: str | None, bin_um: float | Mapping[st
     if bin_um is not None and known != HD:
         msg = f"bin_um={bin_um!r} is the side of bins, but technology={technology!r} has none; pass technology={HD!r}, or no bin_um."
         raise ValueError(msg)
+    if not isinstance(adata.obs, pd.DataFrame):
+        msg = "adata was read lazily, with obs on disk, where nothing can be added to it; pass adata.to_memory()."
+        raise ValueError(msg)
     if adata.is_view:
         msg = "adata is a view of another AnnData and would be copied on writing; pass adata.copy()."
         raise ValueError(msg)

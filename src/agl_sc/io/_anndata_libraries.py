@@ -113,9 +113,11 @@ def source_in_uns(libraries: Mapping[str, Mapping[str, Any]], name: str, image_k
     return Source(name, opened(images[key], name), scale, factors)
 
 
-def _check_factors(images: Mapping[str, Any], factors: Mapping[str, Any], *, name: str) -> None:
-    """Refuse scale factors by which the images of a library were made of full-resolution images of several sizes."""
-    widths: dict[str, float] = {}
+def _check_factors(
+    images: Mapping[str, Any], factors: Mapping[str, Any], *, name: str, given: Image | None = None
+) -> None:
+    """Refuse scale factors by which the images of a library, and the full one that is ``given``, are of several sizes at full resolution."""
+    widths: dict[str, float] = {} if given is None else {"image=": max(given.shape)}
     for key, pixels in images.items():
         factor = _factor_key(factors, key)
         if factor is not None and np.ndim(pixels) == _AXES:
@@ -123,8 +125,8 @@ def _check_factors(images: Mapping[str, Any], factors: Mapping[str, Any], *, nam
     if len(widths) > 1 and max(widths.values()) > _SAME_SIZE * min(widths.values()):
         listed = ", ".join(f"{key} of {width:.0f} px" for key, width in widths.items())
         msg = (
-            f"By their scale factors the images of library {name!r} were made of full-resolution images of several sizes ({listed}); each needs its own: correct "
-            f"them in uns['spatial'][{name!r}]['scalefactors'], or take the wrong image out of uns['spatial'][{name!r}]['images']."
+            f"By their scale factors the images of library {name!r} are of several sizes at full resolution ({listed}); pass the image whose pixels "
+            f"obsm['spatial'] counts, correct the factors in uns['spatial'][{name!r}]['scalefactors'], or take the wrong image out of uns['spatial'][{name!r}]['images']."
         )
         raise ValueError(msg)
 
@@ -139,7 +141,10 @@ def _pass_image(library: Mapping[str, Any]) -> str:
 
 def source_given(libraries: Mapping[str, Mapping[str, Any]], name: str, image: Any) -> Source:
     """Full-resolution image that was passed, with what ``uns["spatial"]`` says of the library, if anything."""
-    return Source(name, opened(image, name), 1.0, _part(libraries.get(name, {}), "scalefactors"))
+    library, pixels = libraries.get(name, {}), opened(image, name)
+    factors = _part(library, "scalefactors")
+    _check_factors(_part(library, "images"), factors, name=name, given=pixels)
+    return Source(name, pixels, 1.0, factors)
 
 
 def kind_of(key: str) -> str:

@@ -20,7 +20,8 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
-from agl_sc.core.arguments import label_of
+from agl_sc._sdata.geometry import lie_near_origin
+from agl_sc.core.arguments import is_number, label_of
 from agl_sc.io._image import Image, check_image, image_element
 
 T = TypeVar("T")
@@ -37,9 +38,6 @@ SPOT_UM = {"st": 100.0, "visium": 55.0}
 """Diameter of a spot, where no file says how many pixels that is."""
 _CORNER = 0.2
 """Share of either side of the image: spots that all lie this near its origin are in pixels of a smaller image."""
-_SMALLER = 0.3
-"""Side of Space Ranger's lowres image as a share of that of its hires image: spots this near the origin may lie there, and it is told."""
-_FEWEST_IN_CORNER = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,26 +218,15 @@ def check_centres(centres_px: NDArray[np.float64], size_px: Sequence[int], *, na
             f"{n_outside} of {len(centres_px)} spots of {name!r} lie outside its image of {width} x {height} px (e.g. at "
             f"x={x:.0f}, y={y:.0f}; drop them if the image is a crop)"
         )
-    elif len(centres_px) >= _FEWEST_IN_CORNER and (centres_px <= (_CORNER * width, _CORNER * height)).all():
+    elif lie_near_origin(centres_px, (width, height), _CORNER):
         fault = (
             f"All {len(centres_px)} spots of {name!r} lie in one corner of its image of {width} x {height} px, up to "
             f"x={centres_px[:, 0].max():.0f}, y={centres_px[:, 1].max():.0f} (crop the image if they do)"
         )
     else:
-        _tell_corner(centres_px, width, height, name=name)
         return
     msg = f"{fault}; the image, or the scale of the positions, belongs to something else."
     raise ValueError(msg)
-
-
-def _tell_corner(centres_px: NDArray[np.float64], width: int, height: int, *, name: str) -> None:
-    """Warn where all spots lie where those would that are in pixels of an image like Space Ranger's small one."""
-    if len(centres_px) >= _FEWEST_IN_CORNER and (centres_px <= (_SMALLER * width, _SMALLER * height)).all():
-        logger.warning(
-            "%s: all spots lie in the first %.0f %% of the image along both sides, as where its scale factor, or the positions, are those of a smaller image "
-            "(lowres for hires). Look at agl_sc.pl.tiles.",
-            *(name, 100 * _SMALLER),
-        )
 
 
 def per_section(value: T | Mapping[str, T], sections: Sequence[str], *, argument: str) -> dict[str, T]:
@@ -267,6 +254,11 @@ def entries(value: Mapping[str, T], sections: Sequence[str], *, argument: str) -
         msg = f"{argument} has no entry for {', '.join(missing)}; it has {', '.join(named) or 'none'}."
         raise KeyError(msg)
     return {name: named[name] for name in sections}
+
+
+def by_name(value: Mapping[Any, T]) -> dict[Any, T]:
+    """A mapping from sections, numbers among them as text."""
+    return {label_of(key) if is_number(key) else key: entry for key, entry in value.items()}
 
 
 def refuse_duplicates(names: Sequence[str], what: str, *, mend: str = "rename or merge them") -> None:

@@ -25,6 +25,7 @@ from agl_sc.io._layout import (
     INSTANCE_KEY,
     REGION_KEY,
     TABLE_KEY,
+    by_name,
     check_section_names,
     image_key_of,
     name_after,
@@ -187,7 +188,7 @@ def _files(path: str | Path | Mapping[str, str | Path], name: str | None) -> dic
         if name is not None:
             msg = f"name={name!r} is for one slide; the keys of path name the sections ({', '.join(path)})."
             raise ValueError(msg)
-        files = {section: path_of("path", file) for section, file in path.items()}
+        files = {section: path_of("path", file) for section, file in by_name(path).items()}
     else:
         check_name("name", name)
         file = path_of("path", path)

@@ -17,6 +17,7 @@ from agl_sc.io._image import open_image, split_name
 from agl_sc.io._layout import (
     SectionData,
     assemble,
+    by_name,
     check_section_names,
     entries,
     name_after,
@@ -240,7 +241,7 @@ def _section_names(counts: Paths, sections: Sequence[str] | None) -> list[str]:
     if sections is not None:
         return list(sections)
     if isinstance(counts, Mapping):
-        return list(counts)
+        return list(by_name(counts))
     return [name_after(path.name.split(".")[0]) for path in _listed(counts, argument="counts")]
 
 

@@ -17,6 +17,7 @@ from agl_sc.io._layout import (
     TABLE_KEY,
     SectionData,
     assemble,
+    by_name,
     check_section_names,
     name_after,
     patients_of,
@@ -163,7 +164,7 @@ def _folders(path: str | Path | Mapping[str, str | Path], name: str | None) -> d
         if name is not None:
             msg = f"name={name!r} is for one folder; the keys of path name the sections ({', '.join(path)})."
             raise ValueError(msg)
-        folders = {section: path_of("path", folder) for section, folder in path.items()}
+        folders = {section: path_of("path", folder) for section, folder in by_name(path).items()}
     else:
         check_name("name", name)
         folder = path_of("path", path).resolve()

@@ -5,10 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from agl_sc._sdata.geometry import lie_near_origin
 from agl_sc._sdata.sections import Section
 from agl_sc.core.tiles.reader import Boxes
 from agl_sc.pp._features.glass import on_glass
 from agl_sc.pp._features.tiles import TileSpec, boxes_of, overview
+
+_SMALLER = 0.3
+"""Side of Space Ranger's lowres image as a share of that of its hires image; microns per pixel of a scan are fewer."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,12 @@ def place_section(section: Section, spec: TileSpec, image_mpp: float | None = No
             n_outside,
             len(section.rows),
             section.name,
+        )
+    if lie_near_origin(section.centres, section.levels[0].shape[:0:-1], _SMALLER):
+        logger.warning(
+            "All %d spots of %s lie in the first %.0f %% of the image along both sides, as where they are in microns, or in pixels of a smaller image, and "
+            "nothing aligns them. Look at agl_sc.pl.tiles.",
+            *(len(section.rows), section.name, 100 * _SMALLER),
         )
     n_padded = int(boxes.padded.sum())
     if n_padded:
