@@ -28,8 +28,8 @@ from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
 from agl_sc.core.encoders.maps import maps_of
 from agl_sc.io._st import read_st_folder
-from agl_sc.pp._features.by_maps import CROWDED
 from agl_sc.pp._features.context import WIDER
+from agl_sc.pp._features.embed import FeatureRequest
 
 MM, MPP, TILE_PX = 6.5, 0.5, 224
 SECTIONS = ("B4", "C2", "C3", "C4", "C5", "C6")
@@ -76,15 +76,24 @@ def fused_and_not() -> None:
 def default_recipe() -> Recipe:
     network = load_encoder(OFFLINE, stages=True)
     network = replace(network, module=folded(network.module, network.input_px))
-    return Recipe(network, TILE_PX, 2, device="cpu", maps=maps_of(network))
+    views = FeatureRequest().views
+    return Recipe(
+        network,
+        TILE_PX,
+        views.orientations,
+        device="cpu",
+        maps=maps_of(network),
+        tile_orientations=views.of_tiles,
+        wider_halo_px=views.halo_px,
+    )
 
 
 def passes(recipe: Recipe, n_spots: int) -> int:
-    """Of the default recipe on a square section with spots everywhere, their own tiles by maps where they are crowded."""
+    """Of the default recipe on a square section with spots everywhere, their own tiles by maps where they overlap."""
     per_side = int(np.sqrt(n_spots))
-    crowded = MM * 1000 / per_side < CROWDED * TILE_PX * MPP
-    total = 0 if crowded else n_spots * len(recipe.ways)
-    for factor in (1, *WIDER) if crowded else WIDER:
+    overlap = MM * 1000 / per_side < TILE_PX * MPP
+    total = 0 if overlap else n_spots * (recipe.tile_orientations or recipe.orientations)
+    for factor in (1, *WIDER) if overlap else WIDER:
         side = int(MM * 1000 / (MPP * factor))
         places = (np.arange(per_side) + 0.5) * side / per_side
         centres = np.stack(np.meshgrid(places, places), axis=2).reshape(-1, 2)

@@ -2,9 +2,11 @@
 
     python -m benchmarks.windows ../shared/data sections      # HER2ST, sections and patients, an hour on one core
     python -m benchmarks.windows ../shared/data mousebrain    # Visium mouse brain A1 from B1 and back, ten minutes
-    python -m benchmarks.windows ../shared/data mousebrain --recipes default "tiles laid once"
+    python -m benchmarks.windows ../shared/data mousebrain --recipes "tiles by maps" --moved 61
 
-Windows are boxes, and rings that are boxes without their inner half, over maps at 1, 2, 4, 8 and 16 times the tile's scale.
+Windows are boxes, and rings that are boxes without their inner half, over maps at 1, 2, 4, 8 and 16 times the tile's scale. By default
+tiles are by maps where they overlap, as on the mouse brain, and else laid once. Features by maps know a little of where in a window
+of the encoder a place lies, and sections that lie alike have these windows at the same places: `--moved` moves those of the last section.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+import dask.array
 import numpy as np
 import torch
 from benchmarks.real import DESIGNS, TILES, sections_of
@@ -26,11 +29,11 @@ from agl_sc._sdata.reference import ReferenceRecord
 from agl_sc._sdata.study import Address, Study
 from agl_sc.core.arrays import Float32Array, IntArray
 from agl_sc.core.encoders import dense
-from agl_sc.core.encoders import maps as of_encoders
 from agl_sc.core.encoders.dense import Cells, Fields, Grid, Pass
 from agl_sc.core.encoders.encode import Recipe, encoded_blocks
 from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import OFFLINE, load_encoder
+from agl_sc.core.encoders.maps import maps_of
 from agl_sc.pp._features.by_maps import fields_of
 from agl_sc.pp._features.made_from import made_by_embed, placed_again
 from agl_sc.pp._features.reference import reference_spots
@@ -55,20 +58,14 @@ def more(halo_px: int) -> dict[str, list[Window]]:
 
 
 RECIPES: dict[str, list[Window | str]] = {
-    "default": ["two", *fields(32)],
-    **{f"default with {name}": ["two", *fields(32), *windows] for name, windows in more(32).items()},
-    "rings in place of fields": ["two", *more(32)["rings"]],
-    "halo of 64 px": ["two", *fields(64)],
-    "tiles laid once": ["one", *fields(32)],
-    **{f"tiles laid once with {name}": ["one", *fields(32), *windows] for name, windows in more(32).items()},
-    "tiles laid once, halo of 64 px": ["one", *fields(64)],
-    **{
-        f"tiles laid once, halo of 64 px, with {name}": ["one", *fields(64), *windows]
-        for name, windows in more(64).items()
-    },
-    "tiles by maps laid once": [(1, 1, 0, 32), *fields(32)],
-    "tiles by maps laid once, with the spot itself": [(1, 1, 0, 32), *fields(32), (1, 0.5, 0, 32)],
-    "tiles by maps laid once, with a ring": [(1, 1, 0, 32), *fields(32), (1, 1, 0.5, 32)],
+    "halo of 32 px, tiles laid twice": ["two", *fields(32)],
+    "halo of 32 px, tiles laid once": ["one", *fields(32)],
+    "halo of 32 px, tiles by maps": [(1, 1, 0, 32), *fields(32)],
+    "tiles laid twice": ["two", *fields(64)],
+    "tiles laid once": ["one", *fields(64)],
+    "tiles by maps": [(1, 1, 0, 32), *fields(64)],
+    **{f"tiles laid once, with {name}": ["one", *fields(64), *windows] for name, windows in more(64).items()},
+    **{f"tiles by maps, with {name}": [(1, 1, 0, 32), *fields(64), *windows] for name, windows in more(64).items()},
 }
 
 
@@ -77,6 +74,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("design", choices=["sections", "mousebrain"])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="RECIPE")
+    parser.add_argument("--moved", type=int, default=0, help="windows of the last section, in their pixels")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR)
@@ -92,7 +90,8 @@ def main() -> None:
         agl_sc.pp.embed(sdata, context=(), maps="none", orientations=orientations, device="cpu", **tiles)
         bank[name] = np.asarray(sdata["table"].obsm["agl_features"]).copy()
     study = Study.of(sdata, Address(), "agl")
-    bank |= windows_of(study, {part for recipe in wanted for part in recipe if not isinstance(part, str)})
+    windows = {part for recipe in wanted for part in recipe if not isinstance(part, str)}
+    bank |= windows_of(study, windows, moved_px=asked.moved)
     designs = ["sections", "patients"] if asked.design == "sections" else ["mousebrain"]
     print(f"| {asked.design} | design | fold | ridge | weighted |\n|---|---|---|---|---|")
     for name in asked.recipes:
@@ -123,7 +122,7 @@ def scores(study: Study, bank: Bank, recipe: Sequence[Window | str], *, design: 
     return {str(fold): (float(plain), float(weighted)) for fold, plain, weighted in by_fold.itertuples()}
 
 
-def windows_of(study: Study, wanted: Iterable[Window]) -> dict[Window | str, Float32Array]:
+def windows_of(study: Study, wanted: Iterable[Window], *, moved_px: int) -> dict[Window | str, Float32Array]:
     """Features (n_obs, n_features) of every window of every spot; the maps of a scale and a halo are made once."""
     bank: dict[Window | str, Float32Array] = {}
     windows = sorted(set(wanted))
@@ -131,30 +130,47 @@ def windows_of(study: Study, wanted: Iterable[Window]) -> dict[Window | str, Flo
         own = [window for window in windows if (window[0], window[3]) == (scale, halo_px)]
         network = load_encoder(OFFLINE, stages=True)
         network = replace(network, module=folded(network.module, network.input_px))
-        with patch.object(of_encoders, "HALO_PX", halo_px):
-            maps = of_encoders.maps_of(network)
-        recipe = Recipe(network, made_by_embed(study).tile_px, 2, device="cpu", maps=maps)
-        features = of_windows(recipe, study, own)
+        maps = maps_of(network)
+        recipe = Recipe(
+            network,
+            made_by_embed(study).tile_px,
+            2,
+            device="cpu",
+            maps=maps,
+            tile_orientations=1,
+            wider_halo_px=halo_px,
+        )
+        features = of_windows(recipe, study, own, moved_px=moved_px)
         bank |= dict(zip(own, np.split(features, len(own), axis=1), strict=True))
     return bank
 
 
-def of_windows(recipe: Recipe, study: Study, windows: Sequence[Window]) -> Float32Array:
+def of_windows(recipe: Recipe, study: Study, windows: Sequence[Window], *, moved_px: int) -> Float32Array:
     """Features of some windows over the same maps, side by side."""
     width = recipe.mapped.n_features * len(windows)
     features = np.full((study.table.n_obs, width), np.nan, dtype=np.float32)
     scale, widest = windows[0][0], max(window[1] for window in windows)
-    for section, boxes in placed_again(study, quietly=True):
+    placed = placed_again(study, quietly=True)
+    for section, boxes in placed:
         spec = TileSpec(recipe.tile_px, scale * boxes.mpp)
         seen = fields_of(section, spec, recipe.encoder, wider=scale > 1)
         tile = seen.side / scale
         seen = replace(seen, side=tile * widest)
         sides = [(tile * outer, tile * inner) for _, outer, inner, _ in windows]
+        seen = moved(seen, moved_px) if section is placed[-1][0] else seen
         rows = recipe.rows(seen)
         with patch.object(dense, "_features", partial(side_by_side, sides=sides)):
             for block, values in encoded_blocks(recipe, seen, range(len(rows))):
                 features[section.rows[rows[block]]] = values
     return features
+
+
+def moved(seen: Fields, by_px: int) -> Fields:
+    """The same fields of view in an image with more background before it, so that other windows of the encoder see them."""
+    more_px = round(by_px * seen.ratio)
+    more = ((0, 0), (more_px, 0), (more_px, 0))
+    image = dask.array.pad(seen.image, more, mode="constant", constant_values=int(seen.background.min()))
+    return replace(seen, image=image, centres=seen.centres + more_px)
 
 
 def side_by_side(

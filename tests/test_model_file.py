@@ -165,7 +165,7 @@ def set_field(way: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("card", []), ("card.features", None), ("card.features.encoder", 1), ("card.features.tile_px", 10**6),
         ("card.features.mpp", 0), ("card.features.mpp", "0.5"), ("card.features.image_mpp", {"A": -1}),
         ("card.features.context", "x"), ("card.features.context", "inf"), ("card.features.orientations", 3),
-        ("card.features.neighbors", -1), ("card.features.stages", 1), ("card.normalize", 5), ("card.fitted_on", ["A"]),
+        ("card.features.halo_px", 48), ("card.features.neighbors", -1), ("card.features.stages", 1), ("card.normalize", 5), ("card.fitted_on", ["A"]),
         ("card.versions", {"torch": 2}), ("card.params", []), ("card.split", 3),
     ],
 )  # fmt: skip

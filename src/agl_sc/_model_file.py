@@ -21,7 +21,7 @@ FORMAT, FORMAT_WITHOUT_LEVELS = 3, 2
 CARD, WEIGHTS = "model.json", "model.safetensors"
 _FEATURES = (
     "encoder", "weights_digest", "tile_px", "mpp", "image_mpp", "images", "sections", "context", "neighbors", "orientations",
-    "stages", "maps", "precision",
+    "stages", "maps", "halo_px", "precision",
 )  # fmt: skip
 """Order in which the record of the features is written, wherever the table that it comes from has been."""
 _DEEPEST = 20
@@ -210,6 +210,7 @@ _OF_FEATURES: dict[str, tuple[Check, str]] = {
     "context": (_factors, "factors above 1"),
     "neighbors": (_whole(0, 1000), "a whole number from 0"),
     "orientations": (lambda x: _whole(1)(x) and x in (1, 2, 4, 8), "1, 2, 4 or 8"),
+    "halo_px": (lambda x: _whole(1)(x) and x in (32, 64), "32 or 64"),
     "stages": (_flag, "true or false"),
     "maps": (lambda x: x in ("none", "wider", "all"), "none, wider or all"),
     "precision": (_text, "a name"),

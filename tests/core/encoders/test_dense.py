@@ -16,7 +16,7 @@ from agl_sc.core.encoders import dense
 from agl_sc.core.encoders.dense import Fields, Pass, box_sums, field_blocks, field_rows, n_windows, overlaps
 from agl_sc.core.encoders.encode import Recipe
 from agl_sc.core.encoders.load import Encoder
-from agl_sc.core.encoders.maps import Maps, maps_of
+from agl_sc.core.encoders.maps import Centred, Maps, maps_of
 from agl_sc.core.encoders.stages import WithStages
 from agl_sc.core.tiles.reader import Boxes, read_boxes, resize, tile_batches
 
@@ -258,11 +258,43 @@ def test_what_lies_beyond_the_image_is_passed_once_and_as_background() -> None:
     np.testing.assert_allclose(features_of(how, far), np.repeat(features_of(how, inside), 3, axis=0), atol=1e-5)
 
 
-@pytest.mark.parametrize(("orientations", "of_tiles"), [(1, 1), (2, 1), (4, 2), (8, 4)])
-def test_maps_of_the_tiles_themselves_are_laid_in_half_the_ways(orientations: int, of_tiles: int) -> None:
+@pytest.mark.parametrize("of_tiles", [None, 1, 2])
+def test_the_tiles_themselves_are_laid_in_as_many_ways_as_asked(of_tiles: int | None) -> None:
     network = encoder()
-    recipe = Recipe(network, 32, orientations, maps=small(network))
+    recipe = Recipe(network, 32, 4, maps=small(network), tile_orientations=of_tiles, wider_halo_px=8)
     wide = fields_at(np.full((1, 2), 70.0), 32.0)
-    assert len(recipe.ways_of(wide)) == orientations
-    assert len(recipe.ways_of(replace(wide, wider=False))) == of_tiles
-    assert recipe.n_passes(wide) >= recipe.n_passes(replace(wide, wider=False))
+    boxes = Boxes(wide.image, np.zeros((5, 2), dtype=np.int64), 32, 1.0, BACKGROUND, "", "image")
+    n_windows_of_one = recipe.n_passes(wide) / 4
+    assert len(recipe.ways_of(wide)) == 4
+    assert [len(recipe.ways_of(seen)) for seen in (replace(wide, wider=False), boxes)] == [of_tiles or 4] * 2
+    assert recipe.n_passes(replace(wide, wider=False)) == pytest.approx(n_windows_of_one * (of_tiles or 4), abs=1)
+    assert recipe.n_passes(boxes) == 5 * (of_tiles or 4)
+
+
+@pytest.mark.parametrize(("side", "tile_px"), [(32, 160), (20, 152)])
+def test_the_middle_of_a_tile_is_the_mean_over_its_pixels(side: int, tile_px: int) -> None:
+    maps, low = small(encoder()), (tile_px - side) // 2
+    centred = Centred(maps, side)
+    tiles = torch.randn(2, 3, tile_px, tile_px, generator=torch.Generator().manual_seed(side))
+    assert centred.tile_px == tile_px
+    means = []
+    with torch.inference_mode():
+        for values, layer in zip(maps(tiles), maps.layers, strict=True):
+            pixels = values.repeat_interleave(layer.stride_px, 2).repeat_interleave(layer.stride_px, 3)
+            middle = pixels[..., low : low + side, low : low + side]
+            means.append(torch.cat([middle, middle**2] if layer.squares else [middle], dim=1).mean(dim=(2, 3)))
+        torch.testing.assert_close(centred(tiles), maps.features(means), atol=1e-5, rtol=1e-4)
+
+
+def test_maps_of_wider_fields_have_a_halo_of_their_own() -> None:
+    """Of a network that sees nothing across its own squares the same means; of one that sees far nothing changes."""
+    network = encoder()
+    recipe = Recipe(network, 32, maps=small(network, core_px=48), wider_halo_px=16)
+    wide = fields_at(np.array([[60.0, 75.5], [20.0, 10.0]]), 90.0)
+    maps = recipe.maps_of(wide)
+    assert (maps.halo_px, maps.core_px, maps.network) == (16, 32, recipe.mapped.network)
+    assert recipe.maps_of(replace(wide, wider=False)) is recipe.mapped
+    own, other = (features_of(replace(passing(network), maps=each), wide) for each in (recipe.mapped, maps))
+    np.testing.assert_allclose(own, other, atol=1e-3)
+    far = Maps(maps.network, maps.layers, window_px=64, halo_px=16, local=False)
+    assert far.with_halo(8) is far

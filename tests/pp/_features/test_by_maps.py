@@ -18,6 +18,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 from agl_sc._sdata.records import FeatureRecord
+from agl_sc._sdata.study import Study
 from agl_sc.core.encoders import dense
 from agl_sc.core.encoders.dense import Fields
 from agl_sc.core.encoders.encode import EncodedBlock, Recipe, encoded_blocks
@@ -29,6 +30,8 @@ from agl_sc.pp._features import by_maps
 from agl_sc.pp._features import embed as module
 from agl_sc.pp._features.cache import FeatureCache
 from agl_sc.pp._features.context import Views
+from agl_sc.pp._features.embed import FeatureRequest, embed_study
+from agl_sc.tl import TrainConfig, predict, train
 
 Unchanged = Callable[[SpatialData], AbstractContextManager[None]]
 TILES: dict[str, Any] = {"tile_px": 32, "mpp": 1.0, "orientations": 1, "stages": False}
@@ -78,11 +81,11 @@ def test_by_default_wider_fields_of_a_convolutional_network_go_by_maps(
     assert not np.allclose(default[:, :N_FEATURES], features_of(tissue)[:, :N_FEATURES], atol=1e-3)
 
 
-def test_by_default_tiles_of_crowded_spots_go_by_maps_too_however_many_they_are(
+def test_by_default_tiles_that_overlap_go_by_maps_too_however_many_they_are(
     tissue: SpatialData, small: dict[str, Any]
 ) -> None:
     """Spots are 100 um apart."""
-    wide = {**small, "tile_px": 104, "mpp": 4.0}
+    wide = {**small, "tile_px": 104, "mpp": 1.0}
     embed(tissue, context=(), **wide)
     assert made_from(tissue)["maps"] == "all"
     whole = features_of(tissue)
@@ -132,7 +135,10 @@ def test_features_older_than_maps_are_made_anew_and_it_is_said(
     embed(tissue, context=(2,), **small)
     assert made_from(tissue)["maps"] == "wider"
     assert not np.allclose(features_of(tissue), before, atol=1e-3)
-    assert "Features in obsm[\"agl_features\"] are made anew: maps was 'none' and is 'wider'." in caplog.text
+    assert (
+        "Features in obsm[\"agl_features\"] are made anew: maps was 'none' and is 'wider', halo_px was None and is 64."
+        in caplog.text
+    )
 
 
 def test_features_that_nobody_recorded_are_made_anew_and_it_is_said(
@@ -150,7 +156,51 @@ def test_features_that_nobody_recorded_are_made_anew_and_it_is_said(
 
 def test_the_views_of_a_record_are_those_it_was_made_with(tissue: SpatialData, small: dict[str, Any]) -> None:
     embed(tissue, context=(2,), **small)
+    assert made_from(tissue)["halo_px"] == 64
     assert Views.of(FeatureRecord.read(made_from(tissue))) == Views((2.0,), maps="wider")
+
+
+def test_tiles_are_laid_once_beside_wider_fields_by_maps_that_are_laid_twice(
+    tissue: SpatialData, small: dict[str, Any]
+) -> None:
+    both = {**small, "orientations": 2}
+    embed(tissue, context=(2,), **both)
+    default = features_of(tissue)
+    assert made_from(tissue)["orientations"] == 2
+    embed(tissue, context=(2,), **small)
+    np.testing.assert_array_equal(default[:, :N_FEATURES], features_of(tissue)[:, :N_FEATURES])
+    assert not np.allclose(default[:, N_FEATURES:], features_of(tissue)[:, N_FEATURES:], atol=1e-3)
+    embed(tissue, context=(2,), maps="none", **both)
+    assert "halo_px" not in made_from(tissue)
+    assert not np.allclose(default[:, :N_FEATURES], features_of(tissue)[:, :N_FEATURES], atol=1e-3)
+
+
+@pytest.mark.parametrize("maps", ["wider", "all"])
+def test_a_record_older_than_the_halo_is_of_what_was_made_then(maps: Any) -> None:
+    views = Views.of(FeatureRecord("e", "d", 32, 1.0, {}, {}, {}, "2 4", 0, 4, maps=maps))
+    assert (views.halo_px, views.of_tiles) == (32, 4 if maps == "wider" else 2)
+    assert views.plain()["halo_px"] is None
+
+
+def test_a_model_of_an_older_recipe_makes_features_as_then_and_refuses_those_of_today(
+    *, prepared: SpatialData, tissue: SpatialData, small: dict[str, Any], config: TrainConfig
+) -> None:
+    own = {name: small[name] for name in ("encoder", "tile_px", "mpp")}
+    views = Views((2,), orientations=2, maps="wider", halo_px=32)
+    embed_study(Study.of(prepared), FeatureRequest(**own, views=views))
+    assert "halo_px" not in made_from(prepared)
+    model = train(prepared, method="pgl", config=config)
+    predict(tissue, model)
+    np.testing.assert_array_equal(features_of(tissue), features_of(prepared))
+    embed(tissue, context=(2,), **{**small, "orientations": 2})
+    with pytest.raises(ValueError, match=r"was made with halo_px=64, the model with None; delete obsm"):
+        predict(tissue, model)
+
+
+def test_a_record_of_another_halo_is_refused() -> None:
+    record = FeatureRecord("e", "d", 32, 1.0, {}, {}, {}, "2", maps="wider", halo_px=48)
+    with pytest.raises(ValueError, match=r"halo_px=48 is not 32 or 64, as agl_sc\.pp\.embed records it; run it again"):
+        Views.of(record)
 
 
 def test_workers_of_a_cluster_give_the_same_bytes(tissue: SpatialData, small: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import pytest
 from spatialdata import SpatialData
 
 from agl_sc import datasets, pp
-from agl_sc._sdata.study import Study
+from agl_sc._sdata.study import Address, Study
 from agl_sc.pp._features import other_scales
 from agl_sc.pp._features.embed import FeatureRequest
 from agl_sc.pp._features.other_scales import at_other_scales
@@ -19,7 +19,7 @@ def sdata() -> SpatialData:
 
 
 def embedded(sdata: SpatialData, mpp: float) -> np.ndarray:
-    pp.embed(sdata, tile_px=32, mpp=mpp, context=(), orientations=1, key_added="other")
+    pp.embed(sdata, tile_px=32, mpp=mpp, context=(), orientations=1, maps="none", key_added="other")
     return np.asarray(sdata["table"].obsm["other_features"])
 
 
@@ -54,3 +54,16 @@ def test_tiles_of_many_spots_are_about_120(sdata: SpatialData) -> None:
     found = at_other_scales(Study.of(many), np.arange(many["table"].n_obs), (1.0,), tiles=FeatureRequest())
     regions = many["table"].obs["region"].to_numpy()[found.rows]
     assert np.unique(regions, return_counts=True)[1].tolist() == [40, 40, 40]
+
+
+def test_by_maps_they_are_nearer_to_maps_than_tiles_without_surroundings() -> None:
+    """One pass of a larger tile each."""
+    sdata = datasets.toy_tissue(n_sections=1, n_spots_per_side=6)
+    for maps in ("all", "none"):
+        pp.embed(sdata, tile_px=64, mpp=2.0, context=(), orientations=1, maps=maps, key_added=maps)
+    found = at_other_scales(
+        Study.of(sdata, Address(), "all"), np.arange(sdata["table"].n_obs), (0.0,), tiles=FeatureRequest()
+    )
+    by_maps, tiles = (np.asarray(sdata["table"].obsm[f"{maps}_features"]) for maps in ("all", "none"))
+    from_maps, between = (np.linalg.norm(each - by_maps, axis=1) for each in (found.features, tiles))
+    assert np.median(from_maps / between) < 0.8

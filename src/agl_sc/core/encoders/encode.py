@@ -14,7 +14,7 @@ import torch
 from agl_sc.core.arrays import Float32Array, IntArray
 from agl_sc.core.encoders.dense import Fields, Pass, field_blocks, field_rows, n_pixels
 from agl_sc.core.encoders.load import Encoder
-from agl_sc.core.encoders.maps import Maps
+from agl_sc.core.encoders.maps import WIDER_HALO_PX, Maps
 from agl_sc.core.tiles.reader import Boxes, tile_batches
 
 EncodedBlock = tuple[int, Float32Array]
@@ -55,6 +55,10 @@ class Recipe:
     does where None."""
     maps: Maps | None = None
     """Of the encoder; None where nothing is seen by maps."""
+    tile_orientations: int | None = None
+    """Ways of laying the tiles themselves, by maps too; as many as wider fields where None."""
+    wider_halo_px: int = WIDER_HALO_PX
+    """Halo of the windows of wider fields, of a network that sees nothing far away."""
 
     @property
     def ways(self) -> list[tuple[bool, int]]:
@@ -62,8 +66,8 @@ class Recipe:
         return [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: self.orientations]
 
     def ways_of(self, seen: Boxes | Fields) -> list[tuple[bool, int]]:
-        """Of :attr:`ways` all, but half for the maps of the tiles themselves, which cost most and are the least of what predicts."""
-        return self.ways if isinstance(seen, Boxes) or seen.wider else self.ways[: max(1, self.orientations // 2)]
+        """Of :attr:`ways` all for maps of wider fields, and as many as asked for the tiles themselves."""
+        return self.ways if isinstance(seen, Fields) and seen.wider else self.ways[: self.tile_orientations]
 
     def n_features(self, seen: Boxes | Fields) -> int:
         """Width of the features of tiles, or of fields of view by maps."""
@@ -71,13 +75,13 @@ class Recipe:
 
     def rows(self, seen: Boxes | Fields) -> list[IntArray]:
         """Indices of the boxes, or the fields of view, of every block: up to 256 that lie together."""
-        return block_rows(seen) if isinstance(seen, Boxes) else field_rows(self.mapped, seen, BLOCK)
+        return block_rows(seen) if isinstance(seen, Boxes) else field_rows(self.maps_of(seen), seen, BLOCK)
 
     def n_passes(self, seen: Boxes | Fields) -> int:
         """Work in tiles: so many of them have as many pixels as what goes through the network, in all orientations."""
         if isinstance(seen, Boxes):
-            return len(seen.origins) * len(self.ways)
-        return math.ceil(n_pixels(self.mapped, seen) * len(self.ways_of(seen)) / self.tile_px**2)
+            return len(seen.origins) * len(self.ways_of(seen))
+        return math.ceil(n_pixels(self.maps_of(seen), seen) * len(self.ways_of(seen)) / self.tile_px**2)
 
     @property
     def mapped(self) -> Maps:
@@ -86,6 +90,10 @@ class Recipe:
             msg = "Fields of view need maps=, as agl_sc.core.encoders.maps.maps_of makes them of the encoder."
             raise ValueError(msg)
         return self.maps
+
+    def maps_of(self, seen: Fields) -> Maps:
+        """The maps of some fields of view."""
+        return self.mapped.with_halo(self.wider_halo_px) if seen.wider else self.mapped
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -166,7 +174,7 @@ def encoded_blocks(recipe: Recipe, seen: Boxes | Fields, blocks: Sequence[int]) 
 
 def _pass(recipe: Recipe, seen: Fields, device: torch.device) -> Pass:
     """How windows go through the network; one by one on the CPU, which finds less of a larger batch in its caches."""
-    maps = recipe.mapped.to(device).to(memory_format=torch.channels_last)
+    maps = recipe.maps_of(seen).to(device).to(memory_format=torch.channels_last)
     at_once = recipe.batch_size * _USUAL_PX**2 // maps.window_px**2
     compiled = cast("Maps", torch.compile(maps, dynamic=False)) if recipe.compiled else maps
     at_once = 1 if device.type == "cpu" else max(1, at_once)
@@ -308,9 +316,10 @@ def _batch(recipe: Recipe, tiles: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
-    if recipe.orientations == 1:
+    ways = recipe.ways[: recipe.tile_orientations]
+    if len(ways) == 1:
         return recipe.encoder(tiles)
-    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in recipe.ways)
+    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in ways)
     return torch.stack([recipe.encoder(way).float() for way in laid]).mean(dim=0)
 
 

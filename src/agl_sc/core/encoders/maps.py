@@ -1,6 +1,7 @@
 """Encoders that pass over the tissue once: their maps, and the features of a field of view as means over these."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,10 @@ from agl_sc.core.encoders.stages import WithStages, spread
 
 CELL_PX = 16
 """Maps that are finer are averaged to cells of this side, in pixels of the window: 8 um at 0.5 um per pixel."""
-WINDOW_PX, HALO_PX = 576, 32
-"""Side of the largest windows of a network that sees nothing far away, and what of it is there for the sake of the rest alone.
-Larger windows take longer per pixel on a CPU, whose caches they exceed; a halo twice as wide predicts better on one
-tissue and worse on another."""
+WINDOW_PX, HALO_PX, WIDER_HALO_PX = 576, 32, 64
+"""Side of the largest windows of a network that sees nothing far away, and what of it is there for the sake of the rest alone, of
+tiles and of wider fields of view. Larger windows take longer per pixel on a CPU, whose caches they exceed. With the narrower halo
+wider fields tell where in the windows a place lies; of the tiles themselves the wider one would cost a third more."""
 _USUAL_PX = 224
 _STRIP_PX = (32, 2048)
 """Height and width of the strip on which it is tried how far a network sees."""
@@ -85,6 +86,14 @@ class Maps(nn.Module):
         """Side of the middle of a window, of which the maps are kept."""
         return self.window_px - 2 * self.halo_px
 
+    def with_halo(self, halo_px: int) -> "Maps":
+        """The same network with another halo; its own stays where it sees far."""
+        if not self.local or halo_px == self.halo_px:
+            return self
+        other = copy(self)  # the network is shared, on whichever device it is
+        other.halo_px = halo_px
+        return other
+
     def forward(self, windows: torch.Tensor) -> list[torch.Tensor]:
         """Maps (n, n_channels, y, x) of scaled windows (n, 3, window_px, window_px), one per layer."""
         return _maps(self.network, windows)
@@ -95,6 +104,30 @@ class Maps(nn.Module):
         halves = [torch.chunk(each, 2, dim=1) for each in means[1:]]
         spreads = [spread(square - mean**2) for mean, square in halves]
         return torch.cat([own, *(mean for mean, _ in halves), *spreads], dim=1)
+
+
+class Centred(nn.Module):
+    """Features of the middle of a tile as maps give them; what is around it is there for the sake of the rest."""
+
+    def __init__(self, maps: Maps, side_px: int) -> None:
+        super().__init__()
+        self.maps = maps
+        self.side_px = side_px
+        """Side of the middle."""
+        unit = max(layer.stride_px for layer in maps.layers)
+        self.tile_px = -(-side_px // unit) * unit + 2 * WIDER_HALO_PX
+        """Side of the tile: a wide halo, for most tiles lie farther than the narrow one from the border of a window."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Features (n, n_features) of scaled tiles (n, 3, tile_px, tile_px)."""
+        low = (self.tile_px - self.side_px) / 2
+        means = []
+        for values, layer in zip(self.maps(tiles), self.maps.layers, strict=True):
+            edges = layer.stride_px * torch.arange(values.shape[3] + 1.0, device=tiles.device)
+            shares = (edges[1:].clamp(max=low + self.side_px) - edges[:-1].clamp(min=low)).clamp(min=0) / self.side_px
+            parts = [values.float(), values.float() ** 2] if layer.squares else [values.float()]
+            means.append(torch.cat([torch.einsum("ncyx,y,x->nc", part, shares, shares) for part in parts], dim=1))
+        return self.maps.features(means)
 
 
 def maps_of(encoder: Encoder) -> Maps | None:

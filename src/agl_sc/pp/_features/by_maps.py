@@ -16,8 +16,6 @@ from agl_sc.pp._features.tiles import TileSpec, boxes_of
 
 logger = logging.getLogger(__name__)
 _MOST = 0.5
-CROWDED = 0.25
-"""Share of a tile: spots that lie nearer than this have nearly the same pixels, as bins of Visium HD."""
 
 
 def chosen_views(
@@ -27,22 +25,22 @@ def chosen_views(
 
     It depends on the encoder and on how close spots lie, not on how many there are; it is recorded, and the same for every
     section that a model ever sees. A convolutional network that sees nothing far away has wider fields of view by maps, and
-    the tiles too where spots are crowded, as on Visium HD; any other goes by tiles unless it is asked for.
+    the tiles too where they overlap; any other goes by tiles unless it is asked for.
 
     Raises
     ------
     ValueError
         Maps are asked for and the encoder has none, or the image is made of patches.
     """
-    crowded = views.maps is None and _crowded(sections, spec)
-    if views.maps == "none" or (views.maps != "all" and not views.context and not crowded):
+    overlap = views.maps is None and _overlap(sections, spec)
+    if views.maps == "none" or (views.maps != "all" and not views.context and not overlap):
         return replace(views, maps="none"), None
     maps, patched = maps_of(network), [section.image_key for section in sections if section.patch_px is not None]
     if views.maps is None:
         if patched or maps is None or not maps.local:
             _tell_tiles(network, maps, patched=bool(patched))
             return replace(views, maps="none"), None
-        return replace(views, maps="all" if crowded else "wider"), maps
+        return replace(views, maps="all" if overlap else "wider"), maps
     if maps is None:
         msg = f"maps={views.maps!r} needs an encoder whose features are means over maps, and {network.name!r} has none; pass maps='none'."
         raise ValueError(msg)
@@ -61,15 +59,15 @@ def _tell_tiles(network: Encoder, maps: Maps | None, *, patched: bool) -> None:
     logger.info("%s %s: fields of view are tiles%s.", network.name, why, mend)
 
 
-def _crowded(sections: Sequence[Section], spec: TileSpec) -> bool:
-    """Whether most spots lie nearer to the next one than a quarter of a tile."""
+def _overlap(sections: Sequence[Section], spec: TileSpec) -> bool:
+    """Whether most spots lie nearer to the next one than the side of a tile, so that maps pass over fewer pixels."""
     nearer = [np.zeros(0, dtype=bool)]
     for section in sections:
         known = section.centres[np.isfinite(section.centres).all(axis=1)]
         if len(known) > 1 and section.levels:
             image_mpp = section.mpp(section.image_mpp)
             side = spec.tile_px * (image_mpp if spec.mpp == "image" else float(spec.mpp)) / image_mpp
-            nearer.append(cKDTree(known).query(known, k=2)[0][:, 1] < CROWDED * side)
+            nearer.append(cKDTree(known).query(known, k=2)[0][:, 1] < side)
     found = np.concatenate(nearer)
     return bool(len(found)) and bool(found.mean() > _MOST)
 

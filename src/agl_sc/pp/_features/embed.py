@@ -97,14 +97,14 @@ def embed(  # noqa: PLR0913 -- an entry point
     neighbors
         Rings of neighbouring spots of the same section whose mean features are added; 1 for the adjacent spots.
     orientations
-        Ways of laying every tile that its features are averaged over: 1, as it is; 2, upside down too; 4, by quarter turns;
-        8, mirrored too. As many times the time of one. Of the tiles themselves, where they go by maps, half as many: with 2 as
-        they are.
+        Ways of laying every field of view that its features are averaged over: 1, as it is; 2, upside down too; 4, by quarter
+        turns; 8, mirrored too. As many times the time of one. Where fields of view go by maps, the tiles themselves are laid in
+        half as many: with 2 as they are.
     maps
         Which fields of view are means over maps of the tissue, over which the encoder passes once whatever the number of
         spots: ``"wider"`` those of ``context``, ``"all"`` the tiles too, ``"none"``. Every field by tiles takes as long as
-        the tiles. By default, for convolutional networks that see nothing far away, ``"all"`` where most spots lie nearer to
-        each other than a quarter of a tile, as on Visium HD, and else ``"wider"``; transformers and networks with
+        the tiles. By default, for convolutional networks that see nothing far away, ``"all"`` where the tiles of most spots
+        overlap, as on Visium, and else ``"wider"``; transformers and networks with
         squeeze-excitation take ``"none"``, and their own width of windows where they are asked for maps
         (:func:`agl_sc.pp.encoders` says which encoder can). Features of a transformer by maps are means of its patch tokens.
     batch_size
@@ -238,7 +238,16 @@ def embed_study(study: Study, asked: FeatureRequest) -> None:
     if not is_there:
         tell_made_anew(study, made_from)
     recipe = Recipe(
-        network, spec.tile_px, views.orientations, asked.batch_size, asked.device, asked.compile, precision, maps
+        network,
+        spec.tile_px,
+        views.orientations,
+        asked.batch_size,
+        asked.device,
+        asked.compile,
+        precision,
+        maps,
+        tile_orientations=views.of_tiles,
+        wider_halo_px=views.halo_px,
     )
     run = partial(encode, recipe, views=views, folder=cache_folder(study.sdata), client=asked.client)
     features = np.asarray(table.obsm[keys.features]) if is_there else run(placed, n_obs=table.n_obs)
@@ -356,14 +365,14 @@ class _Told:
 def _cache_key(recipe: Recipe, seen: Boxes | Fields) -> str:
     """Digest of what features depend on: pixels, where they lie, weights, transform and arithmetic."""
     encoder = recipe.encoder
-    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, recipe.orientations)
+    transform = (encoder.mean, encoder.std, encoder.input_px, recipe.tile_px, len(recipe.ways_of(seen)))
     way = (recipe.precision, recipe.compiled, BLOCK, "fused")
     where = tiles_digest(seen) if isinstance(seen, Boxes) else _fields_digest(recipe, seen)
     return hashlib.sha256(f"{where} {encoder.digest} {transform} {way}".encode()).hexdigest()[:32]
 
 
 def _fields_digest(recipe: Recipe, fields: Fields) -> str:
-    maps = recipe.mapped
+    maps = recipe.maps_of(fields)
     sha = hashlib.sha256(f"{fields.image.shape} {fields.side!r} {fields.ratio!r} {fields.overview_digest}".encode())
     sha.update(f"{maps.window_px} {maps.halo_px} {CELL_PX} {maps.layers} {recipe.ways_of(fields)}".encode())
     sha.update(fields.centres.tobytes())

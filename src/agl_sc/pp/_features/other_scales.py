@@ -1,4 +1,4 @@
-"""Some tiles of every section as they would look at another scale."""
+"""Some tiles of every section as they look at their own scale and would at others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ from agl_sc.core.arrays import Float32Array, FloatArray, IntArray
 from agl_sc.core.encoders.encode import Recipe, precision_of
 from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import load_encoder
-from agl_sc.core.encoders.maps import maps_of
+from agl_sc.core.encoders.maps import Centred, maps_of
 from agl_sc.pp._features.cache import cache_folder
-from agl_sc.pp._features.context import Views
+from agl_sc.pp._features.context import MapsOf, Views
 from agl_sc.pp._features.embed import FeatureRequest, encode
 from agl_sc.pp._features.made_from import check_weights, made_by_embed, placed_again, tiles_digest
 from agl_sc.pp._features.placed import Placed
@@ -28,7 +28,7 @@ _kept: dict[str, Float32Array] = {}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OtherScales:
-    """Tiles at other scales than their own."""
+    """Tiles at their own scale and at others."""
 
     rows: IntArray
     """Row of the table of every tile, (n_tiles,)."""
@@ -48,7 +48,7 @@ def at_other_scales(study: Study, rows: IntArray, steps: Sequence[float], *, til
     rows
         Of the table, from which tiles are taken.
     steps
-        Powers of two of their scale: 1 for twice the microns per pixel.
+        Powers of two of their scale: 0 as they are, 1 for twice the microns per pixel.
     tiles
         Where the encoder runs.
 
@@ -62,13 +62,14 @@ def at_other_scales(study: Study, rows: IntArray, steps: Sequence[float], *, til
         The encoder needs a package that is not installed.
     """
     made_from = made_by_embed(study)
-    placed, of_rows, of_steps = _placed_at(study, rows, steps)
-    views, precision = Views.of(made_from), precision_of(tiles.device)
-    way = f"{made_from.weights_digest} {made_from.tile_px} {views.stages} {views.maps} {precision}"
+    recipe, maps = _recipe(made_from, tiles)
+    placed, of_rows, of_steps = _placed_at(study, rows, steps, tile_px=recipe.tile_px)
+    way = f"{made_from.weights_digest} {made_from.tile_px} {made_from.stages} {made_from.maps} {precision_of(tiles.device)}"
     names = [f"{way} {tiles_digest(boxes)}" for _, boxes in placed]
     missing = [index for index, name in enumerate(names) if name not in _kept]
     if missing:
-        found = _encoded(study, made_from, [placed[index] for index in missing], tiles=tiles)
+        views = Views(stages=made_from.stages, maps=maps)
+        found = _encoded(study, [placed[index] for index in missing], recipe=recipe, views=views)
         for index, features in zip(missing, found, strict=True):
             _kept[names[index]] = features
     features = np.concatenate([_kept[name] for name in names]) if names else np.empty((0, 0), dtype=np.float32)
@@ -77,9 +78,29 @@ def at_other_scales(study: Study, rows: IntArray, steps: Sequence[float], *, til
     return OtherScales(np.array(of_rows, dtype=np.int64), np.array(of_steps, dtype=float), features)
 
 
-def _placed_at(study: Study, rows: IntArray, steps: Sequence[float]) -> tuple[Placed, list[int], list[float]]:
+def _recipe(made_from: FeatureRecord, tiles: FeatureRequest) -> tuple[Recipe, MapsOf]:
+    """From tiles alone to features of the kind that a record describes, and which fields of view are by maps.
+
+    Tiles by maps of a local network are the middle of larger ones, one pass each: maps would go over all the tissue between them.
+    """
+    network = load_encoder(made_from.encoder, stages=made_from.stages)
+    check_weights(made_from, network)
+    network = replace(network, module=folded(network.module, network.input_px))
+    maps = maps_of(network) if made_from.maps == "all" else None
+    tile_px = made_from.tile_px
+    if maps is not None and maps.local:
+        centred = Centred(maps, tile_px)
+        network = replace(network, module=centred, n_features=maps.n_features, digest=f"{network.digest} {tile_px}")
+        maps, tile_px = None, centred.tile_px
+    recipe = Recipe(network, tile_px, 1, tiles.batch_size, tiles.device, maps=maps)
+    return recipe, "none" if maps is None else "all"
+
+
+def _placed_at(
+    study: Study, rows: IntArray, steps: Sequence[float], *, tile_px: int
+) -> tuple[Placed, list[int], list[float]]:
     """Sections of some of their spots at every scale, with the boxes of their tiles; row and step of every tile."""
-    tile_px, own = made_by_embed(study).tile_px, placed_again(study, quietly=True)
+    own = placed_again(study, quietly=True)
     n_each = min(_MOST_OF_SECTION, max(_FEWEST, _MOST // max(len(own), 1)))
     placed, of_rows, of_steps = [], [], []
     for section, boxes in own:
@@ -98,21 +119,12 @@ def _placed_at(study: Study, rows: IntArray, steps: Sequence[float]) -> tuple[Pl
     return placed, of_rows, of_steps
 
 
-def _encoded(study: Study, made_from: FeatureRecord, placed: Placed, *, tiles: FeatureRequest) -> list[Float32Array]:
+def _encoded(study: Study, placed: Placed, *, recipe: Recipe, views: Views) -> list[Float32Array]:
     """Features of the tiles of every part, lying as they do."""
-    views = Views.of(made_from)
-    network = load_encoder(made_from.encoder, stages=views.stages)
-    check_weights(made_from, network)
-    network = replace(network, module=folded(network.module, network.input_px))
-    by_maps = views.maps == "all"
-    recipe = Recipe(
-        network, made_from.tile_px, 1, tiles.batch_size, tiles.device, maps=maps_of(network) if by_maps else None
-    )
     ends = np.cumsum([len(section.rows) for section, _ in placed])
     numbered = [
         (replace(section, rows=section.rows + end - len(section.rows)), boxes)
         for (section, boxes), end in zip(placed, ends.tolist(), strict=True)
     ]
-    own = Views(stages=views.stages, maps="all" if by_maps else "none")
-    features = encode(recipe, numbered, n_obs=int(ends[-1]), views=own, folder=cache_folder(study.sdata))
+    features = encode(recipe, numbered, n_obs=int(ends[-1]), views=views, folder=cache_folder(study.sdata))
     return np.split(features, ends[:-1])

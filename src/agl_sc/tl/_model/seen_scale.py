@@ -40,16 +40,11 @@ def seen_scale_of(
         logger.info("The model cannot tell slides at another scale: %r is not loaded for that.", made_from.encoder)
         return None
     try:
-        seen = at_other_scales(study, spots.rows, STEPS, tiles=tiles)
+        seen = at_other_scales(study, spots.rows, (0.0, *STEPS), tiles=tiles)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, ImportError) as error:
         logger.info("The model cannot tell slides at another scale: %s", error)
         return None
     if not len(seen.rows) or seen.features.shape[1] != width:
         return None
-    own = np.unique(seen.rows)
-    as_they_are = np.asarray(study.table.obsm[study.keys.features][own, :width], dtype=np.float32)
-    features = np.concatenate([as_they_are, seen.features])
-    steps = np.concatenate([np.zeros(len(own)), seen.steps])
-    at = codes[np.concatenate([own, seen.rows])]
     held = [np.setdiff1d(codes[spots.rows[fold.held]], codes[spots.rows[fold.fit]]) for fold in spots.folds]
-    return SeenScale.fitted(features, at, steps, held=held)
+    return SeenScale.fitted(seen.features, codes[seen.rows], seen.steps, held=held)
