@@ -81,22 +81,23 @@ def test_by_default_wider_fields_of_a_convolutional_network_go_by_maps(
     assert not np.allclose(default[:, :N_FEATURES], features_of(tissue)[:, :N_FEATURES], atol=1e-3)
 
 
+@pytest.mark.parametrize(("context", "least_um"), [((), 400), ((1.5,), 100)])
 def test_by_default_tiles_that_overlap_go_by_maps_too_however_many_they_are(
-    tissue: SpatialData, small: dict[str, Any]
+    *, tissue: SpatialData, small: dict[str, Any], context: tuple[float, ...], least_um: int
 ) -> None:
-    """Spots are 100 um apart."""
-    wide = {**small, "tile_px": 104, "mpp": 1.0}
-    embed(tissue, context=(), **wide)
+    """Spots are 100 um apart; tiles alone overlap by far."""
+    wide = {**small, "tile_px": 104, "mpp": least_um / 100, "context": context}
+    embed(tissue, **wide)
     assert made_from(tissue)["maps"] == "all"
     whole = features_of(tissue)
     some = np.arange(tissue["table"].n_obs) % 3 > 0  # a third of the spots less are as close
     tissue["table"] = tissue["table"][some].copy()
     del tissue["table"].obsm["agl_features"]
-    embed(tissue, context=(), **wide)
+    embed(tissue, **wide)
     assert made_from(tissue)["maps"] == "all"
     np.testing.assert_array_equal(features_of(tissue), whole[some])
-    embed(tissue, context=(), **{**wide, "tile_px": 96})
-    assert made_from(tissue)["maps"] == "none"
+    embed(tissue, **{**wide, "tile_px": 96})
+    assert made_from(tissue)["maps"] == ("wider" if context else "none")
 
 
 def test_maps_are_chosen_of_the_network_that_runs(

@@ -16,6 +16,9 @@ from agl_sc.pp._features.tiles import TileSpec, boxes_of
 
 logger = logging.getLogger(__name__)
 _MOST = 0.5
+_OVERLAPPING, _CROWDED = 1.0, 0.25
+"""Shares of a tile: where spots lie nearer than the first, tiles beside wider fields go by maps; tiles alone, which are no more passes
+until there, and are what fine-tuning trains on, where they lie nearer than the second, as bins of Visium HD."""
 
 
 def chosen_views(
@@ -25,14 +28,15 @@ def chosen_views(
 
     It depends on the encoder and on how close spots lie, not on how many there are; it is recorded, and the same for every
     section that a model ever sees. A convolutional network that sees nothing far away has wider fields of view by maps, and
-    the tiles too where they overlap; any other goes by tiles unless it is asked for.
+    the tiles too where they overlap, tiles alone where they do by far; any other goes by tiles unless it is asked for.
 
     Raises
     ------
     ValueError
         Maps are asked for and the encoder has none, or the image is made of patches.
     """
-    overlap = views.maps is None and _overlap(sections, spec)
+    share = _OVERLAPPING if views.context else _CROWDED
+    overlap = views.maps is None and _lie_near(sections, spec, share=share)
     if views.maps == "none" or (views.maps != "all" and not views.context and not overlap):
         return replace(views, maps="none"), None
     maps, patched = maps_of(network), [section.image_key for section in sections if section.patch_px is not None]
@@ -59,15 +63,15 @@ def _tell_tiles(network: Encoder, maps: Maps | None, *, patched: bool) -> None:
     logger.info("%s %s: fields of view are tiles%s.", network.name, why, mend)
 
 
-def _overlap(sections: Sequence[Section], spec: TileSpec) -> bool:
-    """Whether most spots lie nearer to the next one than the side of a tile, so that maps pass over fewer pixels."""
+def _lie_near(sections: Sequence[Section], spec: TileSpec, *, share: float) -> bool:
+    """Whether most spots lie nearer to the next one than a share of the side of a tile."""
     nearer = [np.zeros(0, dtype=bool)]
     for section in sections:
         known = section.centres[np.isfinite(section.centres).all(axis=1)]
         if len(known) > 1 and section.levels:
             image_mpp = section.mpp(section.image_mpp)
             side = spec.tile_px * (image_mpp if spec.mpp == "image" else float(spec.mpp)) / image_mpp
-            nearer.append(cKDTree(known).query(known, k=2)[0][:, 1] < side)
+            nearer.append(cKDTree(known).query(known, k=2)[0][:, 1] < share * side)
     found = np.concatenate(nearer)
     return bool(len(found)) and bool(found.mean() > _MOST)
 

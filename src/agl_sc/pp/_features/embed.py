@@ -104,7 +104,8 @@ def embed(  # noqa: PLR0913 -- an entry point
         Which fields of view are means over maps of the tissue, over which the encoder passes once whatever the number of
         spots: ``"wider"`` those of ``context``, ``"all"`` the tiles too, ``"none"``. Every field by tiles takes as long as
         the tiles. By default, for convolutional networks that see nothing far away, ``"all"`` where the tiles of most spots
-        overlap, as on Visium, and else ``"wider"``; transformers and networks with
+        overlap, as on Visium, and else ``"wider"``; with no ``context`` ``"none"`` but for spots nearer than a quarter of a tile, as
+        on Visium HD. Transformers and networks with
         squeeze-excitation take ``"none"``, and their own width of windows where they are asked for maps
         (:func:`agl_sc.pp.encoders` says which encoder can). Features of a transformer by maps are means of its patch tokens.
     batch_size
