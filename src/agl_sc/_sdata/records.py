@@ -104,8 +104,7 @@ class FeatureRecord:
     maps: str = "none"
     """Which fields of view are means over maps of the tissue: ``"none"``, as in older records, ``"wider"`` or ``"all"``."""
     halo_px: int | None = None
-    """Border of the windows of wider fields by maps that is there for the sake of the rest alone, of networks that see nothing far away. None of
-    tiles, and of maps older than this entry: 32 px, with tiles of their own beside them laid in all orientations."""
+    """Halo of the windows of wider fields by maps. None of tiles, and of older maps: 32 px, their own tiles laid in all orientations."""
     precision: str | None = None
     """Of the arithmetic; None in records older than this entry."""
 
