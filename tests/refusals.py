@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 NAMESPACES = ("pp", "tl", "pl", "io", "datasets")
-_CALL = re.compile(r"(?:[a-z_]+=(?=pd\.))?[A-Za-z_][\w.]*\([^()]*\)")
+_CALL = re.compile(r"(?:(?:[a-z_]+=(?=pd\.))?[A-Za-z_][\w.]*|(?<=[(=]))\([^()]*\)")  # and what is in brackets in one
 _ARGUMENT = re.compile(r"(?<![\w.\"'-])(?<!--set )([a-z_][a-z_0-9]*)=")
 
 

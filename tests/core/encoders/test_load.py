@@ -349,3 +349,11 @@ def test_tiles_of_another_size_are_resized(tmp_path: Path) -> None:
 def test_the_place_of_files_is_no_part_of_what_an_encoder_is() -> None:
     names = ["UNI", "UNI@/models/UNI", "resnet18@/a/b.pth", "/models/mine", "hf-hub:lab/small@main"]
     assert [without_path(name) for name in names] == ["UNI", "UNI", "resnet18", "", "hf-hub:lab/small@main"]
+
+
+def test_loading_leaves_the_random_state_of_the_session_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    load_encoder(OFFLINE, stages=True)
+    torch.testing.assert_close(torch.rand(3), expected)

@@ -115,7 +115,8 @@ def load_encoder(name: str, *, stages: bool = False) -> Encoder:
     names = names_of(name)
     if len(names) > 1:
         return _several([load_encoder(each, stages=stages) for each in names])
-    plain = _plain_encoder(name)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+        plain = _plain_encoder(name)
     if not stages or card_of(name.partition("@")[0]) is not None or not has_stages(plain.module):
         return plain
     module = WithStages(plain.module).eval()
