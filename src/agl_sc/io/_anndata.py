@@ -382,9 +382,8 @@ def _wrap(
         for key, values in columns.items():
             adata.obs[key] = values
         sdata[TABLE_KEY] = TableModel.parse(adata, **_attrs(names), overwrite_metadata=True)
-    except (
-        Exception
-    ) as error:  # spatialdata refuses what AnnData allows, perhaps more in later versions: leave adata as it was
+    except Exception as error:
+        # spatialdata refuses what AnnData allows, perhaps more in later versions: leave adata as it was
         adata.obs = obs
         adata.uns.pop(_SPATIALDATA_ATTRS, None)
         if attrs is not None:

@@ -59,9 +59,8 @@ def libraries_of(uns: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         return {ONLY_LIBRARY: spatial}  # without the level of libraries
     entries = {key: entry for key, entry in spatial.items() if isinstance(entry, Mapping)}
     described = [key for key, entry in entries.items() if {"images", "scalefactors"} & set(entry)]
-    keys = described or list(
-        entries
-    )  # spatialdata-io leaves metadata alone beside the libraries that it makes of images
+    # spatialdata-io leaves metadata alone beside the libraries that it makes of images
+    keys = described or list(entries)
     names = [label_of(key) for key in keys]
     refuse_duplicates(names, "libraries of uns['spatial']")
     return {name: spatial[key] for name, key in zip(names, keys, strict=True)}

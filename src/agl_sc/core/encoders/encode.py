@@ -65,9 +65,14 @@ class Recipe:
         """Whether a tile is mirrored, and its quarter turns, for every way of laying it."""
         return [(mirrored, turns) for mirrored in (False, True) for turns in (0, 2, 1, 3)][: self.orientations]
 
+    @property
+    def tile_ways(self) -> list[tuple[bool, int]]:
+        """Of :attr:`ways` those for the tiles themselves."""
+        return self.ways[: self.tile_orientations]
+
     def ways_of(self, seen: Boxes | Fields) -> list[tuple[bool, int]]:
         """Of :attr:`ways` all for maps of wider fields, and as many as asked for the tiles themselves."""
-        return self.ways if isinstance(seen, Fields) and seen.wider else self.ways[: self.tile_orientations]
+        return self.ways if isinstance(seen, Fields) and seen.wider else self.tile_ways
 
     def n_features(self, seen: Boxes | Fields) -> int:
         """Width of the features of tiles, or of fields of view by maps."""
@@ -316,10 +321,9 @@ def _batch(recipe: Recipe, tiles: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _views(recipe: Recipe, tiles: torch.Tensor) -> torch.Tensor:
-    ways = recipe.ways[: recipe.tile_orientations]
-    if len(ways) == 1:
+    if len(recipe.tile_ways) == 1:
         return recipe.encoder(tiles)
-    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in ways)
+    laid = (torch.rot90(tiles.flip(3) if mirrored else tiles, turns, (2, 3)) for mirrored, turns in recipe.tile_ways)
     return torch.stack([recipe.encoder(way).float() for way in laid]).mean(dim=0)
 
 

@@ -13,7 +13,7 @@ from agl_sc.core.encoders.folded import folded
 from agl_sc.core.encoders.load import load_encoder
 from agl_sc.core.encoders.maps import Centred, maps_of
 from agl_sc.pp._features.cache import cache_folder
-from agl_sc.pp._features.context import MapsOf, Views
+from agl_sc.pp._features.context import Views
 from agl_sc.pp._features.embed import FeatureRequest, encode
 from agl_sc.pp._features.made_from import check_weights, made_by_embed, placed_again, tiles_digest
 from agl_sc.pp._features.placed import Placed
@@ -62,13 +62,15 @@ def at_other_scales(study: Study, rows: IntArray, steps: Sequence[float], *, til
         The encoder needs a package that is not installed.
     """
     made_from = made_by_embed(study)
-    recipe, maps = _recipe(made_from, tiles)
-    placed, of_rows, of_steps = _placed_at(study, rows, steps, tile_px=recipe.tile_px)
+    placed, of_rows, of_steps = _placed_at(study, rows, steps, tile_px=made_from.tile_px)
     way = f"{made_from.weights_digest} {made_from.tile_px} {made_from.stages} {made_from.maps} {precision_of(tiles.device)}"
     names = [f"{way} {tiles_digest(boxes)}" for _, boxes in placed]
     missing = [index for index, name in enumerate(names) if name not in _kept]
     if missing:
-        views = Views(stages=made_from.stages, maps=maps)
+        recipe = _recipe(made_from, tiles)
+        if recipe.tile_px != made_from.tile_px:
+            placed, _, _ = _placed_at(study, rows, steps, tile_px=recipe.tile_px)
+        views = Views(stages=made_from.stages, maps="none" if recipe.maps is None else "all")
         found = _encoded(study, [placed[index] for index in missing], recipe=recipe, views=views)
         for index, features in zip(missing, found, strict=True):
             _kept[names[index]] = features
@@ -78,8 +80,8 @@ def at_other_scales(study: Study, rows: IntArray, steps: Sequence[float], *, til
     return OtherScales(np.array(of_rows, dtype=np.int64), np.array(of_steps, dtype=float), features)
 
 
-def _recipe(made_from: FeatureRecord, tiles: FeatureRequest) -> tuple[Recipe, MapsOf]:
-    """From tiles alone to features of the kind that a record describes, and which fields of view are by maps.
+def _recipe(made_from: FeatureRecord, tiles: FeatureRequest) -> Recipe:
+    """From tiles alone to features of the kind that a record describes.
 
     Tiles by maps of a local network are the middle of larger ones, one pass each: maps would go over all the tissue between them.
     """
@@ -92,8 +94,7 @@ def _recipe(made_from: FeatureRecord, tiles: FeatureRequest) -> tuple[Recipe, Ma
         centred = Centred(maps, tile_px)
         network = replace(network, module=centred, n_features=maps.n_features, digest=f"{network.digest} {tile_px}")
         maps, tile_px = None, centred.tile_px
-    recipe = Recipe(network, tile_px, 1, tiles.batch_size, tiles.device, maps=maps)
-    return recipe, "none" if maps is None else "all"
+    return Recipe(network, tile_px, 1, tiles.batch_size, tiles.device, maps=maps)
 
 
 def _placed_at(
